@@ -1,0 +1,281 @@
+//! Layout of the maps. Both sides use these very types; sizes and offsets are asserted below.
+
+use crate::{Addr, hash::HashKey, limits::BACKEND_ID_MAX};
+
+/// One slot of a service's table: who gets new flows (`current`), who owns flows without an entry (`base`).
+///
+/// Bits 0 to 23 `current`, 24 [`Slot::EXCEPTIONS`], 32 to 55 `base`. One word, so that it is read and written whole.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot(pub u64);
+
+impl Slot {
+    /// Flows may live in this slot whose backend is not `base`: the flow table must be asked.
+    pub const EXCEPTIONS: u64 = 1 << 24;
+
+    /// A slot with these owners. Ids above [`BACKEND_ID_MAX`] are cut off.
+    #[inline(always)]
+    pub const fn new(current: u32, base: u32, exceptions: bool) -> Self {
+        let flag = if exceptions { Self::EXCEPTIONS } else { 0 };
+        Self((current & BACKEND_ID_MAX) as u64 | flag | (((base & BACKEND_ID_MAX) as u64) << 32))
+    }
+
+    /// Backend of flows that begin now; 0 for none.
+    #[inline(always)]
+    pub const fn current(self) -> u32 {
+        self.0 as u32 & BACKEND_ID_MAX
+    }
+
+    /// Backend of flows that have no entry; 0 for none.
+    #[inline(always)]
+    pub const fn base(self) -> u32 {
+        (self.0 >> 32) as u32 & BACKEND_ID_MAX
+    }
+
+    /// Whether a change has moved it.
+    #[inline(always)]
+    pub const fn is_moved(self) -> bool {
+        self.current() != self.base()
+    }
+
+    /// Whether the exception flag stands.
+    #[inline(always)]
+    pub const fn has_exceptions(self) -> bool {
+        self.0 & Self::EXCEPTIONS != 0
+    }
+
+    /// Whether a packet in it needs the flow table.
+    #[inline(always)]
+    pub const fn is_tracked(self) -> bool {
+        self.is_moved() || self.has_exceptions()
+    }
+}
+
+/// One service, by service id.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceRecord {
+    /// Place of its table among all slots: first slot in the upper half, number of slots in the lower.
+    /// One word: storing it publishes a table. 0 slots: the service does not exist.
+    pub table: u64,
+    /// Key of its flow hash.
+    pub key: HashKey,
+    /// The virtual address.
+    pub vip: Addr,
+    /// The virtual port, network order as loaded.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`mode`].
+    pub mode: u8,
+    /// [`service_flags`].
+    pub flags: u32,
+    /// Ticks after which an unseen flow has ended.
+    pub idle_ticks: u32,
+    /// Ticks after which an unseen closing flow has ended.
+    pub linger_ticks: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
+}
+
+impl ServiceRecord {
+    /// The word that names a table.
+    pub const fn table_word(first: u32, slots: u32) -> u64 {
+        ((first as u64) << 32) | slots as u64
+    }
+}
+
+/// Forwarding modes ([`ServiceRecord::mode`]).
+pub mod mode {
+    /// Destination MAC rewritten (DSR).
+    pub const L2: u8 = 1;
+    /// Destination address and port rewritten.
+    pub const NAT: u8 = 2;
+}
+
+/// Bits of [`ServiceRecord::flags`].
+pub mod service_flags {
+    /// Every flow is listed in the flow table.
+    pub const TRACK_ALL: u32 = 1;
+    /// Only the client's address chooses the slot.
+    pub const AFFINITY_CLIENT: u32 = 2;
+}
+
+/// One backend, by backend id.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BackendRecord {
+    /// Its address.
+    pub address: Addr,
+    /// Destination and source MAC of the frame that reaches it.
+    pub ethernet: [u8; 12],
+    /// Interface that the frame leaves by.
+    pub ifindex: u32,
+    /// [`backend_flags`].
+    pub flags: u32,
+    /// Its port, network order as loaded.
+    pub port: u16,
+    /// Largest packet its next hop takes, in bytes from the IP header on.
+    pub mtu: u16,
+    /// Flows whose cut position ([`cut_position`]) is below this are cut, when a cut flag is set: 0 none, all ones all.
+    pub cut: u32,
+    /// What a checksum changes by when the VIP becomes this address ([`crate::checksum::address_delta`]).
+    pub to_backend: u32,
+    /// The same the other way.
+    pub to_client: u32,
+    /// Service it belongs to.
+    pub service: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
+}
+
+/// Where in `0..2^32` a flow stands in the order in which flows are cut at a deadline.
+#[inline(always)]
+pub const fn cut_position(hash: u64) -> u32 {
+    // Odd multiplier: a bijection of the lower half, so that neighbours in a bucket are not cut together.
+    (hash as u32).wrapping_mul(0x9e37_79b1)
+}
+
+/// Bits of [`BackendRecord::flags`].
+pub mod backend_flags {
+    /// The record is in use.
+    pub const VALID: u32 = 1;
+    /// It takes new flows.
+    pub const ACCEPTING: u32 = 2;
+    /// `ethernet`, `ifindex` and `mtu` are good.
+    pub const NEXT_HOP: u32 = 4;
+    /// It is gone: flows that would go to it are sent to the current backend, which resets them.
+    pub const ENDED: u32 = 8;
+    /// Flows below `cut` are answered with a reset.
+    pub const CUT_RESET: u32 = 16;
+    /// Flows below `cut` are dropped.
+    pub const CUT_DROP: u32 = 32;
+}
+
+/// The node's only control record.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ControlRecord {
+    /// The live address index, a [`crate::index::Live`].
+    pub index: u64,
+    /// The node's own part of the index's seed.
+    pub index_seed: u64,
+    /// [`crate::limits::ABI_VERSION`] of whoever made the maps; 0 while they are new.
+    pub abi_version: u32,
+    /// Ticks of the kernel's clock in a second, as measured.
+    pub ticks_per_second: u32,
+    /// Most adoptions a CPU makes in one tick.
+    pub adoptions_per_tick: u32,
+    /// Most handshakes a CPU records in one tick.
+    pub openings_per_tick: u32,
+    /// Zero.
+    pub reserved: [u32; 8],
+}
+
+/// A CPU's count of what it did for a backend.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BackendStats {
+    /// Packets sent to it.
+    pub packets: u64,
+    /// Bytes of the frames sent to it, as they arrived.
+    pub bytes: u64,
+    /// Flows opened on it.
+    pub opened: u64,
+    /// Flows opened on it that were seen to close, each once.
+    pub closed: u64,
+    /// Flows entered into the flow table at their first packet in a moved slot.
+    pub adopted: u64,
+    /// Openings seen again.
+    pub retransmits: u64,
+    /// Packets it answered with (where ebb sees them).
+    pub reply_packets: u64,
+    /// Bytes of those.
+    pub reply_bytes: u64,
+}
+
+/// A CPU's allowance of new entries in the current tick.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Allowance {
+    /// Tick that the counts belong to.
+    pub tick: u32,
+    /// Adoptions made in it.
+    pub adoptions: u32,
+    /// Handshakes recorded in it.
+    pub openings: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Answer of the program `explain`: where a packet would go, without any trace left behind.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Explanation {
+    /// An [`crate::outcome::Outcome`].
+    pub outcome: u32,
+    /// Service, 0 for none.
+    pub service: u32,
+    /// Slot within the service's table.
+    pub slot_index: u32,
+    /// Backend, 0 for none.
+    pub backend: u32,
+    /// The slot as it stands.
+    pub slot: u64,
+    /// Flow hash.
+    pub hash: u64,
+}
+
+/// The kernel's clocks, read together by the program `clock`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ClockReading {
+    /// Ticks (`bpf_jiffies64`).
+    pub ticks: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub nanoseconds: u64,
+}
+
+macro_rules! layout {
+    ($($type:ty: size $size:literal, $($field:ident at $offset:literal),*;)*) => {$(
+        const _: () = assert!(size_of::<$type>() == $size);
+        $(const _: () = assert!(core::mem::offset_of!($type, $field) == $offset);)*
+    )*};
+}
+
+layout! {
+    ServiceRecord: size 64, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48;
+    BackendRecord: size 64, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52;
+    ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
+    BackendStats: size 64, packets at 0, reply_bytes at 56;
+    Allowance: size 16, tick at 0;
+    Explanation: size 32, outcome at 0, slot at 16;
+    ClockReading: size 16, ticks at 0;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_slot_keeps_what_it_was_given(
+            current in 0..=BACKEND_ID_MAX, base in 0..=BACKEND_ID_MAX, exceptions: bool,
+        ) {
+            let slot = Slot::new(current, base, exceptions);
+            prop_assert_eq!((slot.current(), slot.base(), slot.has_exceptions()), (current, base, exceptions));
+            prop_assert_eq!(slot.is_moved(), current != base);
+            prop_assert_eq!(slot.is_tracked(), current != base || exceptions);
+        }
+    }
+
+    #[test]
+    fn cut_positions_are_a_bijection_on_a_sample() {
+        let mut seen = std::collections::BTreeSet::new();
+        for low in 0..10_000u64 {
+            assert!(seen.insert(cut_position(low)));
+        }
+    }
+}

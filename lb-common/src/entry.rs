@@ -1,0 +1,347 @@
+//! Entries of the flow table and of the handshake table, and the set-associative table that both are.
+//!
+//! An entry is one cache line; [`WAYS`] entries that share a group are all the places a flow can be in. An
+//! entry is claimed by one compare-and-exchange of its tag, filled, and made visible by a second one, so two
+//! CPUs never fill one entry, and a reader never sees half of one.
+
+use core::ptr::{self, NonNull};
+
+use crate::{Addr, limits::WAYS};
+
+/// One flow, or one handshake.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowEntry {
+    /// The flow's hash with its lowest bit set; 0 while free, [`TAG_BUSY`] while being filled.
+    pub tag: u64,
+    /// The client's address.
+    pub client: Addr,
+    /// Ports and service, see [`FlowKey::ports`].
+    pub ports: u64,
+    /// Initial sequence number, backend and state, see [`Meta`]. One word, so that they change together.
+    pub meta: u64,
+    /// Tick of its last packet.
+    pub seen: u32,
+    /// Tick of its first packet.
+    pub opened: u32,
+    /// The client's next sequence number, as last seen.
+    pub sequence: u32,
+    /// The client's last acknowledgement: the next sequence number it expects from the server.
+    pub acknowledged: u32,
+    /// Zero.
+    pub reserved: u64,
+}
+
+const _: () = assert!(size_of::<FlowEntry>() == 64);
+
+/// Tag of an entry that is being filled. No flow has it: their tags are odd.
+pub const TAG_BUSY: u64 = 2;
+
+/// The words of [`FlowEntry::meta`]: initial sequence number in bits 32 to 63, backend in 8 to 31, [`state`] in 0 to 7.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Meta(pub u64);
+
+/// Bits of a [`Meta`]'s state.
+pub mod state {
+    /// The client has sent a FIN.
+    pub const FIN_CLIENT: u64 = 1;
+    /// The server has sent a FIN (seen in `nat` only).
+    pub const FIN_SERVER: u64 = 2;
+    /// Either side has sent a RST.
+    pub const RESET: u64 = 4;
+    /// Its close has been counted, or (handshake table) is counted by the flow's own entry.
+    pub const CLOSE_COUNTED: u64 = 8;
+    /// A SYN with another sequence number was seen: the handshake table may know a newer flow of this key.
+    pub const REOPENED: u64 = 16;
+    /// The initial sequence number is known.
+    pub const ISN_KNOWN: u64 = 32;
+    /// Its backend is not the base of its slot: without this entry the flow would break.
+    pub const EXCEPTIONAL: u64 = 64;
+    /// (handshake table) The handshake is done, but the flow table had no room for the flow.
+    pub const ESTABLISHED: u64 = 128;
+    /// All that say that the flow is closing or closed.
+    pub const CLOSING: u64 = FIN_CLIENT | FIN_SERVER | RESET;
+}
+
+impl Meta {
+    /// A word with these parts.
+    #[inline(always)]
+    pub const fn new(isn: u32, backend: u32, state: u64) -> Self {
+        Self(
+            ((isn as u64) << 32)
+                | (((backend & crate::limits::BACKEND_ID_MAX) as u64) << 8)
+                | (state & 0xff),
+        )
+    }
+
+    /// Initial sequence number; meaningful with [`state::ISN_KNOWN`].
+    #[inline(always)]
+    pub const fn isn(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Backend id.
+    #[inline(always)]
+    pub const fn backend(self) -> u32 {
+        (self.0 >> 8) as u32 & crate::limits::BACKEND_ID_MAX
+    }
+
+    /// Whether any of these [`state`] bits is set.
+    #[inline(always)]
+    pub const fn has(self, bits: u64) -> bool {
+        self.0 & bits & 0xff != 0
+    }
+
+    /// With these [`state`] bits set.
+    #[inline(always)]
+    pub const fn with(self, bits: u64) -> Self {
+        Self(self.0 | (bits & 0xff))
+    }
+
+    /// With these [`state`] bits cleared.
+    #[inline(always)]
+    pub const fn without(self, bits: u64) -> Self {
+        Self(self.0 & !(bits & 0xff))
+    }
+}
+
+/// What identifies a flow, always seen from the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowKey {
+    /// The client's address.
+    pub client: Addr,
+    /// Client port, service port (both network order as loaded) and service id, see [`FlowKey::pack`].
+    pub ports: u64,
+}
+
+impl FlowKey {
+    /// Client port in bits 0 to 15, service port in 16 to 31, service id in 32 to 63.
+    #[inline(always)]
+    pub const fn pack(client_port: u16, service_port: u16, service: u32) -> u64 {
+        client_port as u64 | ((service_port as u64) << 16) | ((service as u64) << 32)
+    }
+
+    /// Client port out of [`FlowKey::ports`], network order as loaded.
+    pub const fn client_port(ports: u64) -> u16 {
+        ports as u16
+    }
+
+    /// Service id out of [`FlowKey::ports`].
+    pub const fn service(ports: u64) -> u32 {
+        (ports >> 32) as u32
+    }
+}
+
+/// The memory of a table of entries.
+pub trait EntryTable {
+    /// Number of entries minus one; the number is a power of two, at least [`WAYS`].
+    fn mask(&self) -> u32;
+
+    /// The entry at `index`, or `None` past the end. The memory stays valid for as long as the packet is processed.
+    fn entry(&self, index: u32) -> Option<NonNull<FlowEntry>>;
+
+    /// Atomically: if `*word == old` then `*word = new`; returns what was there. Orders all memory accesses.
+    ///
+    /// # Safety
+    /// `word` is aligned and lies in an entry of this table.
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64;
+}
+
+/// Reads a field that others may be writing.
+///
+/// # Safety
+/// `entry` came from [`EntryTable::entry`] for the packet being processed.
+#[inline(always)]
+pub unsafe fn meta(entry: NonNull<FlowEntry>) -> Meta {
+    Meta(unsafe { ptr::read_volatile(&raw const (*entry.as_ptr()).meta) })
+}
+
+/// Stores a meta word.
+///
+/// # Safety
+/// As for [`meta`].
+#[inline(always)]
+pub unsafe fn set_meta(entry: NonNull<FlowEntry>, meta: Meta) {
+    unsafe { ptr::write_volatile(&raw mut (*entry.as_ptr()).meta, meta.0) }
+}
+
+/// Notes a packet at `now`; writes only when the tick is a new one, to keep the cache line clean.
+///
+/// # Safety
+/// As for [`meta`].
+#[inline(always)]
+pub unsafe fn touch(entry: NonNull<FlowEntry>, now: u32) {
+    unsafe {
+        let seen = &raw mut (*entry.as_ptr()).seen;
+        if ptr::read_volatile(seen) != now {
+            ptr::write_volatile(seen, now);
+        }
+    }
+}
+
+/// Ticks from `then` to `now`; 0 when `then` is later, as another CPU's packet may be.
+#[inline(always)]
+pub const fn age(then: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(then);
+    if (age as i32) < 0 { 0 } else { age }
+}
+
+/// Whether a flow in this state is over. Where a mode does not show the answers, the client's FIN must do.
+#[inline(always)]
+pub const fn is_closed(meta: Meta, mode: u8) -> bool {
+    let one_sided = mode != crate::abi::mode::NAT;
+    meta.has(state::RESET)
+        || (meta.has(state::FIN_CLIENT) && (one_sided || meta.has(state::FIN_SERVER)))
+}
+
+/// The tag of a flow with this hash.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u64 {
+    hash | 1
+}
+
+/// Finds a flow.
+#[inline(always)]
+pub fn find<T: EntryTable>(table: &T, hash: u64, key: &FlowKey) -> Option<NonNull<FlowEntry>> {
+    let start = hash as u32 & table.mask();
+    let wanted = tag(hash);
+    let mut way = 0;
+    while way < WAYS {
+        let entry = table.entry(start ^ way)?;
+        // SAFETY: the table vouches for the entry; the fields are read as words that others may write.
+        unsafe {
+            let place = entry.as_ptr();
+            if ptr::read_volatile(&raw const (*place).tag) == wanted
+                && (*place).client.low == key.client.low
+                && (*place).ports == key.ports
+                && (*place).client.high == key.client.high
+            {
+                return Some(entry);
+            }
+        }
+        way += 1;
+    }
+    None
+}
+
+/// How readily an entry gives way; 0 never.
+pub type Score = u32;
+
+/// Score of an entry that may be replaced at once.
+pub const SCORE_DEAD: Score = 1 << 31;
+
+/// Whom a new entry may replace.
+pub trait Policy {
+    /// Score of a taken entry: higher gives way first, 0 never.
+    fn score(&self, meta: Meta, age: u32) -> Score;
+}
+
+/// Handshakes: closed flows first, then the oldest.
+pub struct HandshakePolicy;
+
+impl Policy for HandshakePolicy {
+    #[inline(always)]
+    fn score(&self, meta: Meta, age: u32) -> Score {
+        let base = (age & (SCORE_DEAD - 1)) | 1;
+        if meta.has(state::CLOSE_COUNTED) {
+            base | SCORE_DEAD
+        } else {
+            base
+        }
+    }
+}
+
+/// Flows: closed and expired ones, then the longest unseen of those that the slot's base steers as well. An
+/// exceptional flow never gives way while it lives.
+pub struct FlowPolicy {
+    /// Ticks after which an unseen flow has ended.
+    pub idle_ticks: u32,
+    /// Ticks after which an unseen closing flow has ended.
+    pub linger_ticks: u32,
+}
+
+impl Policy for FlowPolicy {
+    #[inline(always)]
+    fn score(&self, meta: Meta, age: u32) -> Score {
+        let base = (age & (SCORE_DEAD - 1)) | 1;
+        if age > self.idle_ticks || (meta.has(state::CLOSING) && age > self.linger_ticks) {
+            base | SCORE_DEAD
+        } else if meta.has(state::EXCEPTIONAL) {
+            0
+        } else {
+            base
+        }
+    }
+}
+
+/// What a new entry holds.
+pub struct NewEntry {
+    /// Its meta word.
+    pub meta: Meta,
+    /// Tick of its first packet.
+    pub opened: u32,
+    /// Now.
+    pub seen: u32,
+}
+
+/// Makes an entry for a flow that has none, replacing the one that gives way most readily.
+///
+/// `None` when none gives way, or another CPU was faster.
+#[inline(always)]
+pub fn insert<T: EntryTable, P: Policy>(
+    table: &T,
+    hash: u64,
+    key: &FlowKey,
+    new: &NewEntry,
+    policy: &P,
+) -> Option<NonNull<FlowEntry>> {
+    let start = hash as u32 & table.mask();
+    let mut best = None;
+    let mut best_score = 0;
+    let mut best_tag = 0;
+    let mut way = 0;
+    while way < WAYS {
+        let entry = table.entry(start ^ way)?;
+        // SAFETY: as in `find`.
+        let (tag, entry_meta, age) = unsafe {
+            let place = entry.as_ptr();
+            let seen = ptr::read_volatile(&raw const (*place).seen);
+            (
+                ptr::read_volatile(&raw const (*place).tag),
+                meta(entry),
+                age(seen, new.seen),
+            )
+        };
+        let score = if tag == 0 {
+            Score::MAX
+        } else if tag == TAG_BUSY {
+            0
+        } else {
+            policy.score(entry_meta, age)
+        };
+        if score > best_score {
+            best = Some(entry);
+            best_score = score;
+            best_tag = tag;
+        }
+        way += 1;
+    }
+    let entry = best?;
+    // SAFETY: as in `find`; the first exchange makes the entry ours alone until the second one.
+    unsafe {
+        let place = entry.as_ptr();
+        let tag_word = &raw mut (*place).tag;
+        if T::compare_exchange(tag_word, best_tag, TAG_BUSY) != best_tag {
+            return None;
+        }
+        (*place).client = key.client;
+        (*place).ports = key.ports;
+        (*place).opened = new.opened;
+        (*place).seen = new.seen;
+        (*place).sequence = 0;
+        (*place).acknowledged = 0;
+        set_meta(entry, new.meta);
+        T::compare_exchange(tag_word, TAG_BUSY, tag(hash));
+    }
+    Some(entry)
+}

@@ -1,0 +1,212 @@
+//! The address index: which service a destination names, which service and backend a source names.
+//!
+//! One open-addressed table in an array map, 32 bytes an entry, read with one or two cache lines and no helper
+//! call. The daemon builds it whole in the half that is not live and publishes it with one word
+//! ([`crate::abi::ControlRecord::index`]); an entry never changes while it can be read.
+
+use crate::{Addr, limits::INDEX_PROBES};
+
+/// What an entry says.
+pub mod kind {
+    /// Nothing: the end of a probe.
+    pub const EMPTY: u8 = 0;
+    /// A destination that is a service.
+    pub const SERVICE: u8 = 1;
+    /// A source that is a backend of a `nat` service.
+    pub const REPLY: u8 = 2;
+}
+
+/// One entry.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IndexEntry {
+    /// Address.
+    pub address: Addr,
+    /// Port, protocol and [`kind`], see [`selector`].
+    pub selector: u64,
+    /// Service id.
+    pub service: u32,
+    /// Backend id, for replies.
+    pub backend: u32,
+}
+
+const _: () = assert!(size_of::<IndexEntry>() == 32);
+
+/// Where the live index is, in one word, so that storing it publishes an index: seed in bits 32 to 63, which of the
+/// two halves of the map in bit 31, the length of a half minus one below.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Live(pub u64);
+
+impl Live {
+    /// An index in the given half.
+    pub const fn new(seed: u32, second_half: bool, mask: u32) -> Self {
+        let half = if second_half { 1 << 31 } else { 0 };
+        Self(((seed as u64) << 32) | half | (mask & 0x7fff_ffff) as u64)
+    }
+
+    /// Seed; the node's own is added to it.
+    #[inline(always)]
+    pub const fn seed(self) -> u64 {
+        self.0 >> 32
+    }
+
+    /// Length minus one.
+    #[inline(always)]
+    pub const fn mask(self) -> u32 {
+        self.0 as u32 & 0x7fff_ffff
+    }
+
+    /// Whether it is in the second half.
+    pub const fn is_second_half(self) -> bool {
+        self.0 & (1 << 31) != 0
+    }
+
+    /// Place of its first entry in the map.
+    #[inline(always)]
+    pub const fn first(self) -> u32 {
+        if self.is_second_half() {
+            self.mask() + 1
+        } else {
+            0
+        }
+    }
+}
+
+/// The second half of a key: port (network order as loaded), IP protocol number, [`kind`].
+#[inline(always)]
+pub const fn selector(port: u16, protocol: u8, kind: u8) -> u64 {
+    port as u64 | ((protocol as u64) << 16) | ((kind as u64) << 24)
+}
+
+/// Where the probe for a key begins, before masking. Not secret: only configured addresses are in the index.
+#[inline(always)]
+pub const fn position(seed: u64, address: &Addr, selector: u64) -> u32 {
+    let mixed = (address.low ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // A product's low bits know nothing of its factors' high ones, where an IPv4 address has its last bytes.
+    let mixed = mixed ^ (mixed >> 32);
+    let mixed =
+        (mixed ^ address.high.rotate_left(32) ^ selector).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (mixed >> 32) as u32
+}
+
+/// Puts an entry into a table whose length is a power of two. False when its probe is full: take another seed
+/// or a larger table.
+#[must_use]
+pub fn insert(table: &mut [IndexEntry], seed: u64, entry: IndexEntry) -> bool {
+    let mask = table.len() - 1;
+    let start = position(seed, &entry.address, entry.selector) as usize;
+    for step in 0..INDEX_PROBES as usize {
+        let place = &mut table[(start + step) & mask];
+        if place.selector == 0 {
+            *place = entry;
+            return true;
+        }
+    }
+    false
+}
+
+/// Finds a key by asking `read` for entries; `None` from `read` ends the search.
+#[inline(always)]
+pub fn find<'a>(
+    seed: u64,
+    mask: u32,
+    address: &Addr,
+    selector: u64,
+    read: impl Fn(u32) -> Option<&'a IndexEntry>,
+) -> Option<&'a IndexEntry> {
+    let start = position(seed, address, selector);
+    let mut step = 0;
+    while step < INDEX_PROBES {
+        let entry = read(start.wrapping_add(step) & mask)?;
+        if entry.selector == selector
+            && entry.address.low == address.low
+            && entry.address.high == address.high
+        {
+            return Some(entry);
+        }
+        if entry.selector == 0 {
+            return None;
+        }
+        step += 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn finds_what_was_put_in_and_nothing_else(
+            seed: u64, keys in prop::collection::hash_set((any::<[u8; 4]>(), any::<u16>()), 0..200),
+        ) {
+            let mut table = vec![IndexEntry::default(); 1024];
+            let keys: Vec<_> = keys.into_iter().collect();
+            let (inside, outside) = keys.split_at(keys.len() / 2);
+            let key = |&(v4, port): &([u8; 4], u16)| (Addr::from_v4(v4), selector(port, 6, kind::SERVICE));
+            for (number, item) in inside.iter().enumerate() {
+                let (address, selector) = key(item);
+                let entry = IndexEntry { address, selector, service: number as u32, backend: 0 };
+                prop_assume!(insert(&mut table, seed, entry));
+            }
+            let look = |item: &([u8; 4], u16)| {
+                let (address, selector) = key(item);
+                find(seed, 1023, &address, selector, |index| table.get(index as usize)).map(|entry| entry.service)
+            };
+            for (number, item) in inside.iter().enumerate() {
+                prop_assert_eq!(look(item), Some(number as u32));
+            }
+            for item in outside {
+                prop_assert_eq!(look(item), None);
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_on_one_port_spread() {
+        for make in [
+            (|n| Addr::from_v4([10, 0, (n >> 8) as u8, n as u8])) as fn(u16) -> Addr,
+            |n| Addr::from_v4([10, n as u8, (n >> 8) as u8, 1]),
+            |n| {
+                let mut bytes = [0xfd; 16];
+                bytes[14..].copy_from_slice(&n.to_be_bytes());
+                Addr::from_bytes(bytes)
+            },
+            |n| {
+                let mut bytes = [0xfd; 16];
+                bytes[4..6].copy_from_slice(&n.to_be_bytes());
+                Addr::from_bytes(bytes)
+            },
+        ] {
+            let mut table = vec![IndexEntry::default(); 4096];
+            for n in 0..1000 {
+                let entry = IndexEntry {
+                    address: make(n),
+                    selector: selector(8080, 6, kind::REPLY),
+                    ..IndexEntry::default()
+                };
+                // Alone, an entry a quarter of the way to a full table finds room in nearly every seed.
+                assert!(insert(&mut table, 12, entry), "entry {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_probe_is_refused() {
+        let mut table = vec![IndexEntry::default(); 8];
+        let entry = |n: u8| IndexEntry {
+            address: Addr::from_v4([10, 0, 0, n]),
+            selector: selector(80, 6, kind::SERVICE),
+            ..IndexEntry::default()
+        };
+        for n in 0..8 {
+            assert!(insert(&mut table, 1, entry(n)));
+        }
+        assert!(!insert(&mut table, 1, entry(8)));
+    }
+}

@@ -1,0 +1,24 @@
+//! What ebb's XDP program and its daemon share.
+//!
+//! Everything in here is `no_std`, free of I/O and tested on the host as a plain library: the layout of the
+//! maps, the flow hash, checksum updates, and the steering rule itself ([`steer`]), which the XDP program
+//! instantiates over BPF maps and the tests over memory.
+//!
+//! Byte order: integers are in host order unless the docstring says "network order".
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod address;
+pub mod checksum;
+pub mod entry;
+pub mod hash;
+pub mod index;
+pub mod limits;
+pub mod outcome;
+pub mod steer;
+
+pub use address::Addr;

@@ -1,0 +1,33 @@
+//! Limits, and how they hang together. Checked at compile time where they depend on each other.
+
+/// Version of every map layout in [`crate::abi`]. A daemon refuses pinned maps of another version.
+pub const ABI_VERSION: u32 = 1;
+
+/// Highest backend id that fits a slot or a flow entry (24 bits); id 0 means "none".
+pub const BACKEND_ID_MAX: u32 = (1 << 24) - 1;
+
+/// Most services a node can have. Service id 0 means "none" and counts what belongs to no service.
+pub const SERVICES_MAX: u32 = 4096;
+
+/// Entries of the flow and handshake tables that share a hash bucket.
+pub const WAYS: u32 = 4;
+
+/// Longest probe in the address index, in entries.
+pub const INDEX_PROBES: u32 = 8;
+
+/// Room for outcome counters per service (a power of two, at least the number of outcomes).
+pub const OUTCOMES_MAX: u32 = 32;
+
+/// How far from its initial sequence number a packet may be and still complete a handshake, in bytes: an
+/// initial window can not be scaled (RFC 7323 section 2.2), so 64 KiB covers all that can be in flight.
+pub const HANDSHAKE_WINDOW: u32 = 1 << 16;
+
+/// Default entries a CPU may add to the flow table by adoption in one tick of the kernel's clock.
+pub const ADOPTIONS_PER_TICK: u32 = 2000;
+
+/// Default entries a CPU may add to the handshake table in one tick of the kernel's clock.
+pub const OPENINGS_PER_TICK: u32 = 4000;
+
+const _: () = assert!(WAYS.is_power_of_two());
+const _: () = assert!(OUTCOMES_MAX.is_power_of_two());
+const _: () = assert!(crate::outcome::Outcome::COUNT as u32 <= OUTCOMES_MAX);

@@ -1,0 +1,85 @@
+//! What became of a packet: exactly one outcome each, counted per service.
+
+macro_rules! outcomes {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
+        /// What became of a packet. The order is part of the map layout.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Outcome { $($(#[doc = $doc])* $name,)* }
+
+        impl Outcome {
+            /// Every outcome, in the order of its counter.
+            pub const ALL: &'static [Outcome] = &[$(Outcome::$name,)*];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// Its name in metrics and JSON.
+            pub const fn name(self) -> &'static str {
+                match self { $(Outcome::$name => $text,)* }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// Not IPv4 or IPv6; to the kernel.
+    PassNotIp = "pass_not_ip",
+    /// A header ends before its length; to the kernel.
+    PassTruncated = "pass_truncated",
+    /// A header contradicts itself; to the kernel.
+    PassMalformed = "pass_malformed",
+    /// A fragment; to the kernel.
+    PassFragment = "pass_fragment",
+    /// A protocol that no service can have; to the kernel.
+    PassProtocol = "pass_protocol",
+    /// To no service and from no backend; to the kernel.
+    PassNoService = "pass_no_service",
+    /// A map that must have an entry had none; to the kernel. Never seen in a sound node.
+    PassInternal = "pass_internal",
+    /// From a backend to an address that the node does not forward to (its own, or forwarding is off); to the kernel.
+    PassReplyLocal = "pass_reply_local",
+    /// To the owner of an unmoved slot.
+    ForwardSteady = "forward_steady",
+    /// To the backend of its flow entry.
+    ForwardFlow = "forward_flow",
+    /// To the backend that its handshake began on.
+    ForwardHandshake = "forward_handshake",
+    /// To the base of a moved slot, and entered into the flow table.
+    ForwardAdopted = "forward_adopted",
+    /// To the base of a moved slot, without an entry (limit, full bucket, or nothing to keep).
+    ForwardBase = "forward_base",
+    /// Its backend has ended: to the current one, which will reset it.
+    ForwardOrphan = "forward_orphan",
+    /// Opens a flow on the current backend.
+    ForwardOpening = "forward_opening",
+    /// Opens a flow that could not be recorded, in an unmoved slot, where it needs no record.
+    ForwardOpeningUnrecorded = "forward_opening_unrecorded",
+    /// Opens a flow again: a retransmission, to where the first one went.
+    ForwardRetransmit = "forward_retransmit",
+    /// A backend's answer, to the client.
+    ForwardReply = "forward_reply",
+    /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.
+    ForwardReplyKernel = "forward_reply_kernel",
+    /// No backend takes new flows.
+    DropNoBackend = "drop_no_backend",
+    /// The backend's link-layer address is not known.
+    DropNoNextHop = "drop_no_next_hop",
+    /// The time to live is used up.
+    DropTtl = "drop_ttl",
+    /// An opening that must be recorded and could not be; the client sends it again.
+    DropOpeningUnrecorded = "drop_opening_unrecorded",
+    /// The deadline of its backend's drain has passed: dropped.
+    DropDeadline = "drop_deadline",
+    /// The deadline of its backend's drain has passed: answered with a reset.
+    ResetDeadline = "reset_deadline",
+    /// No reset could be made of it (no acknowledgement to take the sequence number from): dropped.
+    DropNoReset = "drop_no_reset",
+}
+
+impl Outcome {
+    /// Whether the packet went on to a backend or a client.
+    pub const fn is_forward(self) -> bool {
+        self as u32 >= Outcome::ForwardSteady as u32
+            && self as u32 <= Outcome::ForwardReplyKernel as u32
+    }
+}

@@ -1,0 +1,611 @@
+//! The steering rule: which backend a packet goes to, and what is remembered of it.
+//!
+//! This is the very code that runs in the kernel; tests and the simulator run it over memory. The rule in a table:
+//!
+//! | packet | known? | goes to |
+//! |---|---|---|
+//! | opening | no | `current`; recorded in the handshake table |
+//! | opening | same initial sequence number as recorded | where the first one went |
+//! | opening | another sequence number | `current`: the client reused its port |
+//! | anything else | flow entry | the entry's backend |
+//! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate |
+//!
+//! Only packets in tracked slots ([`Slot::is_tracked`]), openings and closings touch the tables at all.
+
+use core::ptr::NonNull;
+
+use crate::{
+    Addr,
+    abi::{ServiceRecord, Slot, backend_flags, service_flags},
+    entry::{
+        self, EntryTable, FlowEntry, FlowKey, FlowPolicy, HandshakePolicy, Meta, NewEntry, state,
+    },
+    hash,
+    limits::HANDSHAKE_WINDOW,
+    outcome::Outcome,
+};
+
+/// How often a change of an entry's state is tried while others change it too.
+const NOTE_ATTEMPTS: u32 = 4;
+
+/// TCP flag bits (RFC 9293 section 3.1).
+pub mod tcp {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Opens a connection.
+    pub const SYN: u8 = 2;
+    /// Ends it at once.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 16;
+}
+
+/// A packet to a service, as far as steering needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// The client's address.
+    pub client: Addr,
+    /// The client's port, network order as loaded.
+    pub client_port: u16,
+    /// The service's port, network order as loaded.
+    pub service_port: u16,
+    /// [`tcp`] flags.
+    pub flags: u8,
+    /// Sequence number, host order.
+    pub sequence: u32,
+}
+
+impl Packet {
+    /// A SYN that is not an answer and does not also end the connection.
+    #[inline(always)]
+    pub const fn is_opening(&self) -> bool {
+        self.flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+    }
+}
+
+/// Which counter of a backend goes up by one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    /// A flow opened.
+    Opened,
+    /// A flow closed.
+    Closed,
+    /// A flow adopted.
+    Adopted,
+    /// An opening seen again.
+    Retransmit,
+}
+
+/// What steering needs of its surroundings.
+pub trait Env {
+    /// The flow table's type.
+    type Flows: EntryTable;
+    /// The handshake table's type.
+    type Handshakes: EntryTable;
+    /// False when nothing may be written or counted (`ebb explain`).
+    const WRITES: bool;
+
+    /// The flow table.
+    fn flows(&self) -> &Self::Flows;
+    /// The handshake table.
+    fn handshakes(&self) -> &Self::Handshakes;
+    /// A slot, counted over all services.
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// A backend's [`backend_flags`]; 0 when there is no such backend.
+    fn backend_flags(&self, backend: u32) -> u32;
+    /// The kernel's clock in ticks.
+    fn now(&self) -> u32;
+    /// Takes one adoption out of this CPU's allowance.
+    fn may_adopt(&self, now: u32) -> bool;
+    /// Takes one opening out of this CPU's allowance.
+    fn may_open(&self, now: u32) -> bool;
+    /// Counts an event of a backend.
+    fn count(&self, backend: u32, what: Count);
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// Why.
+    pub outcome: Outcome,
+    /// To which backend; 0 for none.
+    pub backend: u32,
+    /// The flow's hash.
+    pub hash: u64,
+    /// Its slot within the service's table.
+    pub slot_index: u32,
+    /// The slot as it stood.
+    pub slot: Slot,
+}
+
+/// A flow within its service: all that the functions below share.
+struct Flow<'a, E: Env> {
+    env: &'a E,
+    service: &'a ServiceRecord,
+    key: FlowKey,
+    hash: u64,
+    slot: Slot,
+}
+
+/// Hash of a flow: chooses its place in the tables and, unless the service keeps clients together, its slot.
+#[inline(always)]
+pub fn flow_hash(service: &ServiceRecord, key: &FlowKey) -> u64 {
+    hash::sip13(&service.key, &key.client, key.ports as u32)
+}
+
+/// Hash that chooses the slot.
+#[inline(always)]
+fn slot_hash(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u64 {
+    if service.flags & service_flags::AFFINITY_CLIENT == 0 {
+        flow_hash
+    } else {
+        hash::sip13(&service.key, &key.client, u32::MAX)
+    }
+}
+
+/// Slot of a flow within a table of `slots`.
+#[inline(always)]
+pub fn slot_index(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u32 {
+    hash::reduce(slot_hash(service, key, flow_hash), service.table as u32)
+}
+
+/// Steers a packet from a client.
+#[inline(always)]
+pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet) -> Decision {
+    let key = FlowKey {
+        client: packet.client,
+        ports: FlowKey::pack(packet.client_port, packet.service_port, id),
+    };
+    let hash = flow_hash(service, &key);
+    let slot_index = slot_index(service, &key, hash);
+    let Some(slot) = env.slot(((service.table >> 32) as u32).wrapping_add(slot_index)) else {
+        return Decision {
+            outcome: Outcome::PassInternal,
+            backend: 0,
+            hash,
+            slot_index,
+            slot: Slot(0),
+        };
+    };
+    let flow = Flow {
+        env,
+        service,
+        key,
+        hash,
+        slot,
+    };
+    let (outcome, backend) = if packet.is_opening() {
+        flow.open(packet.sequence)
+    } else if flow.is_tracked() {
+        flow.tracked(packet)
+    } else {
+        flow.steady(packet.flags)
+    };
+    let outcome = if backend == 0 && outcome.is_forward() {
+        Outcome::DropNoBackend
+    } else {
+        outcome
+    };
+    Decision {
+        outcome,
+        backend,
+        hash,
+        slot_index,
+        slot,
+    }
+}
+
+/// Notes a backend's answer to a client; never changes where it goes. `flags` are the answer's TCP flags.
+#[inline(always)]
+pub fn note_reply<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet) {
+    let key = FlowKey {
+        client: packet.client,
+        ports: FlowKey::pack(packet.client_port, packet.service_port, id),
+    };
+    let hash = flow_hash(service, &key);
+    let index = ((service.table >> 32) as u32).wrapping_add(slot_index(service, &key, hash));
+    let Some(slot) = env.slot(index) else { return };
+    let flow = Flow {
+        env,
+        service,
+        key,
+        hash,
+        slot,
+    };
+    let closing = closing_bits(packet.flags, state::FIN_SERVER);
+    if flow.is_tracked()
+        && let Some(entry) = entry::find(env.flows(), hash, &key)
+    {
+        flow.note(entry, closing);
+        return;
+    }
+    if closing != 0 {
+        flow.close(closing);
+    }
+}
+
+#[inline(always)]
+const fn closing_bits(flags: u8, fin: u64) -> u64 {
+    let reset = if flags & tcp::RST != 0 {
+        state::RESET
+    } else {
+        0
+    };
+    if flags & tcp::FIN != 0 {
+        reset | fin
+    } else {
+        reset
+    }
+}
+
+impl<E: Env> Flow<'_, E> {
+    #[inline(always)]
+    fn is_tracked(&self) -> bool {
+        self.slot.is_tracked() || self.service.flags & service_flags::TRACK_ALL != 0
+    }
+
+    #[inline(always)]
+    fn is_gone(&self, backend: u32) -> bool {
+        let flags = self.env.backend_flags(backend);
+        flags & backend_flags::VALID == 0 || flags & backend_flags::ENDED != 0
+    }
+
+    /// An unmoved slot: its owner, whoever the flow is. Only a close is noted.
+    #[inline(always)]
+    fn steady(&self, flags: u8) -> (Outcome, u32) {
+        let closing = closing_bits(flags, state::FIN_CLIENT);
+        if closing != 0 {
+            self.close(closing);
+        }
+        (Outcome::ForwardSteady, self.slot.base())
+    }
+
+    /// A packet that opens nothing, in a slot where the owner of a flow may be another than the base.
+    #[inline(always)]
+    fn tracked(&self, packet: &Packet) -> (Outcome, u32) {
+        let closing = closing_bits(packet.flags, state::FIN_CLIENT);
+        if let Some(entry) = entry::find(self.env.flows(), self.hash, &self.key) {
+            let meta = self.current_meta(entry, packet.sequence);
+            if !self.is_gone(meta.backend()) {
+                self.note(entry, closing);
+                return (Outcome::ForwardFlow, meta.backend());
+            }
+            return (Outcome::ForwardOrphan, self.slot.current());
+        }
+        if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
+            // SAFETY: the entry was found for this packet.
+            let meta = unsafe { entry::meta(handshake) };
+            if completes(meta, packet.sequence) && !self.is_gone(meta.backend()) {
+                self.promote(handshake, meta, closing);
+                return (Outcome::ForwardHandshake, meta.backend());
+            }
+        }
+        self.adopt(closing)
+    }
+
+    /// The entry's meta word, after a handshake that replaced the flow has been taken over.
+    #[inline(always)]
+    fn current_meta(&self, flow: NonNull<FlowEntry>, sequence: u32) -> Meta {
+        // SAFETY: both entries were found for this packet.
+        let meta = unsafe { entry::meta(flow) };
+        if !meta.has(state::REOPENED) {
+            return meta;
+        }
+        let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) else {
+            return meta;
+        };
+        let newer = unsafe { entry::meta(handshake) };
+        if newer.isn() == meta.isn() && meta.has(state::ISN_KNOWN) || !completes(newer, sequence) {
+            return meta;
+        }
+        let taken = self.flow_meta(newer.isn(), newer.backend(), state::ISN_KNOWN);
+        if E::WRITES {
+            if meta.has(state::ISN_KNOWN) && !meta.has(state::CLOSE_COUNTED) {
+                self.env.count(meta.backend(), Count::Closed);
+            }
+            unsafe {
+                (*flow.as_ptr()).opened = (*handshake.as_ptr()).opened;
+                entry::set_meta(flow, taken);
+                entry::set_meta(handshake, newer.with(state::CLOSE_COUNTED));
+            }
+        }
+        taken
+    }
+
+    #[inline(always)]
+    fn flow_meta(&self, isn: u32, backend: u32, bits: u64) -> Meta {
+        let exceptional = if backend == self.slot.base() {
+            0
+        } else {
+            state::EXCEPTIONAL
+        };
+        Meta::new(isn, backend, bits | exceptional)
+    }
+
+    /// A handshake is done: its flow gets an entry. Without room for one, the handshake stands for it.
+    #[inline(always)]
+    fn promote(&self, handshake: NonNull<FlowEntry>, meta: Meta, closing: u64) {
+        if !E::WRITES || meta.has(state::RESET) {
+            return;
+        }
+        let now = self.env.now();
+        let new = NewEntry {
+            meta: self.flow_meta(
+                meta.isn(),
+                meta.backend(),
+                state::ISN_KNOWN | self.closing_state(meta),
+            ),
+            // SAFETY: the entry was found for this packet.
+            opened: unsafe { (*handshake.as_ptr()).opened },
+            seen: now,
+        };
+        match entry::insert(
+            self.env.flows(),
+            self.hash,
+            &self.key,
+            &new,
+            &self.flow_policy(),
+        ) {
+            Some(flow) => {
+                // From here on the flow's entry counts its close; what the other side did meanwhile goes along.
+                let late = unsafe { entry::meta(handshake) };
+                unsafe { entry::set_meta(handshake, late.with(state::CLOSE_COUNTED)) };
+                self.note(flow, closing | (late.0 & state::CLOSING));
+            }
+            None => {
+                unsafe { entry::set_meta(handshake, meta.with(state::ESTABLISHED)) };
+                self.note(handshake, closing);
+            }
+        }
+    }
+
+    /// A flow nobody knows: it began before the change, on the base.
+    #[inline(always)]
+    fn adopt(&self, closing: u64) -> (Outcome, u32) {
+        let base = self.slot.base();
+        if base == 0 || self.is_gone(base) {
+            return (Outcome::ForwardOrphan, self.slot.current());
+        }
+        // An unmoved slot that is tracked only for its exceptions steers this flow without an entry for ever.
+        let wanted = self.slot.is_moved() || self.service.flags & service_flags::TRACK_ALL != 0;
+        if !E::WRITES || !wanted || closing & state::RESET != 0 {
+            if closing != 0 {
+                self.close(closing);
+            }
+            return (Outcome::ForwardBase, base);
+        }
+        let now = self.env.now();
+        if !self.env.may_adopt(now) {
+            return (Outcome::ForwardBase, base);
+        }
+        let (isn, opened, known) = self.known_opening(base, now);
+        let new = NewEntry {
+            meta: self.flow_meta(isn, base, known),
+            opened,
+            seen: now,
+        };
+        match entry::insert(
+            self.env.flows(),
+            self.hash,
+            &self.key,
+            &new,
+            &self.flow_policy(),
+        ) {
+            Some(flow) => {
+                self.env.count(base, Count::Adopted);
+                self.note(flow, closing);
+                (Outcome::ForwardAdopted, base)
+            }
+            None => (Outcome::ForwardBase, base),
+        }
+    }
+
+    /// What the handshake table still knows of a flow on `backend`: initial sequence number, opening tick, state.
+    #[inline(always)]
+    fn known_opening(&self, backend: u32, now: u32) -> (u32, u32, u64) {
+        if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
+            // SAFETY: the entry was found for this packet.
+            let (meta, opened) = unsafe { (entry::meta(handshake), (*handshake.as_ptr()).opened) };
+            if meta.backend() == backend {
+                let kept = self.closing_state(meta);
+                unsafe { entry::set_meta(handshake, meta.with(state::CLOSE_COUNTED)) };
+                return (meta.isn(), opened, state::ISN_KNOWN | kept);
+            }
+        }
+        (0, now, 0)
+    }
+
+    /// An opening packet.
+    #[inline(always)]
+    fn open(&self, isn: u32) -> (Outcome, u32) {
+        let known = entry::find(self.env.handshakes(), self.hash, &self.key);
+        if let Some(handshake) = known {
+            // SAFETY: the entry was found for this packet.
+            let meta = unsafe { entry::meta(handshake) };
+            if self.repeats(meta, isn) {
+                return self.again(handshake, meta);
+            }
+        }
+        let mut stale = false;
+        if self.is_tracked()
+            && let Some(flow) = entry::find(self.env.flows(), self.hash, &self.key)
+        {
+            // SAFETY: the entry was found for this packet.
+            let meta = unsafe { entry::meta(flow) };
+            if meta.has(state::ISN_KNOWN) && self.repeats(meta, isn) {
+                return self.again(flow, meta);
+            }
+            stale = true;
+            if E::WRITES {
+                unsafe { entry::set_meta(flow, meta.with(state::REOPENED)) };
+            }
+        }
+        let current = self.slot.current();
+        if current == 0 {
+            return (Outcome::DropNoBackend, 0);
+        }
+        if self.record(known, isn, current) {
+            self.env.count(current, Count::Opened);
+            return (Outcome::ForwardOpening, current);
+        }
+        self.open_unrecorded(stale)
+    }
+
+    /// Without a record the next packet of this flow goes to the base, or to the stale entry's backend, and a
+    /// retransmission of this one may be recorded and go to `current`. So the opening may go on only where all of
+    /// these are one; else it is dropped, and the client sends it again.
+    #[inline(always)]
+    fn open_unrecorded(&self, stale: bool) -> (Outcome, u32) {
+        if stale || self.slot.is_moved() {
+            return (Outcome::DropOpeningUnrecorded, 0);
+        }
+        self.env.count(self.slot.base(), Count::Opened);
+        (Outcome::ForwardOpeningUnrecorded, self.slot.base())
+    }
+
+    #[inline(always)]
+    fn repeats(&self, meta: Meta, isn: u32) -> bool {
+        let cut = backend_flags::CUT_RESET | backend_flags::CUT_DROP;
+        meta.isn() == isn
+            && !meta.has(state::RESET)
+            && !self.is_gone(meta.backend())
+            && self.env.backend_flags(meta.backend()) & cut == 0
+    }
+
+    /// The same opening again.
+    #[inline(always)]
+    fn again(&self, entry: NonNull<FlowEntry>, meta: Meta) -> (Outcome, u32) {
+        if E::WRITES {
+            // SAFETY: the entry was found for this packet.
+            unsafe { entry::touch(entry, self.env.now()) };
+        }
+        self.env.count(meta.backend(), Count::Retransmit);
+        (Outcome::ForwardRetransmit, meta.backend())
+    }
+
+    /// Records an opening in the handshake table.
+    #[inline(always)]
+    fn record(&self, known: Option<NonNull<FlowEntry>>, isn: u32, backend: u32) -> bool {
+        if !E::WRITES {
+            return true;
+        }
+        let now = self.env.now();
+        let meta = Meta::new(isn, backend, state::ISN_KNOWN);
+        if let Some(entry) = known {
+            // SAFETY: the entry was found for this packet.
+            unsafe {
+                let old = entry::meta(entry);
+                // The old flow of this port is over, whether its close was seen or not.
+                if !old.has(state::CLOSE_COUNTED) {
+                    self.env.count(old.backend(), Count::Closed);
+                }
+                (*entry.as_ptr()).opened = now;
+                entry::touch(entry, now);
+                entry::set_meta(entry, meta);
+            }
+            return true;
+        }
+        let new = NewEntry {
+            meta,
+            opened: now,
+            seen: now,
+        };
+        self.env.may_open(now)
+            && entry::insert(
+                self.env.handshakes(),
+                self.hash,
+                &self.key,
+                &new,
+                &HandshakePolicy,
+            )
+            .is_some()
+    }
+
+    #[inline(always)]
+    fn flow_policy(&self) -> FlowPolicy {
+        FlowPolicy {
+            idle_ticks: self.service.idle_ticks,
+            linger_ticks: self.service.linger_ticks,
+        }
+    }
+
+    /// Notes a close on whichever entry accounts for the flow, where there still is one.
+    #[inline(always)]
+    fn close(&self, closing: u64) {
+        if !E::WRITES {
+            return;
+        }
+        if let Some(flow) = entry::find(self.env.flows(), self.hash, &self.key) {
+            self.note(flow, closing);
+        } else if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
+            self.note(handshake, closing);
+        }
+    }
+
+    /// Notes a packet on an entry: its time and, of a closing one, its state. The close of a flow is counted once, and
+    /// only if its opening was: what another node opened must not hide a flow of ours.
+    #[inline(always)]
+    fn note(&self, entry: NonNull<FlowEntry>, closing: u64) {
+        if !E::WRITES {
+            return;
+        }
+        // SAFETY: the entry was found for this packet, or was made for it.
+        unsafe {
+            entry::touch(entry, self.env.now());
+            if closing == 0 {
+                return;
+            }
+            // Both sides may close at once, on two CPUs. Neither bit may be lost: once it is acknowledged, a FIN does
+            // not come again. Each side changes the word twice at most, so whoever loses soon wins.
+            let word = &raw mut (*entry.as_ptr()).meta;
+            let mut old = entry::meta(entry);
+            let mut attempt = 0;
+            while attempt < NOTE_ATTEMPTS {
+                let mut new = old.with(closing);
+                if self.is_closed(new) {
+                    new = new.with(state::CLOSE_COUNTED);
+                }
+                if new == old {
+                    return;
+                }
+                let found = Meta(E::Flows::compare_exchange(word, old.0, new.0));
+                if found == old {
+                    if new.has(state::CLOSE_COUNTED)
+                        && !old.has(state::CLOSE_COUNTED)
+                        && old.has(state::ISN_KNOWN)
+                    {
+                        self.env.count(new.backend(), Count::Closed);
+                    }
+                    return;
+                }
+                old = found;
+                attempt += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn is_closed(&self, meta: Meta) -> bool {
+        entry::is_closed(meta, self.service.mode)
+    }
+
+    /// What a flow's entry takes over of its handshake's closing.
+    #[inline(always)]
+    fn closing_state(&self, meta: Meta) -> u64 {
+        let counted = if self.is_closed(meta) {
+            state::CLOSE_COUNTED
+        } else {
+            0
+        };
+        meta.0 & state::CLOSING | counted
+    }
+}
+
+/// Whether a packet with this sequence number belongs to the flow that a handshake entry opened. Sequence
+/// numbers far from the initial one belong to an older flow of the same ports, whatever a forged SYN says.
+#[inline(always)]
+fn completes(handshake: Meta, sequence: u32) -> bool {
+    handshake.has(state::ESTABLISHED)
+        || sequence.wrapping_sub(handshake.isn().wrapping_add(1)) < HANDSHAKE_WINDOW
+}

@@ -1,0 +1,66 @@
+//! The maps. All are pinned by name; sizes are defaults that the loader overrides with the configured ones.
+//!
+//! Arrays that the daemon writes are memory-mapped by it (`BPF_F_MMAPABLE`, kernel 5.5): a record's word changes
+//! with one store, a table of a million flows is looked through without a system call.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
+use lb_common::{
+    abi::{
+        Allowance, BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation,
+        ServiceRecord, Slot,
+    },
+    entry::FlowEntry,
+    index::IndexEntry,
+};
+
+/// The node's control record.
+#[map]
+pub static CONTROL: Array<ControlRecord> = Array::pinned(1, BPF_F_MMAPABLE);
+
+/// Two halves of an address index, one of them live.
+#[map]
+pub static INDEX: Array<IndexEntry> = Array::pinned(1 << 17, BPF_F_MMAPABLE);
+
+/// Services by id.
+#[map]
+pub static SERVICES: Array<ServiceRecord> = Array::pinned(1024, BPF_F_MMAPABLE);
+
+/// Backends by id.
+#[map]
+pub static BACKENDS: Array<BackendRecord> = Array::pinned(16_384, BPF_F_MMAPABLE);
+
+/// Slots of all services; a service's record says where its own are.
+#[map]
+pub static SLOTS: Array<Slot> = Array::pinned(1 << 20, BPF_F_MMAPABLE);
+
+/// The flow table.
+#[map]
+pub static FLOWS: Array<FlowEntry> = Array::pinned(1 << 18, BPF_F_MMAPABLE);
+
+/// The handshake table.
+#[map]
+pub static HANDSHAKES: Array<FlowEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
+
+/// Packets by service and outcome: index `service * OUTCOMES_MAX + outcome`.
+#[map]
+pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::pinned(1024 * 32, 0);
+
+/// What was done for each backend.
+#[map]
+pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::pinned(16_384, 0);
+
+/// Allowance of new entries.
+#[map]
+pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 0);
+
+/// Answer of the program `explain`.
+#[map]
+pub static EXPLANATION: Array<Explanation> = Array::with_max_entries(1, 0);
+
+/// Answer of the program `clock`.
+#[map]
+pub static CLOCK: Array<ClockReading> = Array::with_max_entries(1, 0);

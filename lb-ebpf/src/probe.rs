@@ -1,0 +1,89 @@
+//! Programs and hooks for looking in: `explain`, `clock`, and the trace of decisions.
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns},
+    macros::xdp,
+    programs::XdpContext,
+};
+use aya_log_ebpf::info;
+use lb_common::{
+    abi::{ClockReading, Explanation, Slot},
+    outcome::Outcome,
+    steer::{self, Decision},
+};
+
+use crate::{
+    maps, parse, service_of,
+    tables::{Kernel, loaded},
+};
+
+/// Set by the loader to have every decision logged. While it is 0 the verifier removes the code.
+#[unsafe(no_mangle)]
+static TRACE: u32 = 0;
+
+/// Logs a decision, when tracing.
+#[inline(always)]
+pub fn trace(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
+    if loaded!(TRACE) != 0 {
+        info!(
+            ctx,
+            "service {} outcome {} backend {}", service, outcome as u32, backend
+        );
+    }
+}
+
+/// Says where the given packet would go, and leaves no trace of it. Run by hand only (BPF_PROG_TEST_RUN).
+#[xdp]
+pub fn explain(ctx: XdpContext) -> u32 {
+    let nothing = |outcome| (0, decision(outcome));
+    let (service, decision) = match parse::parse(&ctx) {
+        Err(outcome) => nothing(outcome),
+        Ok(packet) => match service_of(&packet) {
+            None => nothing(Outcome::PassNoService),
+            Some((id, service)) => (
+                id,
+                steer::steer(&Kernel::<false>, id, service, &packet.from_client()),
+            ),
+        },
+    };
+    if let Some(place) = maps::EXPLANATION.get_ptr_mut(0) {
+        let explanation = Explanation {
+            outcome: decision.outcome as u32,
+            service,
+            slot_index: decision.slot_index,
+            backend: decision.backend,
+            slot: decision.slot.0,
+            hash: decision.hash,
+        };
+        // SAFETY: the map's only entry; the daemon asks one question at a time.
+        unsafe { *place = explanation };
+    }
+    xdp_action::XDP_PASS
+}
+
+#[inline(always)]
+fn decision(outcome: Outcome) -> Decision {
+    Decision {
+        outcome,
+        backend: 0,
+        hash: 0,
+        slot_index: 0,
+        slot: Slot(0),
+    }
+}
+
+/// Reads the kernel's clocks. Run by hand only.
+#[xdp]
+pub fn clock(_ctx: XdpContext) -> u32 {
+    if let Some(place) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: the map's only entry, helpers without arguments.
+        unsafe {
+            *place = ClockReading {
+                ticks: bpf_jiffies64(),
+                nanoseconds: bpf_ktime_get_ns(),
+            }
+        };
+    }
+    xdp_action::XDP_PASS
+}

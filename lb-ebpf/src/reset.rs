@@ -1,0 +1,114 @@
+//! Answering a packet with a reset in the backend's name.
+//!
+//! RFC 9293 section 3.10.7.1: the answer to a segment with an acknowledgement is `<SEQ=SEG.ACK><CTL=RST>`. Its
+//! sequence number is exactly the client's next expected one, so the client takes it at once (RFC 5961 section 3.2).
+
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
+use lb_common::{checksum, steer::tcp};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
+
+use crate::parse::{Network, Parsed};
+
+const TIME_TO_LIVE: u8 = 64;
+
+/// Turns the packet to its own answer. False (and nothing changed) for a packet that must not or can not be
+/// answered so: a reset, one without an acknowledgement, one with IP options.
+#[inline(always)]
+pub fn answer(ctx: &XdpContext, packet: &Parsed) -> bool {
+    if packet.flags & tcp::RST != 0 || packet.flags & tcp::ACK == 0 {
+        return false;
+    }
+    let network_length = match packet.network {
+        // SAFETY: the header was checked by `parse`.
+        Network::V4(ip) if unsafe { (*ip).vihl } == 0x45 => Ipv4Hdr::LEN,
+        Network::V4(_) => return false,
+        Network::V6(_) => Ipv6Hdr::LEN,
+    };
+    let wanted = EthHdr::LEN + network_length + TcpHdr::LEN;
+    // SAFETY: the context is the kernel's own.
+    if unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), wanted as i32 - packet.length as i32) }
+        != 0
+    {
+        return false;
+    }
+    let start = ctx.data();
+    if start + wanted > ctx.data_end() {
+        return false;
+    }
+    // SAFETY: `wanted` bytes lie inside the frame.
+    unsafe {
+        turn_ethernet(start as *mut [u8; 12]);
+        let at = (start + EthHdr::LEN) as *mut u8;
+        match packet.network {
+            Network::V4(_) => turn_v4(at.cast()),
+            Network::V6(_) => turn_v6(at.cast()),
+        }
+        turn_tcp(at.add(network_length).cast(), packet);
+    }
+    true
+}
+
+#[inline(always)]
+unsafe fn turn_ethernet(macs: *mut [u8; 12]) {
+    unsafe {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = macs.read_unaligned();
+        macs.write_unaligned([g, h, i, j, k, l, a, b, c, d, e, f]);
+    }
+}
+
+#[inline(always)]
+unsafe fn turn_v4(ip: *mut Ipv4Hdr) {
+    unsafe {
+        core::ptr::swap(&raw mut (*ip).src_addr, &raw mut (*ip).dst_addr);
+        let length = ((Ipv4Hdr::LEN + TcpHdr::LEN) as u16).to_be_bytes();
+        let old_hop = u16::from_ne_bytes([(*ip).ttl, (*ip).proto]);
+        let new_hop = u16::from_ne_bytes([TIME_TO_LIVE, (*ip).proto]);
+        let delta = checksum::field_delta(
+            u16::from_ne_bytes((*ip).tot_len),
+            u16::from_ne_bytes(length),
+        ) + checksum::field_delta(old_hop, new_hop);
+        (*ip).tot_len = length;
+        (*ip).ttl = TIME_TO_LIVE;
+        (*ip).check = checksum::apply(u16::from_ne_bytes((*ip).check), delta).to_ne_bytes();
+    }
+}
+
+#[inline(always)]
+unsafe fn turn_v6(ip: *mut Ipv6Hdr) {
+    unsafe {
+        let words = ip.cast::<u64>();
+        for half in [1, 2] {
+            let (a, b) = (
+                words.add(half).read_unaligned(),
+                words.add(half + 2).read_unaligned(),
+            );
+            words.add(half).write_unaligned(b);
+            words.add(half + 2).write_unaligned(a);
+        }
+        (*ip).payload_len = (TcpHdr::LEN as u16).to_be_bytes();
+        (*ip).hop_limit = TIME_TO_LIVE;
+    }
+}
+
+#[inline(always)]
+unsafe fn turn_tcp(header: *mut [u16; 10], packet: &Parsed) {
+    unsafe {
+        let old = header.read_unaligned();
+        // Data offset 5 words, RST alone.
+        let control = u16::from_ne_bytes([0x50, tcp::RST]);
+        let mut new = [old[1], old[0], old[4], old[5], 0, 0, control, 0, 0, 0];
+        let mut sum = checksum::address_sum(&packet.source)
+            + checksum::address_sum(&packet.destination)
+            + u64::from(u16::from(crate::parse::TCP).to_be())
+            + u64::from((TcpHdr::LEN as u16).to_be());
+        for word in new {
+            sum += u64::from(word);
+        }
+        new[8] = !checksum::fold(sum);
+        header.write_unaligned(new);
+    }
+}

@@ -1,0 +1,348 @@
+//! The arguments of `ebb`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model::spec::OnDeadline;
+
+use super::{
+    help,
+    names::{self, Backend, NewBackend, Pool, Scope, Service},
+};
+
+/// A layer-4 load balancer whose drains break no connection
+#[derive(Debug, Parser)]
+#[command(
+    name = "ebb",
+    bin_name = "ebb",
+    version,
+    long_about = help::EBB,
+    after_help = "`ebb --help` has exit codes, environment variables and examples.",
+    after_long_help = help::EBB_AFTER,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Control socket of the daemon
+    #[arg(
+        long,
+        global = true,
+        env = "EBB_SOCKET",
+        help_heading = "Global options",
+        hide_env_values = true,
+        value_name = "PATH",
+        default_value = "/run/ebb/ebb.sock"
+    )]
+    pub socket: PathBuf,
+
+    /// Print JSON, errors too
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    #[command(long_about = help::RUN)]
+    Run(RunArgs),
+
+    /// Validate a configuration file
+    #[command(long_about = help::CHECK)]
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+
+    /// Show services, pools and backends
+    #[command(long_about = help::STATUS, after_long_help = help::STATUS_AFTER)]
+    Status(StatusArgs),
+
+    /// Take a backend out of service, keeping its connections
+    #[command(long_about = help::DRAIN, after_long_help = help::DRAIN_AFTER)]
+    Drain(DrainArgs),
+
+    /// Let a drained backend take new flows again
+    #[command(long_about = help::UNDRAIN)]
+    Undrain {
+        /// The backend, as in web/b1
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: Backend,
+    },
+
+    /// Add a backend to a pool
+    #[command(long_about = help::ADD, after_long_help = help::ADD_AFTER)]
+    Add(AddArgs),
+
+    /// Remove a backend that has no flows left
+    #[command(long_about = help::REMOVE)]
+    Remove {
+        /// The backend, as in web/b1
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: Backend,
+        /// Even with flows left (they break) or below min_available
+        #[arg(long)]
+        force: bool,
+    },
+
+    /// Send new flows to another pool
+    #[command(long_about = help::SWITCH)]
+    Switch(SwitchArgs),
+
+    /// Read the configuration file again
+    #[command(long_about = help::RELOAD)]
+    Reload {
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+
+    /// List the flows in the flow table
+    #[command(long_about = help::FLOWS, after_long_help = help::FLOWS_AFTER)]
+    Flows {
+        /// Only these, as in web or web/b1
+        #[arg(value_name = "SERVICE[/BACKEND]")]
+        of: Option<Scope>,
+    },
+
+    /// Say where a client's packets go, and why
+    #[command(long_about = help::EXPLAIN, after_long_help = help::EXPLAIN_AFTER)]
+    Explain {
+        /// The service
+        service: Service,
+        /// The client
+        #[arg(long, value_name = "ADDRESS:PORT", value_parser = names::address)]
+        from: SocketAddr,
+    },
+
+    /// Attach a passing XDP program to the far end of a veth
+    #[command(long_about = help::PASS, after_long_help = help::PASS_AFTER)]
+    Pass {
+        /// The interface, in this network namespace
+        #[arg(value_parser = names::interface)]
+        interface: String,
+        /// Take it off again
+        #[arg(long)]
+        detach: bool,
+    },
+
+    /// End the daemon; forwarding goes on
+    #[command(long_about = help::STOP)]
+    Stop {
+        /// End forwarding too: take the program off the interfaces and remove the maps
+        #[arg(long)]
+        detach: bool,
+    },
+
+    /// Show versions
+    #[command(long_about = help::VERSION)]
+    Version,
+}
+
+/// `ebb run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file
+    #[arg(
+        long,
+        env = "EBB_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE",
+        default_value = "/etc/ebb/ebb.toml"
+    )]
+    pub config: PathBuf,
+
+    /// Directory of the pinned maps and programs, on a BPF file system
+    #[arg(
+        long,
+        env = "EBB_PINS",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/ebb"
+    )]
+    pub pins: PathBuf,
+
+    /// Directory of the journal
+    #[arg(
+        long,
+        env = "EBB_STATE_DIR",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = "/var/lib/ebb"
+    )]
+    pub state_dir: PathBuf,
+
+    /// Log every decision of the data plane: for a lab, as it costs far more than the packet
+    #[arg(long)]
+    pub log_packets: bool,
+}
+
+/// `ebb status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this service
+    pub service: Option<Service>,
+    /// Redraw each second, with rates, until Ctrl-C
+    #[arg(long, short)]
+    pub watch: bool,
+}
+
+/// `ebb drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The backend, as in web/b1
+    #[arg(value_name = "SERVICE/BACKEND")]
+    pub backend: Backend,
+
+    /// Time to the deadline, as in 300s or 5m [default: the service's]
+    #[arg(long, value_name = "DURATION", value_parser = names::duration)]
+    pub timeout: Option<Duration>,
+
+    /// What happens to the flows left at the deadline [default: the service's]
+    #[arg(long, value_name = "reset|leave|drop", hide_possible_values = true)]
+    pub on_deadline: Option<AtDeadline>,
+
+    /// Wait for the end of the drain and print its receipt
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Even when fewer than min_available backends are left
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `--on-deadline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AtDeadline {
+    /// Answer the client's next packet with a reset.
+    Reset,
+    /// Let them go on.
+    Leave,
+    /// Drop their packets.
+    Drop,
+}
+
+impl From<AtDeadline> for OnDeadline {
+    fn from(value: AtDeadline) -> Self {
+        match value {
+            AtDeadline::Reset => Self::Reset,
+            AtDeadline::Leave => Self::Leave,
+            AtDeadline::Drop => Self::Drop,
+        }
+    }
+}
+
+/// `ebb add`.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// Its name, as in web/blue/b4
+    #[arg(value_name = "SERVICE/POOL/BACKEND")]
+    pub backend: NewBackend,
+
+    /// Where it listens
+    #[arg(value_name = "ADDRESS:PORT", value_parser = names::address)]
+    pub address: SocketAddr,
+
+    /// Its share relative to the others, 0 to 1000 [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub weight: Option<u32>,
+}
+
+/// `ebb switch`.
+#[derive(Debug, Args)]
+pub struct SwitchArgs {
+    /// The service
+    pub service: Service,
+    /// The pool that takes its new flows from now on
+    pub pool: Pool,
+    /// Even when fewer than min_available of its backends are up
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_go_anywhere() {
+        for line in [
+            "ebb --socket /x --json status",
+            "ebb status --json --socket /x",
+        ] {
+            let cli = parse(line).expect(line);
+            assert!(cli.json);
+            assert_eq!(cli.socket, PathBuf::from("/x"));
+        }
+    }
+
+    #[test]
+    fn drain_takes_its_options() {
+        let cli = parse("ebb drain web/b1 --timeout 5m --on-deadline leave --wait --force")
+            .expect("a drain");
+        let Command::Drain(args) = cli.command else {
+            panic!("not a drain");
+        };
+        assert_eq!(args.backend.to_string(), "web/b1");
+        assert_eq!(args.timeout, Some(Duration::from_secs(300)));
+        assert_eq!(args.on_deadline, Some(AtDeadline::Leave));
+        assert!(args.wait && args.force);
+    }
+
+    #[test]
+    fn what_is_left_out_is_the_daemons_to_choose() {
+        let Command::Drain(args) = parse("ebb drain web/b1").expect("a drain").command else {
+            panic!("not a drain");
+        };
+        assert_eq!((args.timeout, args.on_deadline), (None, None));
+        assert!(!args.wait && !args.force);
+    }
+
+    #[test]
+    fn wrong_lines_are_refused() {
+        for line in [
+            "ebb drain web",
+            "ebb drain web/b1 --timeout 300",
+            "ebb drain web/b1 --on-deadline never",
+            "ebb add web/b1 10.0.0.1:80",
+            "ebb add web/blue/b1 10.0.0.1",
+            "ebb add web/blue/b1 10.0.0.1:80 --weight 1001",
+            "ebb explain web",
+            "ebb switch web",
+            "ebb pass a/b",
+            "ebb frobnicate",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_says_where_exit_codes_and_environment_are() {
+        let help = Cli::command().render_long_help().to_string();
+        for part in [
+            "Exit codes",
+            "EBB_SOCKET",
+            "EBB_PINS",
+            "EBB_STATE_DIR",
+            "64",
+        ] {
+            assert!(help.contains(part), "{part}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Commands that ask the daemon for one change and say what it did.
+
+use serde_json::json;
+
+use crate::api::{AddRequest, BackendRequest, Done, ReloadRequest, Reloaded, SwitchRequest};
+
+use super::{
+    args::{AddArgs, SwitchArgs},
+    client::{Answer, Client},
+    error::{CliError, exit},
+    names::Backend,
+    output::Output,
+};
+
+type Outcome = Result<u8, CliError>;
+
+/// `ebb undrain`.
+pub async fn undrain(client: &Client, backend: &Backend, out: &mut Output) -> Outcome {
+    let request = BackendRequest {
+        backend: backend.to_string(),
+        force: false,
+    };
+    done(&client.post("/v1/undrain", &request).await?, out)
+}
+
+/// `ebb remove`.
+pub async fn remove(client: &Client, backend: &Backend, force: bool, out: &mut Output) -> Outcome {
+    let request = BackendRequest {
+        backend: backend.to_string(),
+        force,
+    };
+    done(&client.post("/v1/remove", &request).await?, out)
+}
+
+/// `ebb add`.
+pub async fn add(client: &Client, args: &AddArgs, out: &mut Output) -> Outcome {
+    let request = AddRequest {
+        backend: args.backend.to_string(),
+        address: args.address,
+        weight: args.weight,
+    };
+    done(&client.post("/v1/add", &request).await?, out)
+}
+
+/// `ebb switch`.
+pub async fn switch(client: &Client, args: &SwitchArgs, out: &mut Output) -> Outcome {
+    let request = SwitchRequest {
+        service: args.service.0.clone(),
+        pool: args.pool.0.clone(),
+        force: args.force,
+    };
+    done(&client.post("/v1/switch", &request).await?, out)
+}
+
+/// `ebb stop`.
+pub async fn stop(client: &Client, detach: bool, out: &mut Output) -> Outcome {
+    let request = json!({ "detach": detach });
+    done(&client.post("/v1/stop", &request).await?, out)
+}
+
+/// `ebb reload`.
+pub async fn reload(client: &Client, dry_run: bool, out: &mut Output) -> Outcome {
+    let request = ReloadRequest { dry_run };
+    let answer = client.post("/v1/reload", &request).await?;
+    let text = if out.json() {
+        answer.text()?.to_owned()
+    } else {
+        steps(&answer.read()?)
+    };
+    out.print(&text)?;
+    Ok(exit::DONE)
+}
+
+fn done(answer: &Answer, out: &mut Output) -> Outcome {
+    if out.json() {
+        out.print(answer.text()?)?;
+    } else {
+        out.print(&answer.read::<Done>()?.done)?;
+    }
+    Ok(exit::DONE)
+}
+
+fn steps(reloaded: &Reloaded) -> String {
+    if reloaded.changes.is_empty() {
+        return "nothing to change".to_owned();
+    }
+    let head = if reloaded.applied {
+        "done:"
+    } else {
+        "would be done:"
+    };
+    format!("{head}\n  {}", reloaded.changes.join("\n  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_and_a_deed_are_told_apart() {
+        let mut reloaded = Reloaded {
+            applied: false,
+            changes: vec!["add backend web/blue/b4".to_owned()],
+        };
+        assert_eq!(
+            steps(&reloaded),
+            "would be done:\n  add backend web/blue/b4"
+        );
+        reloaded.applied = true;
+        assert!(steps(&reloaded).starts_with("done:"));
+        reloaded.changes.clear();
+        assert_eq!(steps(&reloaded), "nothing to change");
+    }
+}

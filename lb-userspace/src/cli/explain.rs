@@ -1,0 +1,91 @@
+//! `ebb explain`.
+
+use std::net::SocketAddr;
+
+use crate::api::{Answer, ExplainRequest, Explained};
+
+use super::{
+    client::Client,
+    error::{CliError, exit},
+    names::Service,
+    output::Output,
+};
+
+/// Asks where a client's packets go.
+pub async fn explain(
+    client: &Client,
+    service: &Service,
+    from: SocketAddr,
+    out: &mut Output,
+) -> Result<u8, CliError> {
+    let request = ExplainRequest {
+        service: service.0.clone(),
+        from,
+    };
+    let answer = client.post("/v1/explain", &request).await?;
+    let text = if out.json() {
+        answer.text()?.to_owned()
+    } else {
+        render(&answer.read()?)
+    };
+    out.print(&text)?;
+    Ok(exit::DONE)
+}
+
+fn render(explained: &Explained) -> String {
+    let name = |backend: &Option<String>| backend.clone().unwrap_or_else(|| "none".to_owned());
+    let (current, base) = (name(&explained.current), name(&explained.base));
+    let slot = if current == base {
+        format!("{} of {current}", explained.slot)
+    } else {
+        format!(
+            "{}: new flows to {current}, older ones are {base}'s",
+            explained.slot
+        )
+    };
+    format!(
+        "{} from {}\n  slot              {slot}\n  a new connection  {}\n  an open one       {}",
+        explained.service,
+        explained.from,
+        answer(&explained.opening),
+        answer(&explained.established)
+    )
+}
+
+fn answer(answer: &Answer) -> String {
+    let to = answer.backend.as_deref().unwrap_or("no backend");
+    format!("{to}: {} ({})", answer.why, answer.outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_packets_are_answered() {
+        let answer = |outcome: &str, backend: Option<&str>, why: &str| Answer {
+            outcome: outcome.to_owned(),
+            backend: backend.map(str::to_owned),
+            why: why.to_owned(),
+        };
+        let mut explained = Explained {
+            service: "web".to_owned(),
+            from: "198.51.100.7:40000".parse().expect("an address"),
+            slot: 42,
+            current: Some("b2".to_owned()),
+            base: Some("b1".to_owned()),
+            opening: answer("forward_opening", Some("b2"), "takes new flows"),
+            established: answer("forward_base", None, "nobody"),
+        };
+        let text = render(&explained);
+        for part in [
+            "42: new flows to b2, older ones are b1's",
+            "a new connection  b2: takes new flows (forward_opening)",
+            "an open one       no backend: nobody (forward_base)",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        explained.base = Some("b2".to_owned());
+        assert!(render(&explained).contains("slot              42 of b2\n"));
+    }
+}

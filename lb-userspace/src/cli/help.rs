@@ -1,0 +1,185 @@
+//! The longer texts of `--help`.
+
+/// `ebb --help`.
+pub const EBB: &str = "\
+ebb is a layer-4 load balancer in XDP whose drains break no connection: a backend that is drained keeps the \
+connections it has, and takes no new ones from the moment the command returns.
+
+`ebb run` is the daemon. Every other command asks it over its control socket, which speaks HTTP and JSON \
+(`curl --unix-socket` works too), except `check` and `pass`, which need no daemon.";
+
+/// Below `ebb --help`.
+pub const EBB_AFTER: &str = "\
+Exit codes:
+    0  done
+    1  refused or failed
+    3  drain --wait: the deadline passed with flows left, or they were cut at it
+    4  drain --wait: the backend died
+   64  the command line was wrong
+  130  Ctrl-C while waiting; what was waited for goes on
+
+Environment:
+  EBB_SOCKET     control socket of the daemon        [/run/ebb/ebb.sock]
+  EBB_CONFIG     configuration file (run)            [/etc/ebb/ebb.toml]
+  EBB_PINS       directory of the pinned maps (run)  [/sys/fs/bpf/ebb]
+  EBB_STATE_DIR  directory of the journal (run)      [/var/lib/ebb]
+
+Output:
+  Results go to stdout, progress and errors to stderr. An error is a line
+  `error: what failed: why` and mostly a line `hint: what to do`.
+  With --json a result is the control API's JSON on one line, and an error one
+  object {\"error\", \"hint\"} on stderr, where `hint` may be null.
+
+Examples:
+  ebb check ebb.toml && ebb reload --dry-run
+  ebb status web --watch
+  ebb drain web/b1 --wait && update-backend b1 && ebb undrain web/b1";
+
+/// `ebb run --help`.
+pub const RUN: &str = "\
+Runs the daemon in the foreground, until it is told to end.
+
+It loads the XDP program, attaches it to the interfaces of the configuration and serves the control socket. The maps \
+and the program are pinned: when the daemon ends or is killed, forwarding goes on, and the next `ebb run` takes over \
+where it was, drains and their deadlines included. Several daemons run side by side on one machine when each has a \
+socket, a directory of pins and a state directory of its own.";
+
+/// `ebb check --help`.
+pub const CHECK: &str = "\
+Validates a configuration file without touching anything; needs neither root nor a daemon.
+
+Every problem is shown at once, each as FILE:LINE:COLUMN with a hint. With --json a valid file is printed as the \
+daemon understands it, all defaults filled in.";
+
+/// `ebb status --help`.
+pub const STATUS: &str = "\
+Shows services, pools and backends.
+
+ADMIN is what the operator wants (active, draining, drained, maintenance, removed), HEALTH what the probes found \
+(starting, up, down, unchecked), NEW whether new flows may go there right now. FLOWS are those known to be open, \
+PACKETS and BYTES went to the backend since its counters began. The pool marked * takes the new flows.";
+
+/// Below `ebb status --help`.
+pub const STATUS_AFTER: &str = "\
+Examples:
+  ebb status                  the whole node
+  ebb status web --watch      one service, redrawn each second, with rates
+  ebb status --json           the answer of GET /v1/status
+  ebb status --json --watch   one such object a line, each second";
+
+/// `ebb drain --help`.
+pub const DRAIN: &str = "\
+Takes a backend out of service without breaking a connection.
+
+When the command returns, no new flow goes to the backend; those it has stay on it until they end, or until the \
+deadline. What happens to the rest then is --on-deadline:
+
+  reset  the client's next packet is answered with a reset
+  leave  they go on
+  drop   their packets are dropped
+
+Without options the service's own settings hold. Draining a backend that is being drained already changes only what \
+the options say; without any it is the same drain, so that `ebb drain SERVICE/BACKEND --wait` waits for it again.";
+
+/// Below `ebb drain --help`.
+pub const DRAIN_AFTER: &str = "\
+The receipt at the end accounts for every flow:
+  flows at the start = finished + idle + cut + died + left
+
+Exit codes with --wait:
+    0  every flow ended by itself or went idle, or the drain was undone
+    1  refused (fewer than min_available would be left, say) or failed
+    3  the deadline passed with flows left, or they were cut at it
+    4  the backend died
+  130  Ctrl-C; the drain goes on
+
+A daemon that restarts goes on with its drains; --wait survives that for 30 seconds.
+
+Examples:
+  ebb drain web/b1                 start, and return at once
+  ebb drain web/b1 --timeout 10m --wait
+                                   wait, with a progress bar on a terminal
+  ebb drain web/b1 --timeout 0s --on-deadline reset
+                                   cut all its flows now
+  ebb drain web/b1 --wait --json | jq .finished
+                                   stdout has only the receipt";
+
+/// `ebb undrain --help`.
+pub const UNDRAIN: &str = "\
+Ends a backend's drain: it takes new flows again as soon as it is healthy. Flows that it kept stay on it; flows that \
+began elsewhere meanwhile stay where they are.";
+
+/// `ebb add --help`.
+pub const ADD: &str = "\
+Adds a backend to a pool. It takes its share of the new flows once its health check has succeeded; open flows stay \
+where they are.";
+
+/// Below `ebb add --help`.
+pub const ADD_AFTER: &str = "\
+Examples:
+  ebb add web/blue/b4 10.0.0.14:8443
+  ebb add web/blue/b4 10.0.0.14:8443 --weight 2   twice the share of a backend of weight 1
+  ebb add web/blue/b5 '[2001:db8::15]:8443'";
+
+/// `ebb remove --help`.
+pub const REMOVE: &str = "\
+Removes a backend. Refused while it has flows (drain it first) or when too few would be left; --force removes it all \
+the same, and breaks the flows it has.";
+
+/// `ebb switch --help`.
+pub const SWITCH: &str = "\
+Sends the new flows of a service to another of its pools (blue-green). Open flows stay on the backends they have; \
+switching back is the same command with the old pool. Refused when fewer than min_available backends of the pool are \
+up, unless forced.";
+
+/// `ebb reload --help`.
+pub const RELOAD: &str = "\
+Reads the configuration file again and applies all of it or nothing. A backend that left the file is drained, not \
+dropped. With --dry-run only the steps are shown.";
+
+/// `ebb flows --help`.
+pub const FLOWS: &str = "\
+Lists the flows in the flow table: those whose slot a change has moved, or all of them in a service with \
+`tracking = \"full\"`. Flows that the steering table alone keeps on their backend need no entry and are not listed; \
+`ebb status` counts them.";
+
+/// Below `ebb flows --help`.
+pub const FLOWS_AFTER: &str = "\
+Examples:
+  ebb flows
+  ebb flows web/b1 --json | jq -r '.[].client'";
+
+/// `ebb explain --help`.
+pub const EXPLAIN: &str = "\
+Says where the packets of a client go, and why. The answer is the loaded XDP program's own, for a packet that opens a \
+connection and for one of a connection that is open; the question leaves no trace.";
+
+/// Below `ebb explain --help`.
+pub const EXPLAIN_AFTER: &str = "\
+Examples:
+  ebb explain web --from 198.51.100.7:40000
+  ebb explain web --from '[2001:db8::7]:40000' --json";
+
+/// `ebb version --help`.
+pub const VERSION: &str = "\
+Shows the versions of this program and of the daemon. Works without a daemon, too.";
+
+/// `ebb stop --help`.
+pub const STOP: &str = "\
+Ends the daemon. Forwarding goes on without it: the program stays attached and keeps every flow where it is, but \
+nobody checks backends or ends drains until the next `ebb run`. With --detach the program is taken off the interfaces \
+and the pinned maps are removed: forwarding ends, and with it the flows.";
+
+/// `ebb pass --help`.
+pub const PASS: &str = "\
+Attaches an XDP program that passes every packet to the far end of a veth pair, or takes it off again.
+
+A veth takes frames from XDP_TX or a redirect only when its peer runs an XDP program too (or GRO, from Linux 5.13 on). \
+Run this in the namespace of a backend or client that is connected to the load balancer by a veth; real NICs need no \
+such thing. Needs root and no daemon.";
+
+/// Below `ebb pass --help`.
+pub const PASS_AFTER: &str = "\
+Examples:
+  ip netns exec backend1 ebb pass eth0
+  ip netns exec backend1 ebb pass eth0 --detach";

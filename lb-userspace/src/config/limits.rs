@@ -1,0 +1,77 @@
+//! Limits and defaults of the configuration file, in one place. `docs/configuration.md` lists the same.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+/// Largest configuration file.
+pub const FILE_MAX_BYTES: u32 = 16 << 20;
+/// Longest name of a service, pool or backend, in characters.
+pub const NAME_MAX_CHARS: usize = 63;
+/// Longest interface name: the kernel's `IFNAMSIZ` less the final zero.
+pub const INTERFACE_NAME_MAX_BYTES: usize = 15;
+/// Longest version label, in characters.
+pub const VERSION_MAX_CHARS: usize = 128;
+/// Longest path of an HTTP check.
+pub const HTTP_PATH_MAX_BYTES: usize = 1024;
+/// Longest `Host:` of an HTTP check: a full DNS name, brackets and a port.
+pub const HTTP_HOST_MAX_BYTES: usize = 263;
+
+/// Where the seed of the flow hash is unless told otherwise.
+pub const HASH_SEED_FILE: &str = "/etc/ebb/seed";
+
+/// Services of the map.
+pub const CAPACITY_SERVICES: RangeInclusive<u32> = 1..=65_536;
+/// Backends of the map.
+pub const CAPACITY_BACKENDS: RangeInclusive<u32> = 1..=1 << 20;
+/// Slots of the maps together; the least is an old and a new table of the smallest size.
+pub const CAPACITY_SLOTS: RangeInclusive<u32> = 2 * 1009..=1 << 27;
+/// Flow entries; a power of two.
+pub const CAPACITY_FLOWS: RangeInclusive<u32> = 1024..=1 << 26;
+/// Handshake entries; a power of two.
+pub const CAPACITY_HANDSHAKES: RangeInclusive<u32> = 1024..=1 << 26;
+
+/// Slots of one service; a prime (both ends are).
+pub const SLOTS: RangeInclusive<u32> = 1009..=1_048_573;
+/// Backends that a drain must leave.
+pub const MIN_AVAILABLE: RangeInclusive<u32> = 0..=1 << 20;
+/// `min_available` unless told otherwise.
+pub const MIN_AVAILABLE_DEFAULT: u32 = 1;
+/// Weight of a backend.
+pub const WEIGHT: RangeInclusive<u32> = 0..=1000;
+/// Weight unless told otherwise.
+pub const WEIGHT_DEFAULT: u32 = 1;
+
+/// Time from a drain's command to its deadline.
+pub const DRAIN_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(7 * DAY_SECS);
+/// `drain.timeout` unless told otherwise.
+pub const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// Time over which flows are reset at a drain's deadline.
+pub const DRAIN_SPREAD: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// `drain.spread` unless told otherwise.
+pub const DRAIN_SPREAD_DEFAULT: Duration = Duration::from_secs(30);
+/// Time after which an unseen flow has ended.
+pub const IDLE_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * DAY_SECS);
+/// `idle_timeout` unless told otherwise.
+pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(350);
+
+/// Time between the starts of two probes.
+pub const PROBE_PERIOD: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
+/// `period` unless told otherwise.
+pub const PROBE_PERIOD_DEFAULT: Duration = Duration::from_secs(1);
+/// Time within which an answer counts; never more than the period.
+pub const PROBE_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(60);
+/// `timeout` unless told otherwise, or the period where that is shorter.
+pub const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+/// Consecutive answers that count, of either kind.
+pub const PROBE_COUNT: RangeInclusive<u32> = 1..=1000;
+/// `rise` of readiness and liveness unless told otherwise.
+pub const PROBE_RISE_DEFAULT: u32 = 2;
+/// `rise` of startup unless told otherwise.
+pub const PROBE_STARTUP_RISE_DEFAULT: u32 = 1;
+/// `fall` unless told otherwise.
+pub const PROBE_FALL_DEFAULT: u32 = 3;
+
+const DAY_SECS: u64 = 24 * 3600;

@@ -1,0 +1,213 @@
+//! What is accepted, and what it means.
+
+use std::{path::Path, time::Duration};
+
+use super::check;
+use crate::model::spec::{
+    Affinity, BackendSpec, Capacity, Forward, HealthSpec, OnDeadline, ProbeKind, ProbeSpec,
+    Protocol, ServiceSpec, Tracking, XdpMode,
+};
+
+/// The service `web` of a file that has these lines in its section.
+#[track_caller]
+fn web(lines: &str) -> ServiceSpec {
+    let text =
+        format!("interfaces = [\"eth0\"]\n[service.web]\nlisten = \"203.0.113.10:443\"\n{lines}");
+    let mut spec = check(&text).unwrap_or_else(|error| panic!("{error}"));
+    spec.services.remove("web").expect("the only service")
+}
+
+const POOL: &str = "pool.blue.backends = { b1 = \"10.0.0.11:8443\" }\n";
+
+fn tcp() -> ProbeSpec {
+    let second = Duration::from_secs(1);
+    ProbeSpec {
+        kind: ProbeKind::Tcp,
+        port: None,
+        period: second,
+        timeout: second,
+        rise: 2,
+        fall: 3,
+    }
+}
+
+#[test]
+fn a_node_without_services_and_its_defaults() {
+    let spec = check("interfaces = [\"eth0\"]").expect("valid");
+    assert!(spec.services.is_empty());
+    assert_eq!(spec.node.interfaces, ["eth0"]);
+    assert_eq!(spec.node.xdp_mode, XdpMode::Auto);
+    assert_eq!(spec.node.hash_seed_file, Path::new("/etc/ebb/seed"));
+    assert_eq!(spec.node.capacity, Capacity::default());
+}
+
+#[test]
+fn capacity_keeps_the_defaults_of_what_it_leaves_out() {
+    let spec = check("interfaces = [\"eth0\"]\ncapacity = { flows = 1_024, slots = 0x10000 }")
+        .expect("valid");
+    assert_eq!(
+        spec.node.capacity,
+        Capacity {
+            flows: 1024,
+            slots: 65536,
+            ..Capacity::default()
+        }
+    );
+}
+
+#[test]
+fn defaults_of_a_service() {
+    let web = web(POOL);
+    assert_eq!(web.name, "web");
+    assert_eq!(
+        (web.listen.address.to_string().as_str(), web.listen.port),
+        ("203.0.113.10", 443)
+    );
+    assert_eq!(web.listen.protocol, Protocol::Tcp);
+    assert_eq!(
+        (web.forward, web.affinity, web.tracking),
+        (Forward::Nat, Affinity::Flow, Tracking::Moved)
+    );
+    assert_eq!(
+        (web.min_available, web.slots, web.active_pool.as_str()),
+        (1, None, "blue")
+    );
+    assert_eq!(web.idle_timeout, Duration::from_secs(350));
+    assert_eq!(web.drain.timeout, Duration::from_secs(300));
+    assert_eq!(
+        (web.drain.on_deadline, web.drain.spread),
+        (OnDeadline::Reset, Duration::from_secs(30))
+    );
+    assert_eq!(
+        web.health,
+        HealthSpec {
+            startup: None,
+            readiness: Some(tcp()),
+            liveness: None
+        }
+    );
+    assert_eq!(web.pools["blue"].version, None);
+    let address = "10.0.0.11:8443".parse().expect("an address");
+    assert_eq!(
+        web.pools["blue"].backends["b1"],
+        BackendSpec { address, weight: 1 }
+    );
+}
+
+#[test]
+fn drain_keeps_the_defaults_of_what_it_leaves_out() {
+    let web = web(&format!(
+        "{POOL}drain = {{ on_deadline = \"leave\", spread = \"0s\" }}"
+    ));
+    assert_eq!(web.drain.timeout, Duration::from_secs(300));
+    assert_eq!(
+        (web.drain.on_deadline, web.drain.spread),
+        (OnDeadline::Leave, Duration::ZERO)
+    );
+}
+
+#[test]
+fn health_makes_exactly_the_checks_it_lists() {
+    let none = HealthSpec {
+        startup: None,
+        readiness: None,
+        liveness: None,
+    };
+    assert_eq!(web(&format!("{POOL}health = \"none\"")).health, none);
+
+    let only_liveness = web(&format!("{POOL}health = {{ liveness = {{ tcp = true }} }}")).health;
+    assert_eq!(
+        only_liveness,
+        HealthSpec {
+            liveness: Some(tcp()),
+            ..none
+        }
+    );
+
+    let health = web(&format!(
+        "{POOL}[service.web.health]\nstartup = {{ http = \"/up?a=1\", host = \"a.example:80\", period = \"5s\", fail = 30 }}\n\
+         readiness = {{ tcp = true, port = 81, period = \"200ms\", rise = 4, fall = 5 }}\n"
+    ))
+    .health;
+    let kind = ProbeKind::Http {
+        path: "/up?a=1".to_owned(),
+        host: Some("a.example:80".to_owned()),
+    };
+    let period = Duration::from_secs(5);
+    assert_eq!(
+        health.startup,
+        Some(ProbeSpec {
+            kind,
+            period,
+            rise: 1,
+            fall: 30,
+            ..tcp()
+        })
+    );
+    let period = Duration::from_millis(200);
+    let readiness = ProbeSpec {
+        port: Some(81),
+        period,
+        timeout: period,
+        rise: 4,
+        fall: 5,
+        ..tcp()
+    };
+    assert_eq!(
+        health.readiness,
+        Some(readiness),
+        "a timeout is never longer than its period"
+    );
+    assert_eq!(health.liveness, None);
+}
+
+#[test]
+fn l2_backends_have_the_port_of_their_service() {
+    let web = web(
+        "forward = \"l2\"\npool.p.backends = { a = \"10.0.0.1\", b = { address = \"10.0.0.2:443\", weight = 0 } }",
+    );
+    assert_eq!(web.pools["p"].backends["a"].address.port(), 443);
+    assert_eq!(web.pools["p"].backends["b"].address.port(), 443);
+    assert_eq!(web.pools["p"].backends["b"].weight, 0);
+}
+
+#[test]
+fn one_l2_backend_may_serve_several_services() {
+    let text = |forward: &str| {
+        format!(
+            "interfaces = [\"e\"]\n[service.a]\nlisten = \"203.0.113.1:80\"\nforward = \"{forward}\"\n\
+             pool.p.backends = {{ x = \"10.0.0.1:80\" }}\n[service.b]\nlisten = \"203.0.113.2:80\"\nforward = \"l2\"\n\
+             pool.p.backends = {{ x = \"10.0.0.1\" }}\n"
+        )
+    };
+    assert!(check(&text("l2")).is_ok());
+    assert!(
+        check(&text("nat")).is_ok(),
+        "an l2 answer has the service's own address"
+    );
+}
+
+#[test]
+fn an_empty_pool_where_nothing_needs_it() {
+    web("active_pool = \"a\"\npool.a.backends = { x = \"10.0.0.1:80\" }\npool.b.backends = {}");
+    web("min_available = 0\npool.a.backends = {}");
+}
+
+#[test]
+fn as_many_backends_as_there_is_room_for() {
+    let backends: String = (0..16_384)
+        .map(|n| format!("b{n} = \"10.1.{}.{}:80\"\n", n / 256, n % 256))
+        .collect();
+    let web = web(&format!("[service.web.pool.p.backends]\n{backends}"));
+    assert_eq!(web.pools["p"].backends.len(), 16_384);
+}
+
+#[test]
+fn a_specification_goes_through_json_and_back() {
+    let spec = check(include_str!("../../../../docs/ebb.example.toml")).expect("valid");
+    let json = serde_json::to_string(&spec).expect("plain data");
+    assert_eq!(
+        serde_json::from_str::<crate::model::spec::Spec>(&json).expect("the same shape"),
+        spec
+    );
+}

@@ -1,0 +1,200 @@
+//! Rules between services, and between the backends of one.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+};
+
+use crate::model::spec::Forward;
+
+use super::{
+    super::{file::Place, problem::Problems, words::quote},
+    facts::{BackendAddress, Facts, ServiceFacts},
+};
+
+/// Checks them all. Of two things that clash, the later one in the file is reported.
+pub(super) fn check(facts: &Facts, problems: &mut Problems<'_>) {
+    one_service_a_vip(facts, problems);
+    for service in &facts.services {
+        one_backend_a_name(service, problems);
+        one_backend_an_address(service, problems);
+        no_vip_for_a_backend(service, facts, problems);
+    }
+    one_nat_service_a_backend(facts, problems);
+    within_capacity(facts, problems);
+}
+
+fn one_service_a_vip(facts: &Facts, problems: &mut Problems<'_>) {
+    let mut services: Vec<_> = facts
+        .services
+        .iter()
+        .filter_map(|service| service.listen.map(|listen| (listen, service)))
+        .collect();
+    services.sort_by_key(|(listen, _)| listen.place);
+    let mut first: HashMap<SocketAddr, &ServiceFacts> = HashMap::new();
+    for (listen, service) in services {
+        match first.entry(listen.value) {
+            Entry::Vacant(free) => {
+                free.insert(service);
+            }
+            Entry::Occupied(taken) => {
+                let other = taken.get();
+                let line = other.listen.map_or(0, |listen| problems.line(listen.place));
+                let message = format!(
+                    "{} is already where service {} listens (line {line})",
+                    quote(&listen.value.to_string()),
+                    quote(other.title())
+                );
+                let hint = format!(
+                    "give service {} another address or port",
+                    quote(service.title())
+                );
+                problems.report(listen.place, message, hint);
+            }
+        }
+    }
+}
+
+fn one_backend_a_name(service: &ServiceFacts, problems: &mut Problems<'_>) {
+    let mut backends: Vec<_> = service.backends.iter().collect();
+    backends.sort_by_key(|backend| backend.name.place);
+    let mut first: HashMap<&str, Place> = HashMap::new();
+    for backend in backends {
+        let name = backend.name.value.as_str();
+        if let Some(other) = first.get(name) {
+            let line = problems.line(*other);
+            let message = format!(
+                "service {} already has a backend {} (line {line})",
+                quote(service.title()),
+                quote(name)
+            );
+            problems.report(
+                backend.name.place,
+                message,
+                "names are unique over all pools of a service",
+            );
+        } else {
+            first.insert(name, backend.name.place);
+        }
+    }
+}
+
+fn one_backend_an_address(service: &ServiceFacts, problems: &mut Problems<'_>) {
+    let mut backends: Vec<_> = service.addressed().collect();
+    backends.sort_by_key(|(_, _, place)| *place);
+    let mut first: HashMap<BackendAddress, (&str, Place)> = HashMap::new();
+    for (backend, address, place) in backends {
+        if let Some(&(other, other_place)) = first.get(&address) {
+            let line = problems.line(other_place);
+            let message = format!(
+                "backend {} has the address of backend {} (line {line})",
+                quote(&backend.name.value),
+                quote(other)
+            );
+            problems.report(
+                place,
+                message,
+                "list a backend once; to give it more flows, raise its weight",
+            );
+        } else {
+            first.insert(address, (backend.name.value.as_str(), place));
+        }
+    }
+}
+
+/// A packet to such a backend would be a packet to a service.
+fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Problems<'_>) {
+    let vips: HashMap<SocketAddr, &str> = facts
+        .services
+        .iter()
+        .filter_map(|other| other.listen.map(|listen| (listen.value, other.title())))
+        .collect();
+    for (backend, BackendAddress { ip, port }, place) in service.addressed() {
+        let name = quote(&backend.name.value);
+        if service.listen.is_some_and(|listen| listen.value.ip() == ip) {
+            let message = format!("backend {name} has the address of its own service");
+            let hint = match service.forward {
+                Some(Forward::L2) => {
+                    "write the backend's own address; the service's is added on its loopback interface"
+                }
+                _ => "write the address that the backend has on its network",
+            };
+            problems.report(place, message, hint);
+        } else if let Some(other) = port.and_then(|port| vips.get(&SocketAddr::new(ip, port))) {
+            let message = format!("backend {name} is where service {} listens", quote(other));
+            problems.report(
+                place,
+                message,
+                "services cannot be chained; list that service's backends",
+            );
+        }
+    }
+}
+
+/// An answer of a backend is told by its source address and port to belong to a service; it can belong to one.
+fn one_nat_service_a_backend(facts: &Facts, problems: &mut Problems<'_>) {
+    let mut backends: Vec<_> = facts
+        .services
+        .iter()
+        .enumerate()
+        .filter(|(_, service)| service.forward == Some(Forward::Nat))
+        .flat_map(|(index, service)| {
+            service
+                .addressed()
+                .map(move |found| (index, service, found))
+        })
+        .filter(|(_, _, (_, address, _))| address.port.is_some())
+        .collect();
+    backends.sort_by_key(|(_, _, (_, _, place))| *place);
+    let mut first = HashMap::new();
+    for (index, service, (backend, address, place)) in backends {
+        let (other_index, other, other_place) =
+            *first
+                .entry(address)
+                .or_insert((index, service.title(), place));
+        if other_index != index {
+            let line = problems.line(other_place);
+            let message = format!(
+                "backend {} is a `nat` backend of service {} too (line {line}): its answers could not be told apart",
+                quote(&backend.name.value),
+                quote(other)
+            );
+            problems.report(
+                place,
+                message,
+                "let it listen on another port for this service, or use forward = \"l2\"",
+            );
+        }
+    }
+}
+
+fn within_capacity(facts: &Facts, problems: &mut Problems<'_>) {
+    let capacity = facts.capacity;
+    let mut services: Vec<Place> = facts
+        .services
+        .iter()
+        .map(|service| service.name.place)
+        .collect();
+    let mut backends: Vec<Place> = facts
+        .services
+        .iter()
+        .flat_map(|service| service.backends.iter().map(|backend| backend.name.place))
+        .collect();
+    for (kind, places, most) in [
+        ("services", &mut services, capacity.services),
+        ("backends", &mut backends, capacity.backends),
+    ] {
+        places.sort_unstable();
+        if let Some(place) = places.get(most as usize) {
+            let message = format!(
+                "{} {kind} are more than the {most} the node has room for",
+                places.len()
+            );
+            problems.report(
+                *place,
+                message,
+                format!("set capacity.{kind} to {} or more", places.len()),
+            );
+        }
+    }
+}

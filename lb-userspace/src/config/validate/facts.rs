@@ -1,0 +1,59 @@
+//! What the rules between services need to know, gathered also from services that have other errors.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::model::spec::{Capacity, Forward};
+
+use super::super::file::{Located, Place};
+
+/// Everything gathered.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// Sizes of the maps, or the defaults where they are wrong.
+    pub(super) capacity: Capacity,
+    /// The services in the order of the file.
+    pub(super) services: Vec<ServiceFacts>,
+}
+
+/// Of one service.
+#[derive(Debug)]
+pub(super) struct ServiceFacts {
+    pub(super) name: Located<String>,
+    /// Where it listens, as far as an address and one TCP port could be read.
+    pub(super) listen: Option<Located<SocketAddr>>,
+    /// How it forwards, when that could be read.
+    pub(super) forward: Option<Forward>,
+    /// Its backends in the order of the file.
+    pub(super) backends: Vec<BackendFacts>,
+}
+
+/// Of one backend.
+#[derive(Debug)]
+pub(super) struct BackendFacts {
+    pub(super) name: Located<String>,
+    /// Its address, IPv4 where it is a mapped one, and the place of its text.
+    pub(super) address: Option<Located<BackendAddress>>,
+}
+
+/// A backend's address; the port is absent where it is the service's own and that could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct BackendAddress {
+    pub(super) ip: IpAddr,
+    pub(super) port: Option<u16>,
+}
+
+impl ServiceFacts {
+    /// The service's name in a message.
+    pub(super) fn title(&self) -> &str {
+        &self.name.value
+    }
+
+    /// Each backend whose address could be read.
+    pub(super) fn addressed(&self) -> impl Iterator<Item = (&BackendFacts, BackendAddress, Place)> {
+        self.backends.iter().filter_map(|backend| {
+            backend
+                .address
+                .map(|address| (backend, address.value, address.place))
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! Health checks of a service: `[service.X.health]`.
+
+use crate::model::spec::{HealthSpec, ProbeKind, ProbeSpec};
+
+use super::super::{
+    file::{Field, Section},
+    limits,
+    problem::{Problems, Reported},
+    words::quote,
+};
+
+const SWITCH_OFF: &str = "write health = \"none\" to switch health checks off";
+
+/// A TCP handshake a second decides whether a backend takes new flows: what a service gets that says nothing.
+fn default() -> HealthSpec {
+    let readiness = ProbeSpec {
+        kind: ProbeKind::Tcp,
+        port: None,
+        period: limits::PROBE_PERIOD_DEFAULT,
+        timeout: limits::PROBE_TIMEOUT_DEFAULT,
+        rise: limits::PROBE_RISE_DEFAULT,
+        fall: limits::PROBE_FALL_DEFAULT,
+    };
+    HealthSpec {
+        startup: None,
+        readiness: Some(readiness),
+        liveness: None,
+    }
+}
+
+/// Reads the section, or takes the default where there is none.
+///
+/// A section makes exactly the checks it lists. An empty one could mean "none" or "the usual", so it is refused.
+pub(super) fn read(
+    field: Option<Field<'_>>,
+    service: &str,
+    problems: &mut Problems<'_>,
+) -> Result<HealthSpec, Reported> {
+    let Some(field) = field else {
+        return Ok(default());
+    };
+    if field.is_text() {
+        field.choice(problems, &[("none", ())], &[])?;
+        return Ok(HealthSpec {
+            startup: None,
+            readiness: None,
+            liveness: None,
+        });
+    }
+    let title = format!("service.{service}.health");
+    let mut section = field.section(problems, &title)?;
+    if section.entries().next().is_none() {
+        let hint = format!("{SWITCH_OFF}; leave the section out for a TCP check each second");
+        return Err(field.wrong(problems, "lists no check", hint));
+    }
+    let mut check = |key, rise, problems: &mut Problems<'_>| {
+        let check = section
+            .field(key)
+            .map(|field| probe(&field, &format!("{title}.{key}"), rise, problems));
+        check.transpose()
+    };
+    let startup = check("startup", limits::PROBE_STARTUP_RISE_DEFAULT, problems);
+    let readiness = check("readiness", limits::PROBE_RISE_DEFAULT, problems);
+    let liveness = check("liveness", limits::PROBE_RISE_DEFAULT, problems);
+    section.finish(problems);
+    Ok(HealthSpec {
+        startup: startup?,
+        readiness: readiness?,
+        liveness: liveness?,
+    })
+}
+
+fn probe(
+    field: &Field<'_>,
+    title: &str,
+    default_rise: u32,
+    problems: &mut Problems<'_>,
+) -> Result<ProbeSpec, Reported> {
+    let mut section = field.section(problems, title)?;
+    let kind = kind(field, &mut section, problems);
+    let port = section
+        .field("port")
+        .map(|field| field.integer(problems, 1..=u32::from(u16::MAX)));
+    let port = port
+        .transpose()
+        .map(|port| port.and_then(|port| u16::try_from(port).ok()));
+    let period = section
+        .field("period")
+        .map_or(Ok(limits::PROBE_PERIOD_DEFAULT), |field| {
+            field.duration(problems, limits::PROBE_PERIOD)
+        });
+    let timeout = match section.field("timeout") {
+        None => period.map(|period| period.min(limits::PROBE_TIMEOUT_DEFAULT)),
+        Some(field) => field
+            .duration(problems, limits::PROBE_TIMEOUT)
+            .and_then(|timeout| match period {
+                Ok(period) if timeout > period => {
+                    let message = format!(
+                        "is longer than the period of {}",
+                        humantime::format_duration(period)
+                    );
+                    Err(field.wrong(problems, message, "a check ends before the next one begins"))
+                }
+                _ => Ok(timeout),
+            }),
+    };
+    let mut count = |field: Option<Field<'_>>, default| {
+        field.map_or(Ok(default), |field| {
+            field.integer(problems, limits::PROBE_COUNT)
+        })
+    };
+    let rise = count(section.field("rise"), default_rise);
+    let (fall, fail) = (section.field("fall"), section.field("fail"));
+    let twice = fall.and(fail);
+    let fall = count(fall.or(fail), limits::PROBE_FALL_DEFAULT);
+    if let Some(fail) = twice {
+        let message = "`fail` is another word for `fall`, and both are given";
+        problems.report(fail.key_place, message, "keep one of the two");
+    }
+    section.finish(problems);
+    Ok(ProbeSpec {
+        kind: kind?,
+        port: port?,
+        period: period?,
+        timeout: timeout?,
+        rise: rise?,
+        fall: fall?,
+    })
+}
+
+fn kind(
+    probe: &Field<'_>,
+    section: &mut Section<'_>,
+    problems: &mut Problems<'_>,
+) -> Result<ProbeKind, Reported> {
+    let tcp = section
+        .field("tcp")
+        .map(|field| is_true(&field, problems))
+        .transpose();
+    let http = section.field("http");
+    let path = http.map(|field| http_path(&field, problems)).transpose();
+    let host_field = section.field("host");
+    let host = host_field
+        .map(|field| http_host(&field, problems))
+        .transpose();
+    match (tcp?, path?) {
+        (Some(()), Some(_)) => Err(probe.wrong(
+            problems,
+            "has both `tcp` and `http`",
+            "a check asks one thing; keep one of the two",
+        )),
+        (None, None) => Err(probe.wrong(
+            problems,
+            "says neither `tcp` nor `http`",
+            "add tcp = true or http = \"/health\"",
+        )),
+        (None, Some(path)) => Ok(ProbeKind::Http { path, host: host? }),
+        (Some(()), None) => match host_field {
+            Some(host) => {
+                Err(problems.report(host.key_place, "`host` is for HTTP checks", "take it out"))
+            }
+            None => Ok(ProbeKind::Tcp),
+        },
+    }
+}
+
+fn is_true(field: &Field<'_>, problems: &mut Problems<'_>) -> Result<(), Reported> {
+    if field.boolean(problems)? {
+        return Ok(());
+    }
+    Err(field.wrong(
+        problems,
+        "= false says nothing",
+        "take the whole check out to switch it off",
+    ))
+}
+
+fn http_path(field: &Field<'_>, problems: &mut Problems<'_>) -> Result<String, Reported> {
+    let text = field.text(problems, "/health")?;
+    let fault = if !text.starts_with('/') {
+        "does not begin with `/`".to_owned()
+    } else if text.len() > limits::HTTP_PATH_MAX_BYTES {
+        format!("is longer than {} bytes", limits::HTTP_PATH_MAX_BYTES)
+    } else if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+        format!("contains {}", quote(&bad.to_string()))
+    } else {
+        return Ok(text.to_owned());
+    };
+    let hint = "write a path such as /health, other characters as %20";
+    Err(field.wrong(problems, format_args!("= {} {fault}", quote(text)), hint))
+}
+
+fn http_host(field: &Field<'_>, problems: &mut Problems<'_>) -> Result<String, Reported> {
+    let text = field.text(problems, "www.example.com")?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:[]".contains(c);
+    if (1..=limits::HTTP_HOST_MAX_BYTES).contains(&text.len()) && text.chars().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    let hint = "write a host name such as www.example.com, with :PORT where needed";
+    Err(field.wrong(
+        problems,
+        format_args!("= {} cannot be a host name", quote(text)),
+        hint,
+    ))
+}

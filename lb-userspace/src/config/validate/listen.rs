@@ -1,0 +1,114 @@
+//! Where a service listens: `ADDRESS:PORT[/PROTOCOL]`.
+
+use std::net::SocketAddr;
+
+use crate::model::spec::{Protocol, Vip};
+
+use super::{
+    super::{
+        file::{Field, Located},
+        problem::{Problems, Reported},
+        words::quote,
+    },
+    address::{Endpoint, Fault, Port, SERVED_TODAY, endpoint, unusable},
+};
+
+/// What was read of a service's `listen`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listen {
+    /// The address, when this version can serve it.
+    pub(super) vip: Result<Vip, Reported>,
+    /// The address as far as it was understood, also when it was refused; IPv4 where it is a mapped one.
+    pub(super) heard: Option<Located<SocketAddr>>,
+    /// Whether the protocol is TCP: the same port of another protocol is another place to listen.
+    pub(super) tcp: bool,
+}
+
+impl Listen {
+    /// Of a field that is not there or is no text.
+    pub(super) fn unheard(reported: Reported) -> Self {
+        Self {
+            vip: Err(reported),
+            heard: None,
+            tcp: false,
+        }
+    }
+}
+
+/// Reads the field.
+pub(super) fn read(field: &Field<'_>, problems: &mut Problems<'_>) -> Listen {
+    let text = match field.text(problems, "203.0.113.10:443") {
+        Ok(text) => text,
+        Err(reported) => return Listen::unheard(reported),
+    };
+    let (address, protocol) = match text.split_once('/') {
+        Some((address, protocol)) => (address, Some(protocol)),
+        None => (text, None),
+    };
+    let endpoint = endpoint(address);
+    let heard = match endpoint {
+        Ok(Endpoint {
+            ip,
+            port: Port::One(port),
+        }) => Some(Located {
+            value: SocketAddr::new(ip.to_canonical(), port),
+            place: field.place(),
+        }),
+        _ => None,
+    };
+    let vip = endpoint
+        .and_then(|endpoint| vip(endpoint, protocol))
+        .map_err(|fault| {
+            field.wrong(
+                problems,
+                format_args!("= {} {}", quote(text), fault.message),
+                fault.hint,
+            )
+        });
+    let tcp = matches!(protocol, None | Some("tcp"));
+    Listen { vip, heard, tcp }
+}
+
+fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
+    let later = |what: &str| {
+        Fault::new(
+            format!("asks for {what}, which is not supported yet"),
+            SERVED_TODAY,
+        )
+    };
+    match protocol {
+        None | Some("tcp") => {}
+        Some("udp") => return Err(later("UDP")),
+        Some("quic") => return Err(later("QUIC")),
+        Some("sctp") => return Err(later("SCTP")),
+        Some(other) => {
+            return Err(Fault::new(
+                format!("has {} for a protocol", quote(other)),
+                "write /tcp or leave it out",
+            ));
+        }
+    }
+    if let Some(what) = unusable(endpoint.ip) {
+        let message = format!("is {what}, at which no client can reach a service");
+        return Err(Fault::new(
+            message,
+            "use an address that is routed to this node",
+        ));
+    }
+    if endpoint.ip.is_ipv6() {
+        return Err(later("IPv6"));
+    }
+    match endpoint.port {
+        Port::One(port) => Ok(Vip {
+            address: endpoint.ip,
+            port,
+            protocol: Protocol::Tcp,
+        }),
+        Port::Absent => Err(Fault::new(
+            "lacks a port",
+            format!("write {}:443", endpoint.ip),
+        )),
+        Port::Every => Err(later("every port")),
+        Port::Several => Err(later("several ports")),
+    }
+}

@@ -1,0 +1,231 @@
+//! Puts the daemon together: the data plane in the kernel, the prober, the resolver of next hops, and the core that
+//! they all report to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use super::{
+    Loader, RunOptions, StopOrder,
+    core::{Event, Ports},
+    engine::commands::ProbeTarget,
+    nexthop::{NextHop, Resolution, Resolver},
+    prober::{HealthEvent, Prober, Target, TargetKey},
+};
+use crate::{
+    api::Refusal,
+    config,
+    datapath::{
+        Datapath,
+        bpf::{self, BpfDatapath, Options},
+        object,
+    },
+    model::{
+        health,
+        observed::{Health, Hop, Way},
+        spec::Spec,
+    },
+};
+
+/// Events of one kind that may wait for the core.
+const EVENTS_WAITING: usize = 1024;
+
+/// What `ebb run` needs to know.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// Configuration file.
+    pub config: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Directory on a BPF file system for maps and links.
+    pub pins: PathBuf,
+    /// Directory of the journal.
+    pub state_dir: PathBuf,
+    /// Log every decision of the data plane. For looking at a lab; it costs far more than the decision.
+    pub trace: bool,
+}
+
+/// Runs the daemon until it is told to stop. Forwarding goes on afterwards, unless the order was to detach.
+///
+/// # Errors
+/// Whatever keeps it from starting; a [`Refusal`] inside is a bad configuration.
+pub fn run_node(options: &NodeOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the daemon's threads")?;
+    let detach = runtime.block_on(run(options))?;
+    if detach {
+        bpf::remove_pins(&options.pins)
+            .with_context(|| format!("removing {}", options.pins.display()))?;
+        tracing::info!("detached: nothing is forwarded any more");
+    }
+    Ok(())
+}
+
+async fn run(options: &NodeOptions) -> anyhow::Result<bool> {
+    let stop = StopOrder::default();
+    let run_options = RunOptions {
+        config: options.config.clone(),
+        socket: options.socket.clone(),
+        state_dir: options.state_dir.clone(),
+        load: loader(),
+        stop: stop.clone(),
+    };
+    let ports = ports()?;
+    super::run(run_options, |spec| open(options, spec), ports).await?;
+    Ok(stop.is_detach())
+}
+
+fn open(options: &NodeOptions, spec: &Spec) -> anyhow::Result<Box<dyn Datapath>> {
+    let bpf_options = Options {
+        pins: options.pins.clone(),
+        interfaces: spec.node.interfaces.clone(),
+        mode: spec.node.xdp_mode,
+        capacity: spec.node.capacity,
+        trace: options.trace,
+    };
+    let mut datapath = BpfDatapath::open(object::XDP, &bpf_options)?;
+    for attachment in datapath.attachments() {
+        let (interface, mode) = (&attachment.interface, &attachment.mode);
+        tracing::info!("XDP program on {interface}, {mode} mode");
+        if mode != "native" {
+            tracing::warn!(
+                "{interface}: generic mode is slow; its driver has no native XDP, or refused it"
+            );
+        }
+    }
+    if options.trace {
+        start_log(&mut datapath);
+    }
+    Ok(Box::new(datapath))
+}
+
+/// Hands the data plane's log lines on to this process's log.
+fn start_log(datapath: &mut BpfDatapath) {
+    let logger = aya_log::EbpfLogger::init(datapath.ebpf_mut())
+        .map_err(|error| error.to_string())
+        .and_then(|logger| {
+            // SAFETY: the logger owns its descriptor, which is the same for as long as it lives.
+            unsafe { tokio::io::unix::AsyncFd::register(logger) }.map_err(|error| error.to_string())
+        });
+    let mut logger = match logger {
+        Ok(logger) => logger,
+        Err(error) => {
+            return tracing::warn!("the data plane's decisions can not be logged: {error}");
+        }
+    };
+    tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+}
+
+/// Reads a configuration; its problems become a refusal that names every place.
+fn loader() -> Loader {
+    Arc::new(|path: &Path| {
+        config::load(path).map_err(|error| Refusal {
+            error: error.to_string(),
+            hint: Some(format!("mend it, then try `ebb check {}`", path.display())),
+        })
+    })
+}
+
+/// Starts whoever looks at the world, and joins their reports to one stream of events.
+fn ports() -> anyhow::Result<Ports> {
+    let (events, receiver) = mpsc::channel(EVENTS_WAITING);
+    let (ways, mut changed_ways) = mpsc::channel(EVENTS_WAITING);
+    let (verdicts, mut changed_health) = mpsc::channel(EVENTS_WAITING);
+    let resolver =
+        Arc::new(Resolver::start(ways).context("asking the kernel for routes and neighbours")?);
+    let mut prober = Prober::start(verdicts);
+
+    let way_events = events.clone();
+    tokio::spawn(async move {
+        while let Some((address, resolution)) = changed_ways.recv().await {
+            let event = Event::NextHop {
+                address,
+                way: way(resolution),
+            };
+            if way_events.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    let suspicious = Arc::clone(&resolver);
+    tokio::spawn(async move {
+        while let Some(event) = changed_health.recv().await {
+            if event.change.to == health::Health::Down {
+                // A server that was replaced without a word has another MAC: let the kernel ask again.
+                suspicious.verify(event.address.ip());
+            }
+            if events.send(health_event(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Ports {
+        events: receiver,
+        watch_addresses: Box::new(move |addresses: BTreeSet<IpAddr>| resolver.watch(addresses)),
+        set_targets: Box::new(move |targets| prober.set_targets(keyed(targets))),
+    })
+}
+
+fn keyed(targets: Vec<ProbeTarget>) -> BTreeMap<TargetKey, Target> {
+    let pair = |target: ProbeTarget| {
+        let key = TargetKey {
+            service: target.service,
+            backend: target.backend,
+        };
+        (
+            key,
+            Target {
+                address: target.address,
+                health: target.health,
+            },
+        )
+    };
+    targets.into_iter().map(pair).collect()
+}
+
+fn way(resolution: Resolution) -> Way {
+    match resolution {
+        Resolution::Resolved(NextHop {
+            ifindex,
+            source_mac,
+            destination_mac,
+            mtu,
+        }) => {
+            let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+            Way::Known(Hop {
+                ifindex,
+                source_mac,
+                destination_mac,
+                mtu,
+            })
+        }
+        Resolution::Unresolved(reason) => Way::Unknown(reason.to_string()),
+    }
+}
+
+fn health_event(event: HealthEvent) -> Event {
+    Event::Health {
+        service: event.key.service,
+        backend: event.key.backend,
+        health: match event.change.to {
+            health::Health::Starting => Health::Starting,
+            health::Health::Up => Health::Up,
+            health::Health::Down => Health::Down,
+        },
+        reason: Some(event.change.cause.to_string()),
+    }
+}

@@ -1,0 +1,201 @@
+//! The loop that owns the engine: commands, events and time come in, one after the other.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    clock::Clock,
+    engine::{Engine, commands::ProbeTarget},
+};
+use crate::model::{
+    observed::{Health, Way},
+    refused::{Refused, RefusedKind},
+};
+
+/// Commands that may wait.
+const JOBS_MAX: usize = 64;
+
+/// Time between two ticks while something is under way.
+const BUSY_TICK: Duration = Duration::from_millis(100);
+
+/// Time between two ticks otherwise.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+
+/// Something that happened outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A health check came to a verdict.
+    Health {
+        /// Service.
+        service: String,
+        /// Backend.
+        backend: String,
+        /// The verdict.
+        health: Health,
+        /// What the probe said.
+        reason: Option<String>,
+    },
+    /// The way to an address has changed.
+    NextHop {
+        /// The address.
+        address: IpAddr,
+        /// The way.
+        way: Way,
+    },
+}
+
+/// The daemon's connections to whoever looks at the world for it.
+pub struct Ports {
+    /// What they see.
+    pub events: mpsc::Receiver<Event>,
+    /// Told whenever the set of addresses whose ways matter changes.
+    pub watch_addresses: Box<dyn FnMut(BTreeSet<IpAddr>) + Send>,
+    /// Told whenever the backends to check change.
+    pub set_targets: Box<dyn FnMut(Vec<ProbeTarget>) + Send>,
+}
+
+type Job = Box<dyn FnOnce(&mut Engine, u64) + Send>;
+
+/// Gives work to the core.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+    changes: watch::Receiver<u64>,
+}
+
+impl Handle {
+    /// Lets the core do `work` and returns its result.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine, u64) -> R + Send + 'static,
+    ) -> Result<R, Refused> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |engine, now_ms| {
+            // Whoever asked may have gone away; the work is done all the same.
+            let _ = reply.send(work(engine, now_ms));
+        });
+        let stopping = || Refused::new(RefusedKind::Failed, "the daemon is stopping");
+        self.jobs.send(job).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    /// Told after every tick: drains end at one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+}
+
+/// The loop's data.
+pub struct Core {
+    engine: Engine,
+    clock: Arc<dyn Clock>,
+    ports: Ports,
+    jobs: mpsc::Receiver<Job>,
+    changed: watch::Sender<u64>,
+    addresses: BTreeSet<IpAddr>,
+    targets: Vec<ProbeTarget>,
+    watchdog: Option<Duration>,
+    last_sign: Instant,
+}
+
+impl Core {
+    /// A core that has not begun yet.
+    pub fn new(engine: Engine, clock: Arc<dyn Clock>, ports: Ports) -> (Self, Handle) {
+        let (sender, jobs) = mpsc::channel(JOBS_MAX);
+        let (changed, changes) = watch::channel(0);
+        let core = Self {
+            engine,
+            clock,
+            ports,
+            jobs,
+            changed,
+            addresses: BTreeSet::new(),
+            targets: Vec::new(),
+            watchdog: sd_notify::watchdog_enabled(),
+            last_sign: Instant::now(),
+        };
+        let handle = Handle {
+            jobs: sender,
+            changes,
+        };
+        (core, handle)
+    }
+
+    /// Runs until `stopped` says so. Jobs that wait are done first.
+    pub async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let mut events_end = false;
+        let mut next_tick = tokio::time::Instant::now();
+        self.announce();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stopped| *stopped) => break,
+                () = tokio::time::sleep_until(next_tick) => {
+                    self.engine.tick(self.clock.now_ms());
+                    self.sign_of_life();
+                    // Not after jobs: those who wait ask again, and would wake each other for ever.
+                    self.changed.send_modify(|count| *count = count.wrapping_add(1));
+                    next_tick = tokio::time::Instant::now() + if self.engine.is_busy() { BUSY_TICK } else { IDLE_TICK };
+                }
+                Some(job) = self.jobs.recv() => {
+                    job(&mut self.engine, self.clock.now_ms());
+                    // What it began may want looking after sooner than the next idle tick.
+                    next_tick = next_tick.min(tokio::time::Instant::now() + BUSY_TICK);
+                }
+                event = self.ports.events.recv(), if !events_end => match event {
+                    Some(event) => self.take_in(event),
+                    None => events_end = true,
+                },
+            }
+            self.announce();
+        }
+        while let Ok(job) = self.jobs.try_recv() {
+            job(&mut self.engine, self.clock.now_ms());
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let now_ms = self.clock.now_ms();
+        match event {
+            Event::Health {
+                service,
+                backend,
+                health,
+                reason,
+            } => {
+                self.engine
+                    .health(&service, &backend, health, reason, now_ms);
+            }
+            Event::NextHop { address, way } => self.engine.way(address, way, now_ms),
+        }
+    }
+
+    /// Tells everybody what has changed.
+    fn announce(&mut self) {
+        let addresses = self.engine.addresses();
+        if addresses != self.addresses {
+            self.addresses.clone_from(&addresses);
+            (self.ports.watch_addresses)(addresses);
+        }
+        let targets = self.engine.targets();
+        if targets != self.targets {
+            self.targets.clone_from(&targets);
+            (self.ports.set_targets)(targets);
+        }
+    }
+
+    /// The watchdog hears from this loop alone: if it hangs, so does ebb.
+    fn sign_of_life(&mut self) {
+        let Some(period) = self.watchdog else { return };
+        if self.last_sign.elapsed() >= period / 4 {
+            self.last_sign = Instant::now();
+            super::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+}

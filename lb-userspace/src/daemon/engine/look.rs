@@ -1,0 +1,255 @@
+//! The regular look at the flow tables, and what follows from it: flags cleared, ids freed, drains moved on,
+//! changes settled.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{abi::Slot, entry::state as entry_state};
+
+use super::{Engine, Fault};
+use crate::{
+    datapath::{Table, Verdict},
+    model::{
+        census::{Census, Fate, Tally},
+        compose,
+        drain::{Admin, Sight, as_ms},
+        state::{Backend, Op},
+    },
+};
+
+/// Time between two looks while a drain is under way, milliseconds.
+const DRAIN_LOOK_MS: u64 = 200;
+
+/// Time between two looks otherwise, milliseconds.
+const LOOK_MS: u64 = 5_000;
+
+/// What the last look saw.
+#[derive(Debug, Clone, Default)]
+pub struct Look {
+    /// By backend.
+    pub tallies: BTreeMap<u32, Tally>,
+    /// Slots with flows that are not their base's, by service and slot.
+    pub exceptional: BTreeSet<(u32, u32)>,
+    /// Entries in use in the flow table.
+    pub flows: u64,
+    /// Entries in use in the handshake table.
+    pub handshakes: u64,
+    /// When it was, Unix milliseconds.
+    pub at_ms: u64,
+}
+
+impl Engine {
+    /// Moves everything on that time moves on. Failures are kept for the status and tried again.
+    pub fn tick(&mut self, now_ms: u64) {
+        let result = self.try_tick(now_ms);
+        if let Err(error) = result {
+            tracing::warn!("{error}");
+            self.trouble = Some(error.to_string());
+        }
+    }
+
+    fn try_tick(&mut self, now_ms: u64) -> Result<(), Fault> {
+        let cutting = |backend: &Backend| {
+            backend
+                .admin
+                .draining()
+                .is_some_and(|drain| drain.cutting.is_some())
+        };
+        let cuts = self
+            .state
+            .backends()
+            .any(|(_, _, _, backend)| cutting(backend));
+        let composes = self.state.services.iter().any(|(name, service)| {
+            compose::compose(name, service, &self.observed, now_ms).is_some()
+        });
+        if self.behind || cuts || composes {
+            self.commit(Vec::new(), now_ms)?;
+        }
+        if now_ms < self.next_look_ms {
+            return Ok(());
+        }
+        let draining = self
+            .state
+            .services
+            .values()
+            .any(|service| service.is_draining());
+        self.next_look_ms = now_ms + if draining { DRAIN_LOOK_MS } else { LOOK_MS };
+        self.look(now_ms)?;
+        self.step_drains(now_ms)?;
+        if now_ms >= self.next_sweep_ms {
+            self.next_sweep_ms = now_ms + LOOK_MS;
+            self.clear_flags(now_ms)?;
+            self.free_ids(now_ms)?;
+        }
+        self.settle(now_ms)
+    }
+
+    /// Looks at every entry.
+    pub(super) fn look(&mut self, now_ms: u64) -> Result<(), Fault> {
+        self.read_doubtful()?;
+        let since = self.tracked_since(now_ms);
+        let mut census = Census::new(&self.installed, self.times(), &since);
+        let datapath = &mut self.datapath;
+        datapath.scan(Table::Handshakes, &mut |entry| {
+            verdict(census.handshake(entry))
+        })?;
+        datapath.scan(Table::Flows, &mut |entry| verdict(census.flow(entry)))?;
+        let look = Look {
+            tallies: census.tallies,
+            exceptional: census.exceptional,
+            flows: census.flows,
+            handshakes: census.handshakes,
+            at_ms: now_ms,
+        };
+        self.last_look = look;
+        self.look_is_old = false;
+        Ok(())
+    }
+
+    /// Clears the flag of every unmoved slot that has no flow but its base's.
+    pub(super) fn clear_flags(&mut self, now_ms: u64) -> Result<(), Fault> {
+        if self.look_is_old {
+            // Flows may have begun between the look and the table that stands now.
+            self.look(now_ms)?;
+        }
+        let services: Vec<u32> = self.installed.tables.keys().copied().collect();
+        for service in services {
+            let cleared = self.clearable(service);
+            if cleared.is_empty() {
+                continue;
+            }
+            self.doubtful.insert(service);
+            self.datapath.put_slots(service, &cleared)?;
+            self.doubtful.remove(&service);
+            if let Some(table) = self.installed.tables.get_mut(&service) {
+                for (index, slot) in cleared {
+                    table[index as usize] = slot;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn clearable(&self, service: u32) -> Vec<(u32, Slot)> {
+        let Some(table) = self.installed.tables.get(&service) else {
+            return Vec::new();
+        };
+        let flagged = |slot: &Slot| slot.has_exceptions() && !slot.is_moved();
+        let slots = table.iter().enumerate().filter(|(_, slot)| flagged(slot));
+        slots
+            .map(|(index, slot)| (index as u32, Slot::new(slot.current(), slot.base(), false)))
+            .filter(|(index, _)| !self.last_look.exceptional.contains(&(service, *index)))
+            .collect()
+    }
+
+    /// Gives ids back that nothing names any more.
+    fn free_ids(&mut self, now_ms: u64) -> Result<(), Fault> {
+        let unused = |(name, service, id, backend): (
+            &String,
+            &crate::model::state::Service,
+            u32,
+            &Backend,
+        )| {
+            let composed = service
+                .current
+                .iter()
+                .chain(&service.base)
+                .any(|share| share.backend == id);
+            (backend.admin == Admin::Removed && !composed).then(|| (name.clone(), service.id, id))
+        };
+        let candidates: Vec<_> = self.state.backends().filter_map(unused).collect();
+        if self.behind || (candidates.is_empty() && self.state.retired.is_empty()) {
+            return Ok(());
+        }
+        // Packets that saw them are through after this, so no entry is made that the look does not see.
+        self.datapath.barrier()?;
+        self.look(now_ms)?;
+        let mut ops: Vec<Op> = Vec::new();
+        for (service, service_id, backend) in candidates {
+            let in_table = self.installed.tables.get(&service_id).is_some_and(|table| {
+                table
+                    .iter()
+                    .any(|slot| slot.current() == backend || slot.base() == backend)
+            });
+            let entries = self
+                .last_look
+                .tallies
+                .get(&backend)
+                .map_or(0, |tally| tally.entries);
+            if !in_table && entries == 0 {
+                ops.push(Op::BackendForgotten { service, backend });
+            }
+        }
+        let retired = self.state.retired.iter();
+        ops.extend(retired.map(|id| Op::ServiceForgotten { id: *id }));
+        if ops.is_empty() {
+            Ok(())
+        } else {
+            self.commit(ops, now_ms)
+        }
+    }
+
+    /// Settles the changes that have waited long enough.
+    fn settle(&mut self, now_ms: u64) -> Result<(), Fault> {
+        if self.behind {
+            return Ok(());
+        }
+        let ready = |service: &&crate::model::state::Service| {
+            let published = self.published_ms.get(&service.id).copied().unwrap_or(0);
+            let waited = now_ms >= published.saturating_add(as_ms(service.spec.idle_timeout));
+            compose::settles(service, now_ms) && waited
+        };
+        let services = self
+            .state
+            .services
+            .iter()
+            .filter(|(_, service)| ready(service));
+        let ops: Vec<Op> = services
+            .map(|(name, _)| Op::Settled {
+                service: name.clone(),
+            })
+            .collect();
+        if ops.is_empty() {
+            return Ok(());
+        }
+        self.commit(ops, now_ms)?;
+        self.look(now_ms)?;
+        self.clear_flags(now_ms)
+    }
+
+    /// What is known of a backend's flows.
+    pub(super) fn sight(
+        &self,
+        service: &crate::model::state::Service,
+        id: u32,
+        backend: &Backend,
+    ) -> Sight {
+        let tally = self.last_look.tallies.get(&id).copied().unwrap_or_default();
+        let stats = self.datapath.backend_stats(id).unwrap_or_default();
+        let forgiven = if stats.opened >= backend.forgiven.opened {
+            backend.forgiven.flows
+        } else {
+            0
+        };
+        let unseen = crate::model::census::unseen(&tally, stats.opened, stats.closed, forgiven);
+        // Flows that this drain has already given up are not waited for again.
+        let given_up = backend
+            .admin
+            .draining()
+            .map_or(0, |drain| drain.progress.idle_expired);
+        Sight {
+            listed: tally.listed,
+            unseen: unseen.saturating_sub(given_up),
+            closed: tally.closed,
+            down: compose::health(service, &self.observed, id)
+                == crate::model::observed::Health::Down,
+        }
+    }
+}
+
+fn verdict(fate: Fate) -> Verdict {
+    match fate {
+        Fate::Keep => Verdict::Keep,
+        Fate::Remove => Verdict::Remove,
+        Fate::Mark => Verdict::Set(entry_state::EXCEPTIONAL),
+    }
+}

@@ -1,0 +1,381 @@
+//! The owner of the node: it holds the state, writes changes down, and brings the maps to what the state says.
+//!
+//! Everything here runs to its end when called; time is an argument. The loop around it is in [`super::core`].
+
+pub mod commands;
+mod drains;
+mod look;
+mod views;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::{abi::backend_flags, entry::state as entry_state};
+
+pub use views::Facts;
+
+use super::journal::Log;
+use crate::{
+    datapath::{self, Datapath, Table, Verdict},
+    model::{
+        census::{Census, Fate, Times},
+        compose,
+        desired::{self, Node, Tables},
+        observed::{Health, Hop, Observed, Way},
+        plan::{Installed, Write, plan},
+        spec::Spec,
+        state::{Composition, Op, Service, State},
+    },
+};
+
+/// Why a change did not take effect.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// It could not be written down; nothing has changed.
+    #[error("the journal could not be written: {0}")]
+    Journal(#[from] std::io::Error),
+    /// It is written down, but not all of it is in the maps yet. It is tried again.
+    #[error("the maps could not be written: {0}")]
+    Maps(#[from] datapath::Error),
+}
+
+/// How long a closed flow keeps its entry, for stragglers.
+const KEEP: Duration = Duration::from_secs(12);
+
+/// The owner of the node.
+pub struct Engine {
+    /// What is remembered.
+    state: State,
+    /// What is seen.
+    observed: Observed,
+    /// The configuration that the state follows.
+    spec: Spec,
+    seed: [u8; 16],
+    datapath: Box<dyn Datapath>,
+    log: Box<dyn Log>,
+    installed: Installed,
+    /// Tables whose last write failed: what they hold must be read before the next one.
+    doubtful: BTreeSet<u32>,
+    /// The maps are not what the state says.
+    behind: bool,
+    /// When the engine began, Unix milliseconds.
+    began_ms: u64,
+    /// When each service's table was written last.
+    published_ms: BTreeMap<u32, u64>,
+    cache: TableCache,
+    last_look: look::Look,
+    /// A table was published after the last look.
+    look_is_old: bool,
+    next_look_ms: u64,
+    next_sweep_ms: u64,
+    /// Age of the oldest flow seen, by drain.
+    longest_ms: BTreeMap<u64, u64>,
+    /// Why the maps are behind.
+    trouble: Option<String>,
+    /// Warnings of the start.
+    notes: Vec<String>,
+}
+
+impl Engine {
+    /// Takes over a node: reads what the maps hold. Nothing is written before [`Engine::begin`].
+    pub fn new(
+        state: State,
+        spec: Spec,
+        seed: [u8; 16],
+        datapath: Box<dyn Datapath>,
+        log: Box<dyn Log>,
+    ) -> Result<Self, datapath::Error> {
+        let installed = read_installed(&state, datapath.as_ref())?;
+        let mut engine = Self {
+            observed: Observed::default(),
+            state,
+            spec,
+            seed,
+            datapath,
+            log,
+            installed,
+            doubtful: BTreeSet::new(),
+            behind: true,
+            began_ms: 0,
+            published_ms: BTreeMap::new(),
+            cache: TableCache::default(),
+            last_look: look::Look::default(),
+            look_is_old: true,
+            next_look_ms: 0,
+            next_sweep_ms: 0,
+            longest_ms: BTreeMap::new(),
+            trouble: None,
+            notes: Vec::new(),
+        };
+        engine.presume_health();
+        engine.presume_ways();
+        Ok(engine)
+    }
+
+    /// Adds warnings of the start to the status.
+    pub fn note(&mut self, warnings: Vec<String>) {
+        self.notes.extend(warnings);
+    }
+
+    /// After a restart who took flows goes on taking them until a probe says otherwise.
+    fn presume_health(&mut self) {
+        for service in self.state.services.values() {
+            for share in &service.current {
+                self.observed
+                    .health
+                    .insert(share.backend, (Health::Presumed, None));
+            }
+        }
+    }
+
+    /// After a restart frames go on where they went until the kernel's answer is there: without this, every packet
+    /// would be dropped in between.
+    fn presume_ways(&mut self) {
+        for (_, _, id, backend) in self.state.backends() {
+            let Some(record) = self.installed.backends.get(&id) else {
+                continue;
+            };
+            let address = backend.spec.address.ip();
+            if record.flags & backend_flags::NEXT_HOP == 0 || record.address != address.into() {
+                continue;
+            }
+            let mac = |from: usize| std::array::from_fn(|n| record.ethernet[from + n]);
+            let hop = Hop {
+                ifindex: record.ifindex,
+                source_mac: mac(6),
+                destination_mac: mac(0),
+                mtu: record.mtu,
+            };
+            self.observed.ways.insert(address, Way::Known(hop));
+        }
+    }
+
+    /// What is remembered.
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What has been written to the maps.
+    pub const fn installed(&self) -> &Installed {
+        &self.installed
+    }
+
+    /// Whether something is under way that wants frequent ticks.
+    pub fn is_busy(&self) -> bool {
+        let unsettled = |service: &Service| service.is_draining() || service.current.is_empty();
+        self.behind || self.state.services.values().any(unsettled)
+    }
+
+    /// Writes `ops` down, with the changes of composition that follow from them, carries them out and brings the
+    /// maps up to date.
+    fn commit(&mut self, mut ops: Vec<Op>, now_ms: u64) -> Result<(), Fault> {
+        let mut next = self.state.clone();
+        ops.iter().for_each(|op| next.apply(op));
+        let composed: Vec<Op> = next
+            .services
+            .iter()
+            .filter_map(|(name, service)| compose::compose(name, service, &self.observed, now_ms))
+            .collect();
+        composed.iter().for_each(|op| next.apply(op));
+        ops.extend(composed);
+        if !ops.is_empty() {
+            self.log.append(&ops)?;
+            self.state = next;
+            self.behind = true;
+            if let Err(error) = self.log.offer(&self.state) {
+                tracing::warn!("the journal could not be replaced by a snapshot: {error}");
+            }
+        }
+        self.converge(now_ms)
+    }
+
+    /// Brings the maps to what the state says.
+    pub fn converge(&mut self, now_ms: u64) -> Result<(), Fault> {
+        self.behind = true;
+        let result = self.write_all(now_ms);
+        match &result {
+            Ok(()) => {
+                self.behind = false;
+                self.trouble = None;
+            }
+            Err(error) => self.trouble = Some(format!("the maps are behind the state: {error}")),
+        }
+        result.map_err(Fault::Maps)
+    }
+
+    fn write_all(&mut self, now_ms: u64) -> datapath::Result<()> {
+        self.read_doubtful()?;
+        let ticks = |duration| self.datapath.ticks(duration);
+        let node = Node {
+            seed: &self.seed,
+            ticks: &ticks,
+        };
+        let mut tables = CachedTables {
+            seed: &self.seed,
+            cache: &mut self.cache,
+        };
+        let desired = desired::desired(&self.state, &self.observed, &node, &mut tables, now_ms);
+        for write in plan(&desired, &self.installed) {
+            self.write(&write, now_ms)?;
+            self.installed.note(write);
+        }
+        Ok(())
+    }
+
+    fn read_doubtful(&mut self) -> datapath::Result<()> {
+        while let Some(service) = self.doubtful.first().copied() {
+            let slots = self.datapath.table(service)?;
+            self.note_table(service, slots);
+            self.doubtful.remove(&service);
+        }
+        Ok(())
+    }
+
+    fn note_table(&mut self, service: u32, slots: Vec<lb_common::abi::Slot>) {
+        if slots.is_empty() {
+            self.installed.tables.remove(&service);
+        } else {
+            self.installed.tables.insert(service, slots);
+        }
+    }
+
+    fn write(&mut self, write: &Write, now_ms: u64) -> datapath::Result<()> {
+        match write {
+            Write::Backend(id, record) => {
+                if !self.installed.backends.contains_key(id) {
+                    // Whoever had the id before has nothing to do with this one.
+                    self.datapath.reset_backend_stats(*id)?;
+                }
+                self.datapath.put_backend(*id, record)
+            }
+            Write::Service(id, record) => self.datapath.put_service(*id, record),
+            Write::Index(index) => {
+                self.datapath.publish_index(index)?;
+                self.datapath.barrier()
+            }
+            Write::NoService(id) => self.datapath.remove_service(*id),
+            Write::Table {
+                service,
+                slots,
+                rebased,
+            } => {
+                if *rebased {
+                    self.prepare(*service, slots, now_ms)?;
+                }
+                self.doubtful.insert(*service);
+                self.look_is_old = true;
+                self.datapath.publish_table(*service, slots)?;
+                self.doubtful.remove(service);
+                self.published_ms.insert(*service, now_ms);
+                // Entries made while the table was replaced were marked by the old one.
+                self.next_look_ms = now_ms;
+                Ok(())
+            }
+        }
+    }
+
+    /// Marks the flows that the new base will not own, before it is published: from then on they are what keeps
+    /// their connections alive, and must not give way to others.
+    fn prepare(
+        &mut self,
+        service: u32,
+        slots: &[lb_common::abi::Slot],
+        now_ms: u64,
+    ) -> datapath::Result<()> {
+        let since = self.tracked_since(now_ms);
+        let mut census =
+            Census::new(&self.installed, self.times(), &since).with_table(service, slots);
+        self.datapath
+            .scan(Table::Flows, &mut |entry| match census.flow(entry) {
+                Fate::Mark => Verdict::Set(entry_state::EXCEPTIONAL),
+                Fate::Keep | Fate::Remove => Verdict::Keep,
+            })
+    }
+
+    /// Ticks since each service's table was published.
+    fn tracked_since(&self, now_ms: u64) -> BTreeMap<u32, u32> {
+        let since = |id: &u32| {
+            let published = self.published_ms.get(id).copied().unwrap_or(self.began_ms);
+            let passed = Duration::from_millis(now_ms.saturating_sub(published));
+            (*id, self.datapath.ticks(passed))
+        };
+        self.installed.services.keys().map(since).collect()
+    }
+
+    fn times(&self) -> Times {
+        Times {
+            now: self.datapath.now_ticks(),
+            linger: self.datapath.ticks(crate::model::census::LINGER),
+            keep: self.datapath.ticks(KEEP),
+        }
+    }
+}
+
+/// Reads what the maps hold of what the state knows.
+fn read_installed(state: &State, datapath: &dyn Datapath) -> Result<Installed, datapath::Error> {
+    let mut installed = Installed::default();
+    let services = state
+        .services
+        .values()
+        .map(|service| service.id)
+        .chain(state.retired.iter().copied());
+    for id in services {
+        let mut record = datapath.service(id)?;
+        let slots = datapath.table(id)?;
+        if record == lb_common::abi::ServiceRecord::default() && slots.is_empty() {
+            continue;
+        }
+        record.table = lb_common::abi::ServiceRecord::table_word(0, slots.len() as u32);
+        installed.services.insert(id, record);
+        if !slots.is_empty() {
+            installed.tables.insert(id, slots);
+        }
+    }
+    for (_, _, id, _) in state.backends() {
+        let record = datapath.backend(id)?;
+        if record != lb_common::abi::BackendRecord::default() {
+            installed.backends.insert(id, record);
+        }
+    }
+    Ok(installed)
+}
+
+/// Tables made already, by service: `current` and `base` are mostly one and the same.
+#[derive(Default)]
+struct TableCache(HashMap<u32, Vec<Made>>);
+
+/// A composition and its table.
+type Made = (Composition, Arc<Vec<u32>>);
+
+struct CachedTables<'a> {
+    seed: &'a [u8; 16],
+    cache: &'a mut TableCache,
+}
+
+impl Tables for CachedTables<'_> {
+    fn tables(&mut self, service: &Service) -> (Arc<Vec<u32>>, Arc<Vec<u32>>) {
+        let known = self.cache.0.remove(&service.id).unwrap_or_default();
+        let make = |composition: &Composition, known: &[Made]| {
+            let found = known
+                .iter()
+                .find(|(key, table)| key == composition && table.len() == service.slots as usize);
+            let table = found.map(|(_, table)| Arc::clone(table));
+            table.unwrap_or_else(|| Arc::new(compose::build(self.seed, service, composition)))
+        };
+        let current = make(&service.current, &known);
+        let base = if service.base == service.current {
+            Arc::clone(&current)
+        } else {
+            make(&service.base, &known)
+        };
+        let made = vec![
+            (service.current.clone(), Arc::clone(&current)),
+            (service.base.clone(), Arc::clone(&base)),
+        ];
+        self.cache.0.insert(service.id, made);
+        (current, base)
+    }
+}

@@ -1,0 +1,174 @@
+//! The parts of ebb that run: they own sockets, tasks and the clock, and carry out what `model` decides.
+
+pub mod assemble;
+pub mod clock;
+pub mod control;
+pub mod core;
+pub mod engine;
+pub mod journal;
+pub mod nexthop;
+pub mod prober;
+pub mod seed;
+pub mod socket;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use self::{
+    clock::{Clock, WallClock},
+    core::{Core, Ports},
+    engine::{Engine, Facts},
+    journal::Journal,
+};
+use crate::{api::Refusal, datapath::Datapath, model::spec::Spec};
+
+/// Reads a configuration file; a refusal names every problem with its place.
+pub type Loader = Arc<dyn Fn(&Path) -> Result<Spec, Refusal> + Send + Sync>;
+
+/// Where a daemon finds its things.
+#[derive(Clone)]
+pub struct RunOptions {
+    /// Configuration file.
+    pub config: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Directory of the journal.
+    pub state_dir: PathBuf,
+    /// Reads the configuration.
+    pub load: Loader,
+    /// How it is told to stop from within.
+    pub stop: StopOrder,
+}
+
+/// The order to stop, given over the control socket.
+#[derive(Clone, Default)]
+pub struct StopOrder(Arc<watch::Sender<Option<Stop>>>);
+
+/// What is left behind when the daemon stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Everything in the kernel; it goes on forwarding.
+    Keep,
+    /// Nothing.
+    Detach,
+}
+
+impl StopOrder {
+    /// Gives the order.
+    pub fn give(&self, detach: bool) {
+        self.0
+            .send_replace(Some(if detach { Stop::Detach } else { Stop::Keep }));
+    }
+
+    /// Whether nothing is to be left in the kernel.
+    pub fn is_detach(&self) -> bool {
+        *self.0.borrow() == Some(Stop::Detach)
+    }
+
+    async fn given(&self) {
+        // The sender is `self`; it can not go away.
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
+    }
+}
+
+/// Longest time that requests under way may take at the end.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
+
+/// Runs a daemon until it is told to stop: by SIGTERM, SIGINT, or `stop`. The maps go on forwarding afterwards.
+///
+/// `datapath` is called once the configuration is known to be good and no other daemon has the state directory.
+///
+/// # Errors
+/// Whatever keeps it from starting. A [`Refusal`] inside says what to do about it: a bad configuration, or one that the
+/// state of things forbids.
+pub async fn run(
+    options: RunOptions,
+    datapath: impl FnOnce(&Spec) -> anyhow::Result<Box<dyn Datapath>>,
+    ports: Ports,
+) -> anyhow::Result<()> {
+    let spec = (options.load)(&options.config)?;
+    let seed = seed::read_or_make(&spec.node.hash_seed_file)
+        .with_context(|| format!("hash seed file {}", spec.node.hash_seed_file.display()))?;
+    let opened = Journal::open(&options.state_dir).context("journal")?;
+    let datapath = datapath(&spec)?;
+    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let mut engine = Engine::new(opened.state, spec, seed, datapath, Box::new(opened.journal))
+        .context("maps")?;
+    engine.note(opened.warnings);
+    for change in engine.begin(clock.now_ms()).map_err(Refusal::from)? {
+        tracing::info!("{change}");
+    }
+    let listener = socket::listen(&options.socket).context("control socket")?;
+    let facts = Facts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_ms: clock.now_ms(),
+        config: options.config.display().to_string(),
+    };
+    let (core, handle) = Core::new(engine, clock, ports);
+    let (stopping, stopped) = watch::channel(false);
+    let core = tokio::spawn(core.run(stopped.clone()));
+    let control = control::Control {
+        handle: handle.clone(),
+        facts: Arc::new(facts),
+        options: options.clone(),
+    };
+    let server = tokio::spawn(control::serve(listener, control.clone(), stopped));
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!("ready on {}", options.socket.display());
+    wait(&control).await?;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = stopping.send(true);
+    if tokio::time::timeout(SHUTDOWN_TIME, server).await.is_err() {
+        tracing::warn!("requests were still under way after {SHUTDOWN_TIME:?} and were cut short");
+    }
+    core.await.context("the core loop")?;
+    socket::remove(&options.socket);
+    Ok(())
+}
+
+/// Waits for the order to stop; reloads at every SIGHUP.
+async fn wait(control: &control::Control) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => reload(control).await,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            () = control.options.stop.given() => return Ok(()),
+        }
+    }
+}
+
+async fn reload(control: &control::Control) {
+    match sd_notify::NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[sd_notify::NotifyState::Reloading, now]),
+        Err(_) => notify(&[sd_notify::NotifyState::Reloading]),
+    }
+    match control::reload(control, false).await {
+        Ok(reloaded) => reloaded
+            .changes
+            .iter()
+            .for_each(|change| tracing::info!("{change}")),
+        Err(refused) => tracing::error!("the configuration stays as it was: {}", refused.error),
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Tells the service manager, where there is one.
+pub(crate) fn notify(states: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("the service manager could not be told: {error}");
+    }
+}

@@ -1,0 +1,159 @@
+//! Arrays in the kernel as memory of this process (`BPF_F_MMAPABLE`, kernel 5.5): a word changes with one store that
+//! programs see whole, and a table is read at the speed of memory.
+
+use std::{
+    io,
+    marker::PhantomData,
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::maps::MapData;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::datapath::{Error, Result};
+
+/// Types that are nothing but words, so that they can be read and written word by word.
+///
+/// # Safety
+/// `repr(C)`, no padding, every bit pattern valid, size a multiple of 8, alignment at least that of `u64`.
+pub unsafe trait Words: Copy {}
+
+// SAFETY: their layouts are asserted in lb-common; all their fields are integers.
+unsafe impl Words for lb_common::abi::ServiceRecord {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::abi::BackendRecord {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::abi::ControlRecord {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::abi::Slot {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::entry::FlowEntry {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::index::IndexEntry {}
+
+/// An array map in memory.
+pub struct Mapped<T> {
+    what: &'static str,
+    base: NonNull<AtomicU64>,
+    bytes: NonZeroUsize,
+    entries: u32,
+    _type: PhantomData<T>,
+}
+
+// SAFETY: the memory is the kernel's and stays mapped while `Mapped` lives; all access is by atomic words.
+unsafe impl<T> Send for Mapped<T> {}
+
+impl<T: Words> Mapped<T> {
+    const WORDS: usize = size_of::<T>() / 8;
+
+    /// Maps all entries of `map`, whose values must be `T`.
+    pub fn new(what: &'static str, map: &MapData) -> Result<Self> {
+        let info = map
+            .info()
+            .map_err(|error| Error::Other(format!("{what}: {error}")))?;
+        if info.value_size() as usize != size_of::<T>() {
+            return Err(Error::Other(format!(
+                "{what}: its values have {} bytes, this ebb expects {}",
+                info.value_size(),
+                size_of::<T>()
+            )));
+        }
+        let entries = info.max_entries();
+        let kernel = |source: nix::Error| Error::Kernel {
+            what: format!("mapping {what} into memory"),
+            source: io::Error::from(source),
+        };
+        let bytes = NonZeroUsize::new((entries as usize * size_of::<T>()).next_multiple_of(4096))
+            .ok_or_else(|| Error::Other(format!("{what} has no entries")))?;
+        let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping, of a map that is at least this large.
+        let base = unsafe {
+            mmap(
+                None,
+                bytes,
+                flags,
+                MapFlags::MAP_SHARED,
+                map.fd().as_fd(),
+                0,
+            )
+        }
+        .map_err(kernel)?;
+        Ok(Self {
+            what,
+            base: base.cast(),
+            bytes,
+            entries,
+            _type: PhantomData,
+        })
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> u32 {
+        self.entries
+    }
+
+    /// The words of an entry.
+    pub fn words(&self, index: u32) -> Result<&[AtomicU64]> {
+        if index >= self.entries {
+            return Err(Error::OutOfRange {
+                what: self.what,
+                id: index,
+                capacity: self.entries,
+            });
+        }
+        // SAFETY: inside the mapping, as just checked; aligned, since the mapping is.
+        Ok(unsafe {
+            std::slice::from_raw_parts(
+                self.base.add(index as usize * Self::WORDS).as_ptr(),
+                Self::WORDS,
+            )
+        })
+    }
+
+    /// Reads an entry. Entries of more than one word may change while they are read.
+    pub fn read(&self, index: u32) -> Result<T> {
+        let words = self.words(index)?;
+        let mut value = std::mem::MaybeUninit::<T>::uninit();
+        let place = value.as_mut_ptr().cast::<u64>();
+        for (number, word) in words.iter().enumerate() {
+            // SAFETY: `T` has exactly this many words.
+            unsafe { place.add(number).write(word.load(Ordering::Acquire)) };
+        }
+        // SAFETY: every word was written, every bit pattern is valid.
+        Ok(unsafe { value.assume_init() })
+    }
+
+    /// Writes the words of an entry in the given range, the last one first but `last` after all others.
+    pub fn write(
+        &self,
+        index: u32,
+        value: &T,
+        range: std::ops::Range<usize>,
+        last: usize,
+    ) -> Result<()> {
+        let words = self.words(index)?;
+        let source = (value as *const T).cast::<u64>();
+        // SAFETY: `T` has `WORDS` words, and callers name words of it.
+        let word = |number: usize| unsafe { source.add(number.min(Self::WORDS - 1)).read() };
+        for number in range.filter(|number| *number != last) {
+            words[number].store(word(number), Ordering::Relaxed);
+        }
+        words[last].store(word(last), Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes a whole entry; readers see its first word change last.
+    pub fn write_all(&self, index: u32, value: &T) -> Result<()> {
+        self.write(index, value, 0..Self::WORDS, 0)
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: what `new` mapped; no reference outlives `self`.
+        let _ = unsafe { munmap(self.base.cast(), self.bytes.get()) };
+    }
+}

@@ -1,0 +1,604 @@
+//! The data plane in the kernel.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData, PerCpuArray},
+    programs::{ProgramError, TestRun, TestRunOptions, Xdp},
+};
+use lb_common::{
+    abi::{
+        BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, ServiceRecord, Slot,
+    },
+    entry::{FlowEntry, Meta},
+    index::{self, IndexEntry, Live},
+    limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX},
+    outcome::Outcome,
+};
+
+use super::{Attachment, Datapath, Error, Outcomes, Question, Result, Table, Verdict};
+use crate::model::spec::{Capacity, XdpMode};
+
+pub mod attach;
+mod barrier;
+mod frame;
+mod mapped;
+mod slots;
+
+use barrier::Barrier;
+use mapped::Mapped;
+use slots::Region;
+
+/// What [`BpfDatapath::open`] needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directory on a bpffs for maps and links; made when absent.
+    pub pins: PathBuf,
+    /// Interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// How.
+    pub mode: XdpMode,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+    /// Log every decision.
+    pub trace: bool,
+}
+
+/// The program and its maps.
+pub struct BpfDatapath {
+    ebpf: Ebpf,
+    control: Mapped<ControlRecord>,
+    index: Mapped<IndexEntry>,
+    services: Mapped<ServiceRecord>,
+    backends: Mapped<BackendRecord>,
+    slots: Mapped<Slot>,
+    flows: Mapped<FlowEntry>,
+    handshakes: Mapped<FlowEntry>,
+    outcomes: PerCpuArray<MapData, u64>,
+    stats: PerCpuArray<MapData, Pod<BackendStats>>,
+    barrier: Barrier,
+    ticks_per_second: u32,
+    attachments: Vec<Attachment>,
+}
+
+/// A plain record as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Pod<T>(T);
+
+// SAFETY: plain integers without padding, as asserted in lb-common.
+unsafe impl aya::Pod for Pod<BackendStats> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<Explanation> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<ClockReading> {}
+
+/// Entries of the address index for this many services and backends: a quarter full at most.
+fn index_half(capacity: &Capacity) -> u32 {
+    (capacity.services + capacity.backends)
+        .saturating_mul(4)
+        .next_power_of_two()
+        .max(1024)
+}
+
+/// Name, entries and what they are called in the configuration, of each map whose size is configured.
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 7] {
+    [
+        ("SERVICES", capacity.services + 1, "services"),
+        ("BACKENDS", capacity.backends + 1, "backends"),
+        ("SLOTS", capacity.slots, "slots"),
+        ("FLOWS", capacity.flows, "flows"),
+        ("HANDSHAKES", capacity.handshakes, "handshakes"),
+        (
+            "OUTCOMES",
+            (capacity.services + 1) * OUTCOMES_MAX,
+            "services",
+        ),
+        ("BACKEND_STATS", capacity.backends + 1, "backends"),
+    ]
+}
+
+impl BpfDatapath {
+    /// Loads the program from `object`, takes over the maps that are pinned, and attaches it.
+    ///
+    /// Where an older program of ebb runs already, it is replaced atomically and keeps its maps.
+    pub fn open(object: &[u8], options: &Options) -> Result<Self> {
+        make_directory(&options.pins)?;
+        check_pinned_sizes(&options.pins, &options.capacity)?;
+        let mut datapath = Self::load(object, options)?;
+        datapath.take_over_control()?;
+        let program = program(&mut datapath.ebpf, "ebb")?;
+        let mut attachments = Vec::new();
+        for interface in &options.interfaces {
+            attachments.push(attach::attach(
+                program,
+                &options.pins,
+                interface,
+                options.mode,
+            )?);
+        }
+        attach::detach_others(&options.pins, &attachments).map_err(|source| Error::Kernel {
+            what: "detaching from other interfaces".into(),
+            source,
+        })?;
+        datapath.attachments = attachments;
+        Ok(datapath)
+    }
+
+    fn load(object: &[u8], options: &Options) -> Result<Self> {
+        let capacity = &options.capacity;
+        let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
+        let trace = u32::from(options.trace);
+        let mut loader = EbpfLoader::new();
+        loader
+            .default_map_pin_directory(&options.pins)
+            .map_max_entries("INDEX", 2 * index_half(capacity))
+            .override_global("FLOW_MASK", &flow_mask, true)
+            .override_global("HANDSHAKE_MASK", &handshake_mask, true)
+            .override_global("TRACE", &trace, true);
+        for (name, entries, _) in sizes(capacity) {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader
+            .load(object)
+            .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
+        for name in ["ebb", "explain", "clock"] {
+            verify(program(&mut ebpf, name)?).map_err(|error| {
+                Error::Other(format!("loading the program {name}: {}", chain(&error)))
+            })?;
+        }
+        let outcomes = PerCpuArray::try_from(take(&mut ebpf, "OUTCOMES")?).map_err(map_error)?;
+        let stats = PerCpuArray::try_from(take(&mut ebpf, "BACKEND_STATS")?).map_err(map_error)?;
+        Ok(Self {
+            control: mapped(&ebpf, "CONTROL")?,
+            index: mapped(&ebpf, "INDEX")?,
+            services: mapped(&ebpf, "SERVICES")?,
+            backends: mapped(&ebpf, "BACKENDS")?,
+            slots: mapped(&ebpf, "SLOTS")?,
+            flows: mapped(&ebpf, "FLOWS")?,
+            handshakes: mapped(&ebpf, "HANDSHAKES")?,
+            outcomes,
+            stats,
+            barrier: Barrier::new()?,
+            ticks_per_second: 0,
+            attachments: Vec::new(),
+            ebpf,
+        })
+    }
+
+    /// Initialises the control record of new maps, checks that of old ones.
+    fn take_over_control(&mut self) -> Result<()> {
+        let found = self.control.read(0)?;
+        if found.abi_version != 0 && found.abi_version != ABI_VERSION {
+            return Err(Error::Layout {
+                found: found.abi_version,
+                expected: ABI_VERSION,
+            });
+        }
+        self.ticks_per_second = if found.ticks_per_second != 0 {
+            found.ticks_per_second
+        } else {
+            self.measure_ticks()?
+        };
+        let fresh = found.abi_version == 0;
+        let control = ControlRecord {
+            index: if fresh {
+                Live::new(0, false, self.index.len() / 2 - 1).0
+            } else {
+                found.index
+            },
+            index_seed: if fresh {
+                rand::random()
+            } else {
+                found.index_seed
+            },
+            abi_version: ABI_VERSION,
+            ticks_per_second: self.ticks_per_second,
+            adoptions_per_tick: ADOPTIONS_PER_TICK,
+            openings_per_tick: OPENINGS_PER_TICK,
+            reserved: found.reserved,
+        };
+        self.control.write_all(0, &control)
+    }
+
+    /// The rate of the kernel's ticks (CONFIG_HZ), which the kernel tells nobody: measured over 100 ms.
+    fn measure_ticks(&self) -> Result<u32> {
+        let first = self.clock()?;
+        let mut last = first;
+        while last.nanoseconds.saturating_sub(first.nanoseconds) < 100_000_000 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            last = self.clock()?;
+        }
+        let rate =
+            (last.ticks - first.ticks) as f64 * 1e9 / (last.nanoseconds - first.nanoseconds) as f64;
+        let distance = |hz: &u32| ((f64::from(*hz) - rate).abs() * 1000.0) as u64;
+        Ok([100, 250, 300, 1000]
+            .into_iter()
+            .min_by_key(distance)
+            .unwrap_or(250))
+    }
+
+    fn clock(&self) -> Result<ClockReading> {
+        self.run("clock", &[0; 64])?;
+        let map: Array<_, Pod<ClockReading>> =
+            Array::try_from(map(&self.ebpf, "CLOCK")?).map_err(map_error)?;
+        Ok(map.get(&0, 0).map_err(map_error)?.0)
+    }
+
+    /// Runs one of the object's programs on a frame (BPF_PROG_TEST_RUN); returns its verdict.
+    fn run(&self, name: &str, frame: &[u8]) -> Result<u32> {
+        let program = self.loaded(name)?;
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options).map_err(|error| {
+            Error::Other(format!("running the program {name}: {}", chain(&error)))
+        })?;
+        Ok(result.return_value)
+    }
+
+    /// The loaded balancer, for tests and benchmarks that run it by hand.
+    pub fn program(&self) -> Result<&Xdp> {
+        self.loaded("ebb")
+    }
+
+    fn loaded(&self, name: &str) -> Result<&Xdp> {
+        self.ebpf
+            .program(name)
+            .ok_or_else(|| Error::Other(format!("the object has no program {name}")))?
+            .try_into()
+            .map_err(|error| Error::Other(format!("program {name}: {error}")))
+    }
+
+    /// Sets how many handshakes, and how many adoptions, each CPU records in one tick.
+    pub fn set_limits(&mut self, openings_per_tick: u32, adoptions_per_tick: u32) -> Result<()> {
+        let control = ControlRecord {
+            openings_per_tick,
+            adoptions_per_tick,
+            ..self.control.read(0)?
+        };
+        self.control.write_all(0, &control)
+    }
+
+    /// The object itself, for the trace's log.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    fn regions(&self) -> Result<Vec<Region>> {
+        let mut regions = Vec::new();
+        for id in 0..self.services.len() {
+            regions.extend(Region::from_word(
+                self.services.words(id)?[0].load(Ordering::Acquire),
+            ));
+        }
+        Ok(regions)
+    }
+
+    fn region(&self, service: u32) -> Result<Option<Region>> {
+        Ok(Region::from_word(
+            self.services.words(service)?[0].load(Ordering::Acquire),
+        ))
+    }
+
+    fn table_of(&self, table: Table) -> &Mapped<FlowEntry> {
+        match table {
+            Table::Flows => &self.flows,
+            Table::Handshakes => &self.handshakes,
+        }
+    }
+}
+
+/// Removes everything that is pinned in `pins`: the program comes off its interfaces, and all flows are forgotten.
+pub fn remove_pins(pins: &Path) -> io::Result<()> {
+    if !pins.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(pins)? {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(pins)
+}
+
+fn make_directory(pins: &Path) -> Result<()> {
+    fs::create_dir_all(pins).map_err(|source| Error::Kernel {
+        what: format!("creating {} (is a bpffs mounted there?)", pins.display()),
+        source,
+    })
+}
+
+/// A map keeps its size while it is pinned; another size asked for is an error, not a surprise.
+fn check_pinned_sizes(pins: &Path, capacity: &Capacity) -> Result<()> {
+    for (name, wanted, setting) in sizes(capacity) {
+        let path = pins.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapData::from_pin(&path)
+            .map_err(map_error)?
+            .info()
+            .map_err(|error| Error::Other(error.to_string()))?;
+        if info.max_entries() != wanted {
+            return Err(Error::Other(format!(
+                "the pinned map {name} has {} entries, capacity.{setting} now asks for {wanted}; \
+                 sizes change only after `ebb stop --detach`, which forgets all flows",
+                info.max_entries()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn map_error(error: aya::maps::MapError) -> Error {
+    Error::Other(chain(&error))
+}
+
+/// An error's message with those of its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c, `do_check`),
+/// which says nothing about the program.
+fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 5;
+    let mut attempt = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| Error::Other(format!("the object has no program {name}")))?
+        .try_into()
+        .map_err(|error| Error::Other(format!("program {name}: {error}")))
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Map> {
+    ebpf.map(name)
+        .ok_or_else(|| Error::Other(format!("the object has no map {name}")))
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .ok_or_else(|| Error::Other(format!("the object has no map {name}")))
+}
+
+fn mapped<T: mapped::Words>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>> {
+    match map(ebpf, name)? {
+        Map::Array(data) => Mapped::new(name, data),
+        _ => Err(Error::Other(format!("{name} is not an array"))),
+    }
+}
+
+impl Datapath for BpfDatapath {
+    fn put_backend(&mut self, id: u32, record: &BackendRecord) -> Result<()> {
+        // Word 4 holds the flags: a new record is complete before they say so.
+        self.backends.write(id, record, 0..8, 4)
+    }
+
+    fn backend(&self, id: u32) -> Result<BackendRecord> {
+        self.backends.read(id)
+    }
+
+    fn put_service(&mut self, id: u32, record: &ServiceRecord) -> Result<()> {
+        self.services.write(id, record, 1..8, 5)
+    }
+
+    fn service(&self, id: u32) -> Result<ServiceRecord> {
+        self.services.read(id)
+    }
+
+    fn remove_service(&mut self, id: u32) -> Result<()> {
+        self.services.words(id)?[0].store(0, Ordering::Release);
+        self.barrier.wait()?;
+        self.services.write_all(id, &ServiceRecord::default())
+    }
+
+    fn publish_table(&mut self, service: u32, table: &[Slot]) -> Result<()> {
+        let wanted = table.len() as u32;
+        let used = self.regions()?;
+        let in_use = used.iter().map(|region| region.slots).sum();
+        let full = || Error::Full {
+            what: "slots",
+            used: in_use,
+            capacity: self.slots.len(),
+            wanted,
+        };
+        let region = slots::allocate(used, self.slots.len(), wanted).ok_or_else(full)?;
+        for (offset, slot) in table.iter().enumerate() {
+            self.slots.words(region.first + offset as u32)?[0].store(slot.0, Ordering::Relaxed);
+        }
+        let word = ServiceRecord::table_word(region.first, region.slots);
+        self.services.words(service)?[0].store(word, Ordering::Release);
+        self.barrier.wait()
+    }
+
+    fn table(&self, service: u32) -> Result<Vec<Slot>> {
+        let Some(region) = self.region(service)? else {
+            return Ok(Vec::new());
+        };
+        (region.first..region.first + region.slots)
+            .map(|index| self.slots.read(index))
+            .collect()
+    }
+
+    fn put_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
+        let Some(region) = self.region(service)? else {
+            return Ok(());
+        };
+        for (index, slot) in slots {
+            if *index >= region.slots {
+                return Err(Error::OutOfRange {
+                    what: "slot",
+                    id: *index,
+                    capacity: region.slots,
+                });
+            }
+            self.slots.words(region.first + index)?[0].store(slot.0, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()> {
+        let half = self.index.len() / 2;
+        let control = self.control.read(0)?;
+        let second = !Live(control.index).is_second_half();
+        let full = || Error::Full {
+            what: "address index",
+            used: 0,
+            capacity: half / 4,
+            wanted: entries.len() as u32,
+        };
+        let (seed, table) = build_index(half, control.index_seed, entries).ok_or_else(full)?;
+        let first = if second { half } else { 0 };
+        for (offset, entry) in table.iter().enumerate() {
+            self.index.write_all(first + offset as u32, entry)?;
+        }
+        self.control.words(0)?[0].store(Live::new(seed, second, half - 1).0, Ordering::Release);
+        self.barrier.wait()
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.barrier.wait()
+    }
+
+    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
+        let table = self.table_of(table);
+        for index in 0..table.len() {
+            let words = table.words(index)?;
+            let tag = words[0].load(Ordering::Acquire);
+            // Free, or being filled right now: it will be seen next time.
+            if tag & 1 == 0 {
+                continue;
+            }
+            let entry = table.read(index)?;
+            if entry.tag != tag || words[0].load(Ordering::Acquire) != tag {
+                continue;
+            }
+            let meta_word = &words[std::mem::offset_of!(FlowEntry, meta) / 8];
+            match visit(&entry) {
+                Verdict::Keep => {}
+                // Whoever changed the word meanwhile has just seen the flow; it stays.
+                Verdict::Remove => {
+                    let _ = words[0].compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed);
+                }
+                Verdict::Set(bits) => {
+                    let new = Meta(entry.meta).with(bits).0;
+                    let _ = meta_word.compare_exchange(
+                        entry.meta,
+                        new,
+                        Ordering::AcqRel,
+                        Ordering::Relaxed,
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn backend_stats(&self, id: u32) -> Result<BackendStats> {
+        let values = self.stats.get(&id, 0).map_err(map_error)?;
+        Ok(values
+            .iter()
+            .fold(BackendStats::default(), |sum, Pod(cpu)| BackendStats {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+                opened: sum.opened + cpu.opened,
+                closed: sum.closed + cpu.closed,
+                adopted: sum.adopted + cpu.adopted,
+                retransmits: sum.retransmits + cpu.retransmits,
+                reply_packets: sum.reply_packets + cpu.reply_packets,
+                reply_bytes: sum.reply_bytes + cpu.reply_bytes,
+            }))
+    }
+
+    fn reset_backend_stats(&mut self, id: u32) -> Result<()> {
+        let count = self.stats.get(&id, 0).map_err(map_error)?.len();
+        let zeroes = vec![Pod(BackendStats::default()); count];
+        let values = aya::maps::PerCpuValues::try_from(zeroes).map_err(|source| Error::Kernel {
+            what: "counting the CPUs".into(),
+            source,
+        })?;
+        self.stats.set(id, values, 0).map_err(map_error)
+    }
+
+    fn outcomes(&self, service: u32) -> Result<Outcomes> {
+        let mut sums = [0; Outcome::COUNT];
+        for (number, sum) in sums.iter_mut().enumerate() {
+            let values = self
+                .outcomes
+                .get(&(service * OUTCOMES_MAX + number as u32), 0)
+                .map_err(map_error)?;
+            *sum = values.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    fn now_ticks(&self) -> u32 {
+        self.clock().map_or(0, |reading| reading.ticks as u32)
+    }
+
+    fn ticks_per_second(&self) -> u32 {
+        self.ticks_per_second
+    }
+
+    fn explain(&self, question: &Question) -> Result<Explanation> {
+        let frame = frame::segment(question).ok_or_else(|| {
+            Error::Other(format!(
+                "{} and {} are of different families",
+                question.client, question.vip
+            ))
+        })?;
+        self.run("explain", &frame)?;
+        let map: Array<_, Pod<Explanation>> =
+            Array::try_from(map(&self.ebpf, "EXPLANATION")?).map_err(map_error)?;
+        Ok(map.get(&0, 0).map_err(map_error)?.0)
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        self.attachments.clone()
+    }
+}
+
+/// An index of these entries, with the first seed that leaves no probe too long.
+fn build_index(
+    half: u32,
+    node_seed: u64,
+    entries: &[IndexEntry],
+) -> Option<(u32, Vec<IndexEntry>)> {
+    if entries.len() > half as usize / 2 {
+        return None;
+    }
+    (0..1000).find_map(|seed| {
+        let mut table = vec![IndexEntry::default(); half as usize];
+        let fits = entries
+            .iter()
+            .all(|entry| index::insert(&mut table, node_seed ^ u64::from(seed), *entry));
+        fits.then_some((seed, table))
+    })
+}

@@ -1,0 +1,538 @@
+//! A data plane in memory: the steering rule itself over plain tables, for tests and the simulator. Writes can be
+//! told to fail.
+
+use std::{
+    cell::{Cell, RefCell, UnsafeCell},
+    collections::{BTreeMap, HashMap},
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use lb_common::{
+    abi::{
+        BackendRecord, BackendStats, Explanation, ServiceRecord, Slot, backend_flags, cut_position,
+    },
+    entry::{EntryTable, FlowEntry, Meta},
+    index::IndexEntry,
+    outcome::Outcome,
+    steer::{Count, Decision, Env, Packet, note_reply, steer, tcp},
+};
+
+use super::{Attachment, Datapath, Error, Outcomes, Question, Result, Table, Verdict};
+
+/// Ticks in a second of the fake's clock.
+pub const TICKS_PER_SECOND: u32 = 100;
+
+/// Bits of a slot's place that belong to the slot; the service's id is above them.
+const SLOT_BITS: u32 = 20;
+
+/// Handle of a data plane in memory; clones share it.
+#[derive(Clone)]
+pub struct Fake(Arc<Mutex<Memory>>);
+
+/// Sizes of a [`Fake`]'s tables.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Flow entries, a power of two.
+    pub flows: u32,
+    /// Handshake entries, a power of two.
+    pub handshakes: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            flows: 1 << 14,
+            handshakes: 1 << 13,
+        }
+    }
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivered {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Who got it; 0 for nobody.
+    pub backend: u32,
+    /// Its slot.
+    pub slot: u32,
+}
+
+struct Memory {
+    backends: HashMap<u32, BackendRecord>,
+    services: BTreeMap<u32, ServiceRecord>,
+    tables: BTreeMap<u32, Vec<Slot>>,
+    index: Vec<IndexEntry>,
+    flows: Entries,
+    handshakes: Entries,
+    stats: RefCell<HashMap<u32, BackendStats>>,
+    outcomes: RefCell<HashMap<u32, Outcomes>>,
+    now: u32,
+    started: Option<Instant>,
+    adoptions_left: Cell<u64>,
+    openings_left: Cell<u64>,
+    writes: u64,
+    faults: Faults,
+}
+
+/// Which writes fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Faults {
+    None,
+    /// The write with this number and all after it, until told otherwise.
+    From(u64),
+    /// One in so many, drawn from a seed.
+    OneIn(u32, u64),
+}
+
+/// A table of entries in memory.
+struct Entries(Box<[UnsafeCell<FlowEntry>]>);
+
+impl Entries {
+    fn new(size: u32) -> Self {
+        let size = size.next_power_of_two().max(lb_common::limits::WAYS);
+        Self(
+            (0..size)
+                .map(|_| UnsafeCell::new(FlowEntry::default()))
+                .collect(),
+        )
+    }
+
+    fn get_mut(&mut self) -> impl Iterator<Item = &mut FlowEntry> {
+        self.0.iter_mut().map(UnsafeCell::get_mut)
+    }
+}
+
+impl EntryTable for Entries {
+    fn mask(&self) -> u32 {
+        self.0.len() as u32 - 1
+    }
+
+    fn entry(&self, index: u32) -> Option<NonNull<FlowEntry>> {
+        NonNull::new(self.0.get(index as usize)?.get())
+    }
+
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        // SAFETY: the caller vouches for the word; it is aligned and lives as long as the table.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .unwrap_or_else(|found| found)
+    }
+}
+
+/// The surroundings of a packet; `WRITES` tells a real one from a question.
+struct Surroundings<'a, const WRITES: bool>(&'a Memory);
+
+impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
+    type Flows = Entries;
+    type Handshakes = Entries;
+    const WRITES: bool = WRITES;
+
+    fn flows(&self) -> &Entries {
+        &self.0.flows
+    }
+
+    fn handshakes(&self) -> &Entries {
+        &self.0.handshakes
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        let table = self.0.tables.get(&(index >> SLOT_BITS))?;
+        table
+            .get((index & ((1 << SLOT_BITS) - 1)) as usize)
+            .copied()
+    }
+
+    fn backend_flags(&self, backend: u32) -> u32 {
+        self.0
+            .backends
+            .get(&backend)
+            .map_or(0, |record| record.flags)
+    }
+
+    fn now(&self) -> u32 {
+        self.0.ticks()
+    }
+
+    fn may_adopt(&self, _now: u32) -> bool {
+        take(&self.0.adoptions_left)
+    }
+
+    fn may_open(&self, _now: u32) -> bool {
+        take(&self.0.openings_left)
+    }
+
+    fn count(&self, backend: u32, what: Count) {
+        if !WRITES {
+            return;
+        }
+        let mut stats = self.0.stats.borrow_mut();
+        let stats = stats.entry(backend).or_default();
+        match what {
+            Count::Opened => stats.opened += 1,
+            Count::Closed => stats.closed += 1,
+            Count::Adopted => stats.adopted += 1,
+            Count::Retransmit => stats.retransmits += 1,
+        }
+    }
+}
+
+fn take(left: &Cell<u64>) -> bool {
+    let had = left.get();
+    left.set(had.saturating_sub(1));
+    had > 0
+}
+
+impl Memory {
+    fn ticks(&self) -> u32 {
+        let passed = self.started.map_or(0, |started| {
+            started.elapsed().as_millis() as u32 / (1000 / TICKS_PER_SECOND)
+        });
+        self.now.wrapping_add(passed)
+    }
+
+    fn record(&self, service: u32) -> Option<ServiceRecord> {
+        let mut record = *self.services.get(&service)?;
+        let slots = self.tables.get(&service)?.len() as u32;
+        record.table = ServiceRecord::table_word(service << SLOT_BITS, slots);
+        Some(record)
+    }
+
+    /// Fails when it is this write's turn.
+    fn write(&mut self, what: &str) -> Result<()> {
+        self.writes += 1;
+        let fails = match &mut self.faults {
+            Faults::None => false,
+            Faults::From(first) => self.writes >= *first,
+            Faults::OneIn(rate, seed) => {
+                *seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                ((*seed >> 33) as u32).is_multiple_of(*rate)
+            }
+        };
+        if fails {
+            Err(Error::Other(format!("{what}: told to fail")))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn decide(&self, service: u32, packet: &Packet) -> Option<(Delivered, Decision)> {
+        let record = self.record(service)?;
+        let decision = steer(&Surroundings::<true>(self), service, &record, packet);
+        let backend = self
+            .backends
+            .get(&decision.backend)
+            .copied()
+            .unwrap_or_default();
+        let cut = backend.cut == u32::MAX || cut_position(decision.hash) < backend.cut;
+        let outcome = if cut && backend.flags & backend_flags::CUT_RESET != 0 {
+            Outcome::ResetDeadline
+        } else if cut && backend.flags & backend_flags::CUT_DROP != 0 {
+            Outcome::DropDeadline
+        } else {
+            decision.outcome
+        };
+        let reached = if outcome.is_forward() {
+            decision.backend
+        } else {
+            0
+        };
+        let delivered = Delivered {
+            outcome,
+            backend: reached,
+            slot: decision.slot_index,
+        };
+        Some((delivered, decision))
+    }
+
+    fn table_of(&mut self, table: Table) -> &mut Entries {
+        match table {
+            Table::Flows => &mut self.flows,
+            Table::Handshakes => &mut self.handshakes,
+        }
+    }
+}
+
+impl Fake {
+    /// An empty one, whose clock stands at tick 1000 until it is moved.
+    pub fn new(sizes: Sizes) -> Self {
+        Self(Arc::new(Mutex::new(Memory {
+            backends: HashMap::new(),
+            services: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            index: Vec::new(),
+            flows: Entries::new(sizes.flows),
+            handshakes: Entries::new(sizes.handshakes),
+            stats: RefCell::default(),
+            outcomes: RefCell::default(),
+            now: 1000,
+            started: None,
+            adoptions_left: Cell::new(u64::MAX),
+            openings_left: Cell::new(u64::MAX),
+            writes: 0,
+            faults: Faults::None,
+        })))
+    }
+
+    /// The same with a clock that runs.
+    pub fn running(sizes: Sizes) -> Self {
+        let fake = Self::new(sizes);
+        fake.memory().started = Some(Instant::now());
+        fake
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A packet from a client; `None` when there is no such service.
+    pub fn packet(&self, service: u32, packet: &Packet) -> Option<Delivered> {
+        let memory = self.memory();
+        let (delivered, _) = memory.decide(service, packet)?;
+        let mut outcomes = memory.outcomes.borrow_mut();
+        outcomes.entry(service).or_insert([0; Outcome::COUNT])[delivered.outcome as usize] += 1;
+        let mut stats = memory.stats.borrow_mut();
+        if delivered.backend != 0 {
+            stats.entry(delivered.backend).or_default().packets += 1;
+        }
+        Some(delivered)
+    }
+
+    /// A backend's answer; `packet` is named from the client's side, with the answer's flags.
+    pub fn reply(&self, service: u32, packet: &Packet) {
+        let memory = self.memory();
+        if let Some(record) = memory.record(service) {
+            note_reply(&Surroundings::<true>(&memory), service, &record, packet);
+        }
+    }
+
+    /// Moves the clock on.
+    pub fn advance(&self, ticks: u32) {
+        let mut memory = self.memory();
+        memory.now = memory.now.wrapping_add(ticks);
+    }
+
+    /// Lets so many more openings and adoptions be recorded.
+    pub fn allow(&self, openings: u64, adoptions: u64) {
+        let memory = self.memory();
+        memory.openings_left.set(openings);
+        memory.adoptions_left.set(adoptions);
+    }
+
+    /// From the `nth` write on (1 is the next), every write fails; `None`: none does.
+    pub fn fail_from(&self, nth: Option<u64>) {
+        let mut memory = self.memory();
+        memory.faults = nth.map_or(Faults::None, |nth| Faults::From(memory.writes + nth));
+    }
+
+    /// One write in `rate` fails, drawn from `seed`.
+    pub fn fail_one_in(&self, rate: u32, seed: u64) {
+        self.memory().faults = Faults::OneIn(rate.max(1), seed);
+    }
+
+    /// How many writes there have been.
+    pub fn writes(&self) -> u64 {
+        self.memory().writes
+    }
+
+    /// Loses the whole flow table.
+    pub fn forget_flows(&self) {
+        for entry in self.memory().flows.get_mut() {
+            *entry = FlowEntry::default();
+        }
+    }
+
+    /// Every entry of a table.
+    pub fn entries(&self, table: Table) -> Vec<FlowEntry> {
+        let mut memory = self.memory();
+        memory
+            .table_of(table)
+            .get_mut()
+            .filter(|entry| entry.tag != 0)
+            .map(|entry| *entry)
+            .collect()
+    }
+
+    /// The live index.
+    pub fn index(&self) -> Vec<IndexEntry> {
+        self.memory().index.clone()
+    }
+}
+
+impl Datapath for Fake {
+    fn put_backend(&mut self, id: u32, record: &BackendRecord) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("put_backend")?;
+        memory.backends.insert(id, *record);
+        Ok(())
+    }
+
+    fn backend(&self, id: u32) -> Result<BackendRecord> {
+        Ok(self.memory().backends.get(&id).copied().unwrap_or_default())
+    }
+
+    fn put_service(&mut self, id: u32, record: &ServiceRecord) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("put_service")?;
+        memory.services.insert(id, *record);
+        Ok(())
+    }
+
+    fn service(&self, id: u32) -> Result<ServiceRecord> {
+        let memory = self.memory();
+        Ok(memory
+            .record(id)
+            .or_else(|| memory.services.get(&id).copied())
+            .unwrap_or_default())
+    }
+
+    fn remove_service(&mut self, id: u32) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("remove_service")?;
+        memory.services.remove(&id);
+        memory.tables.remove(&id);
+        Ok(())
+    }
+
+    fn publish_table(&mut self, service: u32, slots: &[Slot]) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("publish_table")?;
+        memory.tables.insert(service, slots.to_vec());
+        Ok(())
+    }
+
+    fn table(&self, service: u32) -> Result<Vec<Slot>> {
+        Ok(self
+            .memory()
+            .tables
+            .get(&service)
+            .cloned()
+            .unwrap_or_default())
+    }
+
+    fn put_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
+        let mut memory = self.memory();
+        for (index, slot) in slots {
+            // Slot by slot: a failure may leave some of them written.
+            memory.write("put_slots")?;
+            let place = memory
+                .tables
+                .get_mut(&service)
+                .and_then(|table| table.get_mut(*index as usize));
+            let Some(place) = place else {
+                return Err(Error::OutOfRange {
+                    what: "slot",
+                    id: *index,
+                    capacity: 0,
+                });
+            };
+            *place = *slot;
+        }
+        Ok(())
+    }
+
+    fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("publish_index")?;
+        memory.index = entries.to_vec();
+        Ok(())
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.memory().write("barrier")
+    }
+
+    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("scan")?;
+        for entry in memory
+            .table_of(table)
+            .get_mut()
+            .filter(|entry| entry.tag != 0)
+        {
+            match visit(entry) {
+                Verdict::Keep => {}
+                Verdict::Remove => *entry = FlowEntry::default(),
+                Verdict::Set(bits) => entry.meta = Meta(entry.meta).with(bits).0,
+            }
+        }
+        Ok(())
+    }
+
+    fn backend_stats(&self, id: u32) -> Result<BackendStats> {
+        Ok(self
+            .memory()
+            .stats
+            .borrow()
+            .get(&id)
+            .copied()
+            .unwrap_or_default())
+    }
+
+    fn reset_backend_stats(&mut self, id: u32) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("reset_backend_stats")?;
+        memory.stats.borrow_mut().remove(&id);
+        Ok(())
+    }
+
+    fn outcomes(&self, service: u32) -> Result<Outcomes> {
+        let memory = self.memory();
+        let outcomes = memory.outcomes.borrow().get(&service).copied();
+        Ok(outcomes.unwrap_or([0; Outcome::COUNT]))
+    }
+
+    fn now_ticks(&self) -> u32 {
+        self.memory().ticks()
+    }
+
+    fn ticks_per_second(&self) -> u32 {
+        TICKS_PER_SECOND
+    }
+
+    fn explain(&self, question: &Question) -> Result<Explanation> {
+        let memory = self.memory();
+        let (address, port) = (question.vip.ip().into(), question.vip.port().to_be());
+        let found = memory
+            .services
+            .iter()
+            .find(|(_, record)| record.vip == address && record.port == port);
+        let Some((id, record)) = found.and_then(|(id, _)| Some((*id, memory.record(*id)?))) else {
+            return Ok(Explanation {
+                outcome: Outcome::PassNoService as u32,
+                ..Explanation::default()
+            });
+        };
+        let packet = Packet {
+            client: question.client.ip().into(),
+            client_port: question.client.port().to_be(),
+            service_port: port,
+            flags: if question.opening { tcp::SYN } else { tcp::ACK },
+            sequence: 0,
+        };
+        let decision = steer(&Surroundings::<false>(&memory), id, &record, &packet);
+        Ok(Explanation {
+            outcome: decision.outcome as u32,
+            service: id,
+            slot_index: decision.slot_index,
+            backend: decision.backend,
+            slot: decision.slot.0,
+            hash: decision.hash,
+        })
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        vec![Attachment {
+            interface: "fake0".to_owned(),
+            ifindex: 1,
+            mode: "native".to_owned(),
+        }]
+    }
+}

@@ -1,0 +1,178 @@
+//! The maps and programs in the kernel, behind one interface.
+//!
+//! The daemon speaks only to [`Datapath`]: `bpf` is the real one, `fake` lives in memory and can be told to fail.
+
+use std::time::Duration;
+
+use lb_common::{
+    abi::{BackendRecord, BackendStats, Explanation, ServiceRecord, Slot},
+    entry::FlowEntry,
+    index::IndexEntry,
+    outcome::Outcome,
+};
+use serde::{Deserialize, Serialize};
+
+pub mod bpf;
+pub mod fake;
+pub mod object;
+pub mod pass;
+
+/// Counts of one service's packets by [`Outcome`], summed over all CPUs.
+pub type Outcomes = [u64; Outcome::COUNT];
+
+/// Why an operation on the data plane failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A map has no room left.
+    #[error("{what} full: {used} of {capacity} in use, {wanted} more wanted")]
+    Full {
+        /// Which map.
+        what: &'static str,
+        /// In use.
+        used: u32,
+        /// Size.
+        capacity: u32,
+        /// Asked for.
+        wanted: u32,
+    },
+    /// An id past the end of its map.
+    #[error("{what} {id} is out of range (capacity {capacity})")]
+    OutOfRange {
+        /// What kind of id.
+        what: &'static str,
+        /// The id.
+        id: u32,
+        /// Size of its map.
+        capacity: u32,
+    },
+    /// The kernel refused.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was attempted.
+        what: String,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// Pinned maps are of another version.
+    #[error("the pinned maps have layout version {found}, this ebb has {expected}")]
+    Layout {
+        /// Version found.
+        found: u32,
+        /// Version of this build.
+        expected: u32,
+    },
+    /// Anything that has no kind of its own.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Result of an operation on the data plane.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The two tables of flow entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Table {
+    /// Exact flows.
+    Flows,
+    /// Openings.
+    Handshakes,
+}
+
+/// What a scan does with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave it.
+    Keep,
+    /// Free it, unless it has become another flow meanwhile.
+    Remove,
+    /// Set these state bits ([`lb_common::entry::state`]), unless it has changed meanwhile.
+    Set(u64),
+}
+
+/// One interface that the program runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Interface name.
+    pub interface: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+}
+
+/// A packet for [`Datapath::explain`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// Client.
+    pub client: std::net::SocketAddr,
+    /// Service.
+    pub vip: std::net::SocketAddr,
+    /// Whether it is a SYN; else a plain ACK.
+    pub opening: bool,
+}
+
+/// The maps and programs of one node. Every write is idempotent: doing it twice is doing it once.
+///
+/// Ids: services 1.., backends 1..; 0 means none.
+pub trait Datapath: Send {
+    /// Writes a backend's record.
+    fn put_backend(&mut self, id: u32, record: &BackendRecord) -> Result<()>;
+
+    /// Reads a backend's record; all zero where there is none.
+    fn backend(&self, id: u32) -> Result<BackendRecord>;
+
+    /// Writes a service's record. Its `table` word is left as it stands in the map; zero for a new one.
+    fn put_service(&mut self, id: u32, record: &ServiceRecord) -> Result<()>;
+
+    /// Reads a service's record; all zero where there is none.
+    fn service(&self, id: u32) -> Result<ServiceRecord>;
+
+    /// Clears a service's record, frees its slots.
+    fn remove_service(&mut self, id: u32) -> Result<()>;
+
+    /// Publishes a service's whole table with one store, and returns when no packet in flight can still see the old one.
+    /// `Full` when there is no room for both tables at once.
+    fn publish_table(&mut self, service: u32, slots: &[Slot]) -> Result<()>;
+
+    /// Reads a service's table; empty where it has none.
+    fn table(&self, service: u32) -> Result<Vec<Slot>>;
+
+    /// Stores single slots of the live table in place, each with one store: `(index, slot)`.
+    fn put_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()>;
+
+    /// Publishes the address index whole.
+    fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()>;
+
+    /// Returns when every packet that was being processed at the call has left the program.
+    fn barrier(&mut self) -> Result<()>;
+
+    /// Shows every entry in use to `visit` and does as it says. Entries may change while they are looked at.
+    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()>;
+
+    /// A backend's counters, summed over all CPUs.
+    fn backend_stats(&self, id: u32) -> Result<BackendStats>;
+
+    /// Zeroes a backend's counters (before its id is used again).
+    fn reset_backend_stats(&mut self, id: u32) -> Result<()>;
+
+    /// A service's outcomes; service 0: packets that belong to none.
+    fn outcomes(&self, service: u32) -> Result<Outcomes>;
+
+    /// The kernel's clock, as in [`FlowEntry::seen`].
+    fn now_ticks(&self) -> u32;
+
+    /// Its rate.
+    fn ticks_per_second(&self) -> u32;
+
+    /// Asks the loaded program where a packet would go; leaves no trace.
+    fn explain(&self, question: &Question) -> Result<Explanation>;
+
+    /// Where the program runs.
+    fn attachments(&self) -> Vec<Attachment>;
+
+    /// A duration in ticks, rounded up.
+    fn ticks(&self, duration: Duration) -> u32 {
+        let ticks = duration.as_millis() * u128::from(self.ticks_per_second());
+        u32::try_from(ticks.div_ceil(1000)).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,213 @@
+//! A look at every entry of the flow tables: who has which flows, which slots still need the flow table, which
+//! entries have outlived their use.
+//!
+//! Handshakes are to be looked at before flows: an entry only ever wanders from the handshake table to the flow
+//! table, so none is missed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use lb_common::{
+    abi::{BackendRecord, ServiceRecord, Slot, backend_flags, service_flags},
+    entry::{FlowEntry, FlowKey, Meta, age as ticks_since, is_closed, state},
+    steer::slot_index,
+};
+
+use crate::model::plan::Installed;
+
+/// How long a closing flow may be unseen and still count as alive.
+pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What to do with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing.
+    Keep,
+    /// Free it.
+    Remove,
+    /// Mark it as exceptional.
+    Mark,
+}
+
+/// Times, in ticks of the kernel's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Now.
+    pub now: u32,
+    /// How long an unseen closing flow counts as alive.
+    pub linger: u32,
+    /// How long an unseen closed flow keeps its entry, for stragglers.
+    pub keep: u32,
+}
+
+/// A backend's flows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Live flows listed.
+    pub listed: u64,
+    /// Those of them whose opening was counted and whose close was not yet.
+    pub counted_open: u64,
+    /// Those of them that have closed and are kept for stragglers only.
+    pub closed: u64,
+    /// Flows that were not seen for the idle timeout, and whose entries this look has freed.
+    pub idle_expired: u64,
+    /// Age of the oldest live flow, in ticks.
+    pub longest: u32,
+    /// Entries in either table that go on naming it.
+    pub entries: u64,
+}
+
+/// A service as the census needs it.
+#[derive(Debug)]
+struct View<'a> {
+    record: &'a ServiceRecord,
+    slots: &'a [Slot],
+}
+
+/// The look.
+#[derive(Debug)]
+pub struct Census<'a> {
+    services: HashMap<u32, View<'a>>,
+    backends: &'a BTreeMap<u32, BackendRecord>,
+    times: Times,
+    tracked_since: &'a BTreeMap<u32, u32>,
+    /// What was found, by backend.
+    pub tallies: BTreeMap<u32, Tally>,
+    /// Slots with entries that are not their base's, by service and slot.
+    pub exceptional: BTreeSet<(u32, u32)>,
+    /// Entries in use in the flow table.
+    pub flows: u64,
+    /// Entries in use in the handshake table.
+    pub handshakes: u64,
+}
+
+impl<'a> Census<'a> {
+    /// A look at what is installed. Entries of backends that have ended mean nobody. `tracked_since`: ticks since each
+    /// service's table was published; its tracked slots have been so for at least as long.
+    pub fn new(
+        installed: &'a Installed,
+        times: Times,
+        tracked_since: &'a BTreeMap<u32, u32>,
+    ) -> Self {
+        let view = |(id, record): (&u32, &'a ServiceRecord)| {
+            let slots = installed.tables.get(id)?;
+            Some((*id, View { record, slots }))
+        };
+        Self {
+            services: installed.services.iter().filter_map(view).collect(),
+            backends: &installed.backends,
+            times,
+            tracked_since,
+            tallies: BTreeMap::new(),
+            exceptional: BTreeSet::new(),
+            flows: 0,
+            handshakes: 0,
+        }
+    }
+
+    /// The same, as if `slots` were the table of `service`.
+    #[must_use]
+    pub fn with_table(mut self, service: u32, slots: &'a [Slot]) -> Self {
+        if let Some(view) = self.services.get_mut(&service) {
+            view.slots = slots;
+        }
+        self
+    }
+
+    /// Looks at an entry of the handshake table.
+    pub fn handshake(&mut self, entry: &FlowEntry) -> Fate {
+        let meta = Meta(entry.meta);
+        let Some((service, slot)) = self.place(entry, meta) else {
+            return Fate::Remove;
+        };
+        self.handshakes += 1;
+        self.tallies.entry(meta.backend()).or_default().entries += 1;
+        let idle = self.services[&service].record.idle_ticks;
+        let alive =
+            !meta.has(state::CLOSE_COUNTED) && ticks_since(entry.seen, self.times.now) <= idle;
+        if alive
+            && let Some((index, slot)) = slot
+            && slot.base() != meta.backend()
+        {
+            self.exceptional.insert((service, index));
+        }
+        Fate::Keep
+    }
+
+    /// Looks at an entry of the flow table.
+    pub fn flow(&mut self, entry: &FlowEntry) -> Fate {
+        let meta = Meta(entry.meta);
+        let Some((service, slot)) = self.place(entry, meta) else {
+            return Fate::Remove;
+        };
+        let record = self.services[&service].record;
+        let Some((index, slot)) = slot else {
+            return Fate::Remove;
+        };
+        let tracked = slot.is_tracked() || record.flags & service_flags::TRACK_ALL != 0;
+        if !tracked && slot.base() != meta.backend() {
+            // Nobody asks for it; if it were alive, it would be broken already.
+            return Fate::Remove;
+        }
+        let age = ticks_since(entry.seen, self.times.now);
+        // In a slot that is not tracked only a close is noted, so an entry is not known to be idle before its slot
+        // has been tracked for that long. It stays because it accounts for its flow's close.
+        let since = self.tracked_since.get(&service).copied().unwrap_or(0);
+        let unseen = if tracked { age.min(since) } else { 0 };
+        let closing = meta.has(state::CLOSING);
+        let tally = self.tallies.entry(meta.backend()).or_default();
+        let over =
+            (is_closed(meta, record.mode) && age > self.times.keep) || unseen > record.idle_ticks;
+        if over {
+            if !closing {
+                tally.idle_expired += 1;
+            }
+            return Fate::Remove;
+        }
+        self.flows += 1;
+        tally.entries += 1;
+        let alive = !meta.has(state::RESET) && (!closing || age <= self.times.linger);
+        if alive {
+            tally.listed += 1;
+            let counted = meta.has(state::ISN_KNOWN) && !meta.has(state::CLOSE_COUNTED);
+            tally.counted_open += u64::from(counted);
+            tally.closed += u64::from(meta.has(state::CLOSE_COUNTED));
+            tally.longest = tally.longest.max(ticks_since(entry.opened, self.times.now));
+        }
+        if slot.base() == meta.backend() {
+            return Fate::Keep;
+        }
+        self.exceptional.insert((service, index));
+        if meta.has(state::EXCEPTIONAL) {
+            Fate::Keep
+        } else {
+            Fate::Mark
+        }
+    }
+
+    /// The service of an entry and its slot; `None` when the entry means nobody.
+    fn place(&self, entry: &FlowEntry, meta: Meta) -> Option<(u32, Option<(u32, Slot)>)> {
+        let service = FlowKey::service(entry.ports);
+        let view = self.services.get(&service)?;
+        let backend = self.backends.get(&meta.backend());
+        if backend.is_none_or(|record| record.flags & backend_flags::ENDED != 0) {
+            return None;
+        }
+        let key = FlowKey {
+            client: entry.client,
+            ports: entry.ports,
+        };
+        // The slot is chosen by the hash's upper half, and the tag differs from the hash in its lowest bit only.
+        let index = slot_index(view.record, &key, entry.tag);
+        let slot = view.slots.get(index as usize).copied();
+        Some((service, slot.map(|slot| (index, slot))))
+    }
+}
+
+/// Flows that may live unseen, of a backend with these counters: opened here, not seen to close, not listed.
+///
+/// Never too few: a close counts only where the opening did (an entry whose opening nobody remembers may be of a flow
+/// that another node opened), and a listed flow is subtracted only then.
+pub fn unseen(tally: &Tally, opened: u64, closed: u64, forgiven: u64) -> u64 {
+    let open = opened.saturating_sub(closed).saturating_sub(forgiven);
+    open.saturating_sub(tally.counted_open)
+}

@@ -1,0 +1,490 @@
+//! Commands on backends and pools: each becomes operations on the state, or a refusal that names the reason.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{
+    compose::{accepting, health, is_checked},
+    drain::{Admin, Drained, Draining, End, Ended, Progress, Reason, Sight, as_ms},
+    observed::Observed,
+    refused::Refused,
+    spec::{BackendSpec, Capacity, Forward, OnDeadline},
+    state::{Backend, Forgiven, Op, Origin, Service, State},
+};
+
+/// Result of a command.
+pub type Result<T> = std::result::Result<T, Refused>;
+
+/// A backend that a command names.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Name of its service.
+    pub name: &'a str,
+    /// Its service.
+    pub service: &'a Service,
+    /// Its id.
+    pub id: u32,
+    /// The backend.
+    pub backend: &'a Backend,
+}
+
+impl Target<'_> {
+    /// `SERVICE/BACKEND`.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.name, self.backend.name)
+    }
+}
+
+/// Finds a service by name.
+pub fn find_service<'a>(state: &'a State, name: &str) -> Result<(&'a str, &'a Service)> {
+    let found = state.services.get_key_value(name);
+    found
+        .map(|(name, service)| (name.as_str(), service))
+        .ok_or_else(|| {
+            Refused::unknown_name("service", name, state.services.keys().map(String::as_str))
+        })
+}
+
+/// Finds a backend by `SERVICE/BACKEND`.
+pub fn find<'a>(state: &'a State, path: &str) -> Result<Target<'a>> {
+    let Some((service, backend)) = path.split_once('/') else {
+        return Err(
+            Refused::invalid(format!("{path:?} does not name a backend"))
+                .hint("write SERVICE/BACKEND"),
+        );
+    };
+    let (name, service) = find_service(state, service)?;
+    let (id, backend) = service.backend(backend).ok_or_else(|| {
+        let known = service
+            .live_backends()
+            .map(|(_, known)| known.name.as_str());
+        Refused::unknown_name(&format!("backend of service {name}"), backend, known)
+    })?;
+    Ok(Target {
+        name,
+        service,
+        id,
+        backend,
+    })
+}
+
+/// Terms of a drain; `None`: the service's own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// Time to the deadline.
+    pub timeout: Option<Duration>,
+    /// What happens then.
+    pub on_deadline: Option<OnDeadline>,
+    /// Even below `min_available`.
+    pub force: bool,
+}
+
+/// Longest drain.
+pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Begins a drain, or changes the terms of one under way.
+pub fn drain(
+    state: &State,
+    observed: &Observed,
+    path: &str,
+    terms: Terms,
+    now_ms: u64,
+) -> Result<Vec<Op>> {
+    let target = find(state, path)?;
+    if terms.timeout.is_some_and(|timeout| timeout > DRAIN_MAX) {
+        return Err(
+            Refused::invalid(format!("drain {path}: the timeout is too long"))
+                .hint("at most 7 days"),
+        );
+    }
+    match &target.backend.admin {
+        Admin::Drained(drained) => {
+            let error = format!(
+                "drain {path}: it is drained already ({})",
+                drained.reason.name()
+            );
+            return Err(
+                Refused::conflict(error).hint(format!("`ebb undrain {path}` puts it back to work"))
+            );
+        }
+        // Whoever only wants to wait for it again must not put its end off.
+        Admin::Draining(_) if terms.timeout.is_none() && terms.on_deadline.is_none() => {
+            return Ok(Vec::new());
+        }
+        Admin::Draining(running) => {
+            let mut op = begin(state, &target, terms, now_ms);
+            if let Op::Drain { drain, .. } = &mut op {
+                if terms.timeout.is_none() {
+                    drain.deadline_ms = running.deadline_ms;
+                }
+                drain.on_deadline = terms.on_deadline.unwrap_or(running.on_deadline);
+            }
+            return Ok(vec![op]);
+        }
+        Admin::Active | Admin::Maintenance | Admin::Removed if terms.force => {}
+        Admin::Active | Admin::Maintenance | Admin::Removed => check_available(&target, observed)?,
+    }
+    Ok(vec![begin(state, &target, terms, now_ms)])
+}
+
+/// The operation that begins a drain.
+pub fn begin(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Op {
+    let own = &target.service.spec.drain;
+    Op::Drain {
+        service: target.name.to_owned(),
+        backend: target.id,
+        drain: Draining {
+            id: state.last_drain + 1,
+            since_ms: now_ms,
+            deadline_ms: now_ms.saturating_add(as_ms(terms.timeout.unwrap_or(own.timeout))),
+            on_deadline: terms.on_deadline.unwrap_or(own.on_deadline),
+            spread: own.spread,
+            at_start: None,
+            progress: Progress::default(),
+            cutting: None,
+        },
+    }
+}
+
+/// Refuses what would leave too few backends for new flows.
+fn check_available(target: &Target, observed: &Observed) -> Result<()> {
+    let (service, pool) = (target.service, target.service.active_pool());
+    let now: Vec<u32> = accepting(service, observed, pool)
+        .map(|(id, _)| id)
+        .collect();
+    if !now.contains(&target.id) {
+        return Ok(());
+    }
+    let (rest, least) = (now.len() - 1, service.spec.min_available as usize);
+    if rest >= least {
+        return Ok(());
+    }
+    let error = format!(
+        "drain {}: {rest} of {} accepting backends of pool {pool} would remain, min_available is {least}",
+        target.path(),
+        now.len(),
+    );
+    Err(Refused::conflict(error).hint("add a backend first, or use --force"))
+}
+
+/// Ends a drain: its last operation, with the receipt.
+pub fn end(target: &Target, drain: &Draining, end: End, forgiven: Forgiven, now_ms: u64) -> Op {
+    let flows_go_on = end.left > 0;
+    Op::DrainEnded {
+        service: target.name.to_owned(),
+        backend: target.id,
+        drained: Drained {
+            id: drain.id,
+            reason: end.reason,
+            ended_ms: now_ms,
+            flows_go_on,
+        },
+        ended: Box::new(ended(target, drain, end, now_ms)),
+        forgiven,
+    }
+}
+
+fn ended(target: &Target, drain: &Draining, end: End, now_ms: u64) -> Ended {
+    Ended {
+        drain: drain.clone(),
+        reason: end.reason,
+        ended_ms: now_ms,
+        receipt: drain.receipt(target.path(), end, now_ms),
+    }
+}
+
+/// The end of a drain under way that the configuration takes back, where nobody has looked at its flows: all that it had
+/// go on.
+pub fn taken_back(target: &Target, now_ms: u64) -> Option<Box<Ended>> {
+    let drain = target.backend.admin.draining()?;
+    let known = drain.at_start.unwrap_or(0);
+    let left = End {
+        left: known.saturating_sub(drain.progress.idle_expired),
+        ..End::of(Reason::Undrained)
+    };
+    Some(Box::new(ended(target, drain, left, now_ms)))
+}
+
+/// Takes a drain back, under way or ended.
+pub fn undrain(state: &State, path: &str, sight: Sight, now_ms: u64) -> Result<Vec<Op>> {
+    let target = find(state, path)?;
+    let receipt = match &target.backend.admin {
+        Admin::Draining(drain) => {
+            let left = End {
+                left: sight.open(),
+                ..End::of(Reason::Undrained)
+            };
+            Some(Box::new(ended(&target, drain, left, now_ms)))
+        }
+        Admin::Drained(_) | Admin::Maintenance => None,
+        Admin::Active | Admin::Removed => {
+            return Err(Refused::conflict(format!(
+                "undrain {path}: it is not draining"
+            )));
+        }
+    };
+    Ok(vec![Op::Activated {
+        service: target.name.to_owned(),
+        backend: target.id,
+        ended: receipt,
+    }])
+}
+
+/// Removes a backend.
+pub fn remove(
+    state: &State,
+    path: &str,
+    force: bool,
+    sight: Sight,
+    now_ms: u64,
+) -> Result<Vec<Op>> {
+    let target = find(state, path)?;
+    let mut ops = Vec::new();
+    let refuse = |why: String| Err(Refused::conflict(format!("remove {path}: {why}")));
+    match &target.backend.admin {
+        Admin::Active | Admin::Maintenance if !force => {
+            return refuse(format!("it is {}", target.backend.admin.name())).map_err(|refused| {
+                refused.hint(format!("`ebb drain {path} --wait` first, or use --force"))
+            });
+        }
+        Admin::Draining(_) if !force => {
+            return refuse(format!(
+                "it is draining and has {} flows left",
+                sight.left()
+            ))
+            .map_err(|refused| refused.hint("wait for the drain to end, or use --force"));
+        }
+        Admin::Drained(drained) if !force && drained.flows_go_on && sight.left() > 0 => {
+            return refuse(format!("{} flows were left to go on", sight.left()))
+                .map_err(|refused| refused.hint("wait for them to end, or use --force"));
+        }
+        Admin::Draining(drain) => {
+            let cut = End {
+                reset: sight.open(),
+                ..End::of(Reason::Deadline)
+            };
+            ops.push(end(&target, drain, cut, Forgiven::default(), now_ms));
+        }
+        Admin::Active | Admin::Maintenance | Admin::Drained(_) | Admin::Removed => {}
+    }
+    ops.push(Op::BackendRemoved {
+        service: target.name.to_owned(),
+        backend: target.id,
+        by_hand: true,
+    });
+    Ok(ops)
+}
+
+/// Adds a backend to `SERVICE/POOL/BACKEND`.
+pub fn add(state: &State, capacity: &Capacity, path: &str, spec: BackendSpec) -> Result<Vec<Op>> {
+    let mut parts = path.split('/');
+    let (Some(service), Some(pool), Some(name), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(
+            Refused::invalid(format!("{path:?} does not name a place for a backend"))
+                .hint("write SERVICE/POOL/BACKEND"),
+        );
+    };
+    let (service_name, service) = find_service(state, service)?;
+    if !service.spec.pools.contains_key(pool) {
+        let known = service.spec.pools.keys().map(String::as_str);
+        return Err(Refused::unknown_name(
+            &format!("pool of service {service_name}"),
+            pool,
+            known,
+        ));
+    }
+    check_name(name)?;
+    check_new(state, service_name, service, name, &spec)?;
+    let id = free_backend_ids(state, capacity, 1)?[0];
+    Ok(vec![Op::BackendAdded {
+        service: service_name.to_owned(),
+        id,
+        name: name.to_owned(),
+        pool: pool.to_owned(),
+        spec,
+        origin: Origin::Hand,
+    }])
+}
+
+/// `count` free backend ids that fit the maps, which have one place more than the capacity says: nobody has id 0.
+pub fn free_backend_ids(state: &State, capacity: &Capacity, count: usize) -> Result<Vec<u32>> {
+    let ids: Vec<u32> = state
+        .free_backend_ids()
+        .take_while(|id| *id <= capacity.backends)
+        .take(count)
+        .collect();
+    if ids.len() == count {
+        return Ok(ids);
+    }
+    let error = format!(
+        "no room for another backend: {} of {} ids are in use",
+        state.backends().count(),
+        capacity.backends
+    );
+    Err(Refused::conflict(error).hint("raise capacity.backends in the configuration and restart"))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.is_empty() && name.len() <= 63 && name.chars().all(fits) {
+        return Ok(());
+    }
+    Err(Refused::invalid(format!("{name:?} is not a name"))
+        .hint("1 to 63 letters, digits, \"-\", \"_\" and \".\""))
+}
+
+fn check_new(
+    state: &State,
+    service_name: &str,
+    service: &Service,
+    name: &str,
+    spec: &BackendSpec,
+) -> Result<()> {
+    if service.backend(name).is_some() {
+        return Err(Refused::conflict(format!(
+            "add {name}: service {service_name} has a backend of this name"
+        ))
+        .hint("choose another name"));
+    }
+    if spec.weight > 1000 {
+        return Err(
+            Refused::invalid(format!("add {name}: weight {} is too large", spec.weight))
+                .hint("0 to 1000"),
+        );
+    }
+    check_address(service, name, spec.address)?;
+    let same =
+        |backend: &Backend| backend.admin != Admin::Removed && backend.spec.address == spec.address;
+    let taken = state.backends().find(|(_, other, _, backend)| {
+        let shared = other.id == service.id || is_nat(other) || is_nat(service);
+        shared && same(backend)
+    });
+    match taken {
+        None => Ok(()),
+        Some((other, _, _, backend)) => {
+            let error = format!(
+                "add {name}: {} is backend {other}/{} already",
+                spec.address, backend.name
+            );
+            Err(Refused::conflict(error).hint("a backend's answers must name one service"))
+        }
+    }
+}
+
+fn is_nat(service: &Service) -> bool {
+    service.spec.forward == Forward::Nat
+}
+
+/// Refuses an address that the service can not send to.
+pub fn check_address(service: &Service, name: &str, address: SocketAddr) -> Result<()> {
+    let vip = &service.spec.listen;
+    let ip = address.ip();
+    if ip.is_ipv4() != vip.address.is_ipv4() {
+        return Err(Refused::invalid(format!(
+            "add {name}: {ip} is not of the same family as {}",
+            vip.address
+        )));
+    }
+    if ip.is_unspecified() || ip.is_multicast() || ip == vip.address || address.port() == 0 {
+        return Err(Refused::invalid(format!(
+            "add {name}: {address} can not be a backend's address"
+        )));
+    }
+    if service.spec.forward == Forward::L2 && address.port() != vip.port {
+        let error = format!(
+            "add {name}: forward = \"l2\" can not change port {} to {}",
+            vip.port,
+            address.port()
+        );
+        return Err(Refused::invalid(error).hint(format!("use port {}", vip.port)));
+    }
+    Ok(())
+}
+
+/// Sends new flows to another pool.
+pub fn switch(
+    state: &State,
+    observed: &Observed,
+    service: &str,
+    pool: &str,
+    force: bool,
+) -> Result<Vec<Op>> {
+    let (name, service) = find_service(state, service)?;
+    if !service.spec.pools.contains_key(pool) {
+        let known = service.spec.pools.keys().map(String::as_str);
+        return Err(Refused::unknown_name(
+            &format!("pool of service {name}"),
+            pool,
+            known,
+        ));
+    }
+    let (up, least) = (
+        accepting(service, observed, pool).count(),
+        service.spec.min_available.max(1) as usize,
+    );
+    if up < least && !force {
+        let error = format!(
+            "switch {name} to {pool}: {up} of its {} backends take new flows, min_available is {least}{}",
+            service
+                .live_backends()
+                .filter(|(_, backend)| backend.pool == pool)
+                .count(),
+            why_not(service, observed, pool),
+        );
+        return Err(Refused::conflict(error).hint("see `ebb status`, or use --force"));
+    }
+    Ok(vec![Op::Switched {
+        service: name.to_owned(),
+        pool: (pool != service.spec.active_pool).then(|| pool.to_owned()),
+    }])
+}
+
+fn why_not(service: &Service, observed: &Observed, pool: &str) -> String {
+    let reason = |(id, backend): (u32, &Backend)| {
+        let health = health(service, observed, id);
+        match &backend.admin {
+            Admin::Active if health.is_up() => None,
+            Admin::Active => Some(format!("{} is {}", backend.name, health.name())),
+            admin => Some(format!("{} is {}", backend.name, admin.name())),
+        }
+    };
+    let pool = service
+        .live_backends()
+        .filter(|(_, backend)| backend.pool == pool);
+    let reasons: Vec<String> = pool.filter_map(reason).take(5).collect();
+    if reasons.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", reasons.join(", "))
+    }
+}
+
+/// What does not work as it should in a service.
+pub fn warnings(service: &Service, observed: &Observed) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let pool = service.active_pool();
+    let up = accepting(service, observed, pool).count();
+    if service.current.is_empty() {
+        warnings.push("no backend takes new flows: they are dropped".to_owned());
+    } else if up == 0 {
+        warnings.push(format!(
+            "no backend of pool {pool} is up: new flows go to those that were up last"
+        ));
+    } else if up < service.spec.min_available as usize {
+        warnings.push(format!(
+            "{up} backends take new flows, min_available is {}",
+            service.spec.min_available
+        ));
+    }
+    if !is_checked(&service.spec.health) {
+        warnings.push("no health checks: a backend that dies goes on getting flows".to_owned());
+    }
+    if let Some(pool) = &service.hand_pool {
+        warnings.push(format!(
+            "switched to pool {pool} by hand; the configuration says {}",
+            service.spec.active_pool
+        ));
+    }
+    warnings
+}

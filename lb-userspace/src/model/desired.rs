@@ -1,0 +1,211 @@
+//! What the maps should hold: a pure function of the state, of what is seen, and of the time.
+
+use std::{collections::BTreeMap, hash::Hasher, sync::Arc};
+
+use lb_common::{
+    Addr,
+    abi::{BackendRecord, ServiceRecord, backend_flags, mode, service_flags},
+    checksum::address_delta,
+    hash::HashKey,
+    index::{IndexEntry, kind, selector},
+};
+use siphasher::sip::SipHasher13;
+
+use super::{
+    drain::Admin,
+    observed::{Hop, Observed},
+    spec::{Affinity, Forward, OnDeadline, Tracking},
+    state::{Backend, Service, State},
+};
+
+/// IP protocol number of TCP (IANA).
+const TCP: u8 = 6;
+
+/// All that the maps should hold.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    /// Backends by id.
+    pub backends: BTreeMap<u32, BackendRecord>,
+    /// Services by id.
+    pub services: BTreeMap<u32, DesiredService>,
+    /// The address index, in the order of its keys.
+    pub index: Vec<IndexEntry>,
+}
+
+/// A service and its table.
+#[derive(Debug, Clone)]
+pub struct DesiredService {
+    /// Its record. The number of slots is right, their place is not known.
+    pub record: ServiceRecord,
+    /// Who takes new flows, by slot.
+    pub current: Arc<Vec<u32>>,
+    /// Who owns flows without an entry, by slot.
+    pub base: Arc<Vec<u32>>,
+}
+
+/// What makes tables, so that one is not made twice.
+pub trait Tables {
+    /// `current` and `base` of a service.
+    fn tables(&mut self, service: &Service) -> (Arc<Vec<u32>>, Arc<Vec<u32>>);
+}
+
+/// The node's constants.
+pub struct Node<'a> {
+    /// Secret seed of the hashes.
+    pub seed: &'a [u8; 16],
+    /// Makes ticks of the kernel's clock out of a duration.
+    pub ticks: &'a dyn Fn(std::time::Duration) -> u32,
+}
+
+/// Works it out.
+pub fn desired(
+    state: &State,
+    observed: &Observed,
+    node: &Node,
+    tables: &mut dyn Tables,
+    now_ms: u64,
+) -> Desired {
+    let mut desired = Desired::default();
+    for (name, service) in &state.services {
+        for (id, backend) in &service.backends {
+            let record = backend_record(
+                service,
+                *id,
+                backend,
+                observed.hop(&backend.spec.address),
+                now_ms,
+            );
+            desired.backends.insert(*id, record);
+        }
+        let (current, base) = tables.tables(service);
+        let record = service_record(name, service, node);
+        desired.services.insert(
+            service.id,
+            DesiredService {
+                record,
+                current,
+                base,
+            },
+        );
+    }
+    desired.index = index(state);
+    desired
+}
+
+/// Key of a service's flow hash: the same on every node that has the same seed.
+pub fn flow_key(seed: &[u8; 16], name: &str) -> HashKey {
+    let half = |salt: &[u8]| {
+        let mut hasher = SipHasher13::new_with_key(seed);
+        hasher.write(salt);
+        hasher.write(name.as_bytes());
+        hasher.finish()
+    };
+    HashKey {
+        k0: half(b"ebb flow key 0 "),
+        k1: half(b"ebb flow key 1 "),
+    }
+}
+
+fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
+    let spec = &service.spec;
+    let tracking = match spec.tracking {
+        Tracking::Full => service_flags::TRACK_ALL,
+        Tracking::Moved => 0,
+    };
+    let affinity = match spec.affinity {
+        Affinity::Client => service_flags::AFFINITY_CLIENT,
+        Affinity::Flow => 0,
+    };
+    ServiceRecord {
+        table: ServiceRecord::table_word(0, service.slots),
+        key: flow_key(node.seed, name),
+        vip: spec.listen.address.into(),
+        port: spec.listen.port.to_be(),
+        protocol: TCP,
+        mode: match spec.forward {
+            Forward::L2 => mode::L2,
+            Forward::Nat => mode::NAT,
+        },
+        flags: tracking | affinity,
+        idle_ticks: (node.ticks)(spec.idle_timeout),
+        linger_ticks: (node.ticks)(super::census::LINGER),
+        ..ServiceRecord::default()
+    }
+}
+
+fn backend_record(
+    service: &Service,
+    id: u32,
+    backend: &Backend,
+    hop: Option<&Hop>,
+    now_ms: u64,
+) -> BackendRecord {
+    let address = Addr::from(backend.spec.address.ip());
+    let vip = Addr::from(service.spec.listen.address);
+    let mut flags = backend_flags::VALID;
+    let mut cut = 0;
+    if service.current.iter().any(|share| share.backend == id) {
+        flags |= backend_flags::ACCEPTING;
+    }
+    if backend.admin.is_ended() {
+        flags |= backend_flags::ENDED;
+    }
+    if let Admin::Draining(drain) = &backend.admin
+        && drain.cutting.is_some()
+    {
+        cut = drain.cut(now_ms);
+        flags |= match drain.on_deadline {
+            OnDeadline::Reset => backend_flags::CUT_RESET,
+            OnDeadline::Drop => backend_flags::CUT_DROP,
+            OnDeadline::Leave => 0,
+        };
+    }
+    let mut record = BackendRecord {
+        address,
+        port: backend.spec.address.port().to_be(),
+        flags,
+        cut,
+        to_backend: address_delta(&vip, &address),
+        to_client: address_delta(&address, &vip),
+        service: service.id,
+        ..BackendRecord::default()
+    };
+    if let Some(hop) = hop {
+        record.flags |= backend_flags::NEXT_HOP;
+        record.ethernet[..6].copy_from_slice(&hop.destination_mac);
+        record.ethernet[6..].copy_from_slice(&hop.source_mac);
+        record.ifindex = hop.ifindex;
+        record.mtu = hop.mtu;
+    }
+    record
+}
+
+/// The index: every service, and every source that a `nat` backend answers from until the backend is removed.
+fn index(state: &State) -> Vec<IndexEntry> {
+    let mut entries = BTreeMap::new();
+    for service in state.services.values() {
+        let vip = &service.spec.listen;
+        let entry = IndexEntry {
+            address: vip.address.into(),
+            selector: selector(vip.port.to_be(), TCP, kind::SERVICE),
+            service: service.id,
+            backend: 0,
+        };
+        entries.insert((vip.address, entry.selector), entry);
+        if service.spec.forward != Forward::Nat {
+            continue;
+        }
+        for (id, backend) in service.live_backends() {
+            let address = backend.spec.address;
+            let entry = IndexEntry {
+                address: address.ip().into(),
+                selector: selector(address.port().to_be(), TCP, kind::REPLY),
+                service: service.id,
+                backend: id,
+            };
+            // Two live backends never share an address; a later id would be the newer one.
+            entries.insert((address.ip(), entry.selector), entry);
+        }
+    }
+    entries.into_values().collect()
+}

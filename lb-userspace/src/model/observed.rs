@@ -1,0 +1,90 @@
+//! What is seen of the world and not remembered over a restart: health and next hops.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+/// What health checks say of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// The service has no checks.
+    #[default]
+    Unchecked,
+    /// No verdict yet.
+    Starting,
+    /// It answers.
+    Up,
+    /// It was up before the daemon began; no verdict since.
+    Presumed,
+    /// It does not answer.
+    Down,
+}
+
+impl Health {
+    /// Whether new flows may go to it.
+    pub const fn is_up(self) -> bool {
+        matches!(self, Self::Unchecked | Self::Up | Self::Presumed)
+    }
+
+    /// Its name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unchecked => "unchecked",
+            Self::Starting => "starting",
+            Self::Up | Self::Presumed => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Where frames to an address go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// Interface that they leave by.
+    pub ifindex: u32,
+    /// MAC of that interface.
+    pub source_mac: [u8; 6],
+    /// MAC of the next hop.
+    pub destination_mac: [u8; 6],
+    /// Largest packet, in bytes from the IP header on.
+    pub mtu: u16,
+}
+
+/// What is known of the way to an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// Frames can be sent.
+    Known(Hop),
+    /// They can't, for this reason.
+    Unknown(String),
+}
+
+/// All that is seen.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// Health by backend id, and what the last probe said. Missing: [`Health::Unchecked`] or
+    /// [`Health::Starting`], as the service has checks.
+    pub health: BTreeMap<u32, (Health, Option<String>)>,
+    /// Ways by backend address.
+    pub ways: BTreeMap<IpAddr, Way>,
+}
+
+impl Observed {
+    /// The health of a backend of a service that has checks or has none.
+    pub fn health(&self, backend: u32, checked: bool) -> Health {
+        match self.health.get(&backend) {
+            _ if !checked => Health::Unchecked,
+            Some((health, _)) => *health,
+            None => Health::Starting,
+        }
+    }
+
+    /// The hop to an address, when known.
+    pub fn hop(&self, address: &SocketAddr) -> Option<&Hop> {
+        match self.ways.get(&address.ip()) {
+            Some(Way::Known(hop)) => Some(hop),
+            _ => None,
+        }
+    }
+}

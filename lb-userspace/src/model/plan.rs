@@ -1,0 +1,167 @@
+//! From what is installed to what is desired: the writes, in an order that never lets a packet meet half a change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{
+    abi::{BackendRecord, ServiceRecord, Slot},
+    index::IndexEntry,
+};
+
+use super::desired::{Desired, DesiredService};
+
+/// What has been written: noted only after a write succeeded.
+#[derive(Debug, Clone, Default)]
+pub struct Installed {
+    /// Backends by id.
+    pub backends: BTreeMap<u32, BackendRecord>,
+    /// Services by id.
+    pub services: BTreeMap<u32, ServiceRecord>,
+    /// Tables by service id.
+    pub tables: BTreeMap<u32, Vec<Slot>>,
+    /// The index; `None` when it is not known.
+    pub index: Option<Vec<IndexEntry>>,
+}
+
+/// One write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// A backend's record; an empty one clears it.
+    Backend(u32, BackendRecord),
+    /// A service's table. `rebased`: the base of some slot changes, which the flow table must be prepared for.
+    Table {
+        /// Service id.
+        service: u32,
+        /// The new table.
+        slots: Vec<Slot>,
+        /// See above.
+        rebased: bool,
+    },
+    /// A service's record.
+    Service(u32, ServiceRecord),
+    /// The address index.
+    Index(Vec<IndexEntry>),
+    /// A service is gone.
+    NoService(u32),
+}
+
+/// The writes that lead from `installed` to `desired`.
+///
+/// Adding: backends, table, service, index. Removing: index, service, table with it, backends. A backend's record is written before
+/// the table that no longer names it, so that `ACCEPTING` is never set on one that takes no flows.
+pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
+    let mut writes = Vec::new();
+    for (id, record) in &desired.backends {
+        if installed.backends.get(id) != Some(record) {
+            writes.push(Write::Backend(*id, *record));
+        }
+    }
+    for (id, service) in &desired.services {
+        if let Some(table) = table_write(*id, service, installed.tables.get(id)) {
+            writes.push(table);
+        }
+        if installed.services.get(id) != Some(&service.record) {
+            writes.push(Write::Service(*id, service.record));
+        }
+    }
+    if installed.index.as_ref() != Some(&desired.index) {
+        writes.push(Write::Index(desired.index.clone()));
+    }
+    let known: BTreeSet<u32> = installed
+        .services
+        .keys()
+        .chain(installed.tables.keys())
+        .copied()
+        .collect();
+    let gone = known
+        .into_iter()
+        .filter(|id| !desired.services.contains_key(id));
+    writes.extend(gone.map(Write::NoService));
+    let gone = installed
+        .backends
+        .keys()
+        .filter(|id| !desired.backends.contains_key(id));
+    writes.extend(gone.map(|id| Write::Backend(*id, BackendRecord::default())));
+    writes
+}
+
+fn table_write(id: u32, service: &DesiredService, installed: Option<&Vec<Slot>>) -> Option<Write> {
+    let owners = service.current.iter().zip(service.base.iter());
+    let Some(old) = installed.filter(|old| old.len() == service.current.len()) else {
+        let slots = owners
+            .map(|(current, base)| Slot::new(*current, *base, false))
+            .collect();
+        return Some(Write::Table {
+            service: id,
+            slots,
+            rebased: false,
+        });
+    };
+    let mut changed = false;
+    let mut rebased = false;
+    let mut slots = Vec::with_capacity(old.len());
+    for ((current, base), old) in owners.zip(old) {
+        let slot = Slot::new(*current, *base, false);
+        rebased |= slot.base() != old.base();
+        changed |= slot.current() != old.current() || slot.base() != old.base();
+        slots.push(with_flag(slot, *old));
+    }
+    changed.then_some(Write::Table {
+        service: id,
+        slots,
+        rebased,
+    })
+}
+
+/// A flag stands until a look at the flow table clears it. A slot that was moved gets one when it is moved no more, or has
+/// another base: the flows that began in the meantime are not its base's.
+fn with_flag(new: Slot, old: Slot) -> Slot {
+    let uncovered = old.is_moved() && (!new.is_moved() || new.base() != old.base());
+    Slot::new(new.current(), new.base(), old.has_exceptions() || uncovered)
+}
+
+impl Installed {
+    /// Notes a write that succeeded.
+    pub fn note(&mut self, write: Write) {
+        match write {
+            Write::Backend(id, record) if record == BackendRecord::default() => {
+                self.backends.remove(&id);
+            }
+            Write::Backend(id, record) => {
+                self.backends.insert(id, record);
+            }
+            Write::Table { service, slots, .. } => {
+                self.tables.insert(service, slots);
+            }
+            Write::Service(id, record) => {
+                self.services.insert(id, record);
+            }
+            Write::Index(index) => self.index = Some(index),
+            Write::NoService(id) => {
+                self.services.remove(&id);
+                self.tables.remove(&id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_cover_what_the_base_does_not() {
+        #[rustfmt::skip]
+        let rows = [
+            ("never moved", Slot::new(1, 1, false), Slot::new(1, 1, false), false),
+            ("moves now", Slot::new(1, 1, false), Slot::new(2, 1, false), false),
+            ("moves on", Slot::new(2, 1, false), Slot::new(3, 1, false), false),
+            ("moves back", Slot::new(2, 1, false), Slot::new(1, 1, false), true),
+            ("settles", Slot::new(2, 1, false), Slot::new(2, 2, false), true),
+            ("flag stands", Slot::new(1, 1, true), Slot::new(1, 1, false), true),
+            ("flag stands while moved", Slot::new(1, 1, true), Slot::new(2, 1, false), true),
+        ];
+        for (what, old, new, flag) in rows {
+            assert_eq!(with_flag(new, old).has_exceptions(), flag, "{what}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What the operator asked for: the validated form of the configuration file.
+//!
+//! Everything here is plain data. `config` makes it from a file, `model` turns it into tables, nothing in it
+//! knows about files, sockets or maps.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A whole configuration, valid in itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Settings of this node, the same for all services.
+    pub node: NodeSpec,
+    /// Services by name, in the order of their names.
+    pub services: BTreeMap<String, ServiceSpec>,
+}
+
+/// Settings of the node itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Names of the interfaces on which the XDP program runs; at least one, no name twice.
+    pub interfaces: Vec<String>,
+    /// How the program is attached.
+    pub xdp_mode: XdpMode,
+    /// File with the secret seed of the flow hash (any bytes, at least 16); made at the first start when absent.
+    pub hash_seed_file: PathBuf,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+}
+
+/// How an XDP program is attached to an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native where the driver can, else generic with a warning.
+    Auto,
+    /// Native or an error.
+    Native,
+    /// Generic (slow; works with every driver).
+    Generic,
+}
+
+/// Sizes of the maps, fixed while the program is loaded. Memory is locked in the kernel whether used or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Services; 64 bytes each.
+    pub services: u32,
+    /// Backends over all services, removed ones counted until their id is free again; 64 bytes each.
+    pub backends: u32,
+    /// Slots over all services, 8 bytes each. A change needs room for the old and the new table of one service.
+    pub slots: u32,
+    /// Flow entries, a power of two, 64 bytes each.
+    pub flows: u32,
+    /// Handshake entries, a power of two, 64 bytes each.
+    pub handshakes: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            services: 1024,
+            backends: 16_384,
+            slots: 1 << 20,
+            flows: 1 << 18,
+            handshakes: 1 << 16,
+        }
+    }
+}
+
+/// One virtual service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Its name, unique in the configuration: letters, digits, `-`, `_`, `.`; at most 63 characters.
+    pub name: String,
+    /// Where clients reach it.
+    pub listen: Vip,
+    /// How packets get to the backends.
+    pub forward: Forward,
+    /// What of a packet chooses its slot.
+    pub affinity: Affinity,
+    /// Which flows are listed in the flow table.
+    pub tracking: Tracking,
+    /// A drain that would leave fewer active backends than this is refused unless forced.
+    pub min_available: u32,
+    /// What a drain does when nothing else is said.
+    pub drain: DrainSpec,
+    /// A flow not seen for this long has ended.
+    #[serde(with = "millis")]
+    pub idle_timeout: Duration,
+    /// Number of slots asked for; chosen from the number of backends when `None`.
+    pub slots: Option<u32>,
+    /// Health checks.
+    pub health: HealthSpec,
+    /// The pool whose backends take new flows.
+    pub active_pool: String,
+    /// Pools by name; at least one.
+    pub pools: BTreeMap<String, PoolSpec>,
+}
+
+/// Address, port and protocol of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Vip {
+    /// Destination address.
+    pub address: IpAddr,
+    /// Destination port, host byte order, never 0.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Transport protocol of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP (IANA 6).
+    Tcp,
+}
+
+/// How a packet gets to its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forward {
+    /// Destination MAC rewritten; the backend owns the VIP and answers the client directly (DSR).
+    L2,
+    /// Destination address and port rewritten; the backend answers through the node, which rewrites the source back.
+    Nat,
+}
+
+/// What of a packet chooses its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Affinity {
+    /// The whole 5-tuple.
+    Flow,
+    /// The client's address alone.
+    Client,
+}
+
+/// Which flows are listed in the flow table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tracking {
+    /// Those in slots that a change has moved: where correctness needs them.
+    Moved,
+    /// All.
+    Full,
+}
+
+/// What a drain does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainSpec {
+    /// Time from the command to the deadline.
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    /// What happens to the flows left at the deadline.
+    pub on_deadline: OnDeadline,
+    /// Time over which flows are reset at the deadline, so that clients do not all reconnect at once.
+    #[serde(with = "millis")]
+    pub spread: Duration,
+}
+
+/// What happens to the flows left at a drain's deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeadline {
+    /// The client's next packet is answered with a RST.
+    Reset,
+    /// They go on, unlisted.
+    Leave,
+    /// Their packets are dropped.
+    Drop,
+}
+
+/// Health checks of a service's backends; each `None` is not made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthSpec {
+    /// Asked until its first success; a backend takes no new flows before.
+    pub startup: Option<ProbeSpec>,
+    /// Decides whether a backend takes new flows.
+    pub readiness: Option<ProbeSpec>,
+    /// Decides whether a backend is dead.
+    pub liveness: Option<ProbeSpec>,
+}
+
+/// One health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// What is asked.
+    pub kind: ProbeKind,
+    /// Port, when it is not the backend's own.
+    pub port: Option<u16>,
+    /// Time between the starts of two probes.
+    #[serde(with = "millis")]
+    pub period: Duration,
+    /// Time within which an answer counts.
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    /// Consecutive successes that make a backend up; at least 1.
+    pub rise: u32,
+    /// Consecutive failures that make it down; at least 1.
+    pub fall: u32,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeKind {
+    /// A TCP handshake completes.
+    Tcp,
+    /// `GET path` (HTTP/1.1) is answered with a status from 200 to 399.
+    Http {
+        /// Path with its query, beginning with `/`.
+        path: String,
+        /// `Host:` header; the backend's address when `None`.
+        host: Option<String>,
+    },
+}
+
+/// One version of a service: a named set of backends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpec {
+    /// Version label, free text.
+    pub version: Option<String>,
+    /// Backends by name, unique over the whole service.
+    pub backends: BTreeMap<String, BackendSpec>,
+}
+
+/// One backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendSpec {
+    /// Where it listens. In `l2` the port is the service's own.
+    pub address: SocketAddr,
+    /// Its share relative to the other backends of its pool, 0 to 1000; 0 takes no new flows.
+    pub weight: u32,
+}
+
+/// Durations as whole milliseconds.
+pub mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes whole milliseconds.
+    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Reads whole milliseconds.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}

@@ -1,0 +1,575 @@
+//! The engine over the in-memory data plane, one situation a test.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{IDLE, address, service, spec};
+use lb_common::{
+    Addr,
+    abi::{Slot, backend_flags},
+    steer::{Packet, tcp},
+};
+use lb_userspace::{
+    daemon::{
+        engine::Engine,
+        journal::{Journal, NoLog},
+    },
+    datapath::{
+        Datapath, Table,
+        fake::{Fake, Sizes, TICKS_PER_SECOND},
+    },
+    model::{
+        command::Terms,
+        drain::Admin,
+        observed::{Health, Hop, Way},
+        spec::{BackendSpec, OnDeadline, Spec},
+        state::State,
+    },
+};
+
+const SEED: [u8; 16] = *b"an engine's seed";
+
+/// A node whose time is moved by hand.
+struct Node {
+    engine: Engine,
+    fake: Fake,
+    now_ms: u64,
+}
+
+impl Node {
+    fn new(spec: Spec) -> Self {
+        let fake = Fake::new(Sizes::default());
+        let engine = Engine::new(
+            State::default(),
+            spec,
+            SEED,
+            Box::new(fake.clone()),
+            Box::new(NoLog),
+        )
+        .unwrap();
+        let mut node = Self {
+            engine,
+            fake,
+            now_ms: 1_000_000,
+        };
+        node.engine.begin(node.now_ms).unwrap();
+        node
+    }
+
+    /// One whose backends are all up.
+    fn ready(spec: Spec) -> Self {
+        let mut node = Self::new(spec);
+        node.ways();
+        node.health_of_all(Health::Up);
+        node.pass(100);
+        node
+    }
+
+    fn ways(&mut self) {
+        for ip in self.engine.addresses() {
+            let hop = Hop {
+                ifindex: 3,
+                source_mac: [2; 6],
+                destination_mac: [4; 6],
+                mtu: 1500,
+            };
+            self.engine.way(ip, Way::Known(hop), self.now_ms);
+        }
+    }
+
+    fn health_of_all(&mut self, health: Health) {
+        for target in self.engine.targets() {
+            self.engine
+                .health(&target.service, &target.backend, health, None, self.now_ms);
+        }
+    }
+
+    /// Lets time pass in steps of 100 ms.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 100 {
+            self.now_ms += 100;
+            self.fake.advance(TICKS_PER_SECOND / 10);
+            self.engine.tick(self.now_ms);
+        }
+    }
+
+    fn web(&self) -> &lb_userspace::model::state::Service {
+        &self.engine.state().services["web"]
+    }
+
+    fn id(&self, name: &str) -> u32 {
+        self.web().backend(name).unwrap().0
+    }
+
+    fn flags(&self, id: u32) -> u32 {
+        self.fake.backend(id).unwrap().flags
+    }
+
+    fn slots(&self) -> Vec<Slot> {
+        self.fake.table(self.web().id).unwrap()
+    }
+
+    fn drain(&mut self, name: &str, seconds: u64, on_deadline: OnDeadline) -> u64 {
+        let terms = Terms {
+            timeout: Some(Duration::from_secs(seconds)),
+            on_deadline: Some(on_deadline),
+            force: false,
+        };
+        self.engine
+            .drain(&format!("web/{name}"), terms, self.now_ms)
+            .unwrap()
+    }
+
+    fn send(&self, port: u16, flags: u8, sequence: u32) -> u32 {
+        let packet = Packet {
+            client: Addr::from_v4([10, 9, 0, 1]),
+            client_port: port.to_be(),
+            service_port: 80u16.to_be(),
+            flags,
+            sequence,
+        };
+        self.fake.packet(self.web().id, &packet).unwrap().backend
+    }
+
+    /// A port whose flow, once open, is this backend's.
+    fn flow_on(&self, backend: u32) -> u16 {
+        let port = (2000..).find(|port| {
+            self.send(*port, tcp::SYN, 7) == backend || {
+                // Not the one that was wanted: it ends at once.
+                self.send(*port, tcp::RST, 8);
+                false
+            }
+        });
+        let port = port.unwrap();
+        assert_eq!(self.send(port, tcp::ACK, 8), backend);
+        port
+    }
+}
+
+#[test]
+fn a_new_service_begins_whole() {
+    let mut node = Node::new(spec([service("web", true)]));
+    node.pass(1000);
+    assert!(node.web().current.is_empty(), "nobody has answered yet");
+    node.ways();
+    for name in ["b1", "b2", "b3"] {
+        node.engine
+            .health("web", name, Health::Up, None, node.now_ms);
+    }
+    assert!(node.web().current.is_empty(), "b4 may still answer");
+    node.engine
+        .health("web", "b4", Health::Down, None, node.now_ms);
+    assert_eq!(node.web().current.len(), 3);
+    assert!(node.slots().iter().all(|slot| !slot.is_tracked()));
+}
+
+#[test]
+fn a_new_service_does_not_wait_for_ever() {
+    let mut node = Node::new(spec([service("web", true)]));
+    node.engine
+        .health("web", "b2", Health::Up, None, node.now_ms);
+    node.pass(3100);
+    assert_eq!(node.web().current.len(), 1);
+}
+
+#[test]
+fn a_table_does_not_depend_on_the_order_of_events() {
+    let orders: [&[&str]; 2] = [&["drain b1", "drain b3", "undrain b1"], &["drain b3"]];
+    let tables = orders.map(|order| {
+        let mut node = Node::ready(spec([service("web", true)]));
+        for event in order {
+            match event.split_once(' ').unwrap() {
+                ("drain", name) => _ = node.drain(name, 60, OnDeadline::Leave),
+                (_, name) => {
+                    _ = node
+                        .engine
+                        .undrain(&format!("web/{name}"), node.now_ms)
+                        .unwrap()
+                }
+            }
+        }
+        node.slots()
+            .iter()
+            .map(|slot| (slot.current(), slot.base()))
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(tables[0], tables[1]);
+}
+
+#[test]
+fn a_change_settles_after_the_idle_timeout_and_flows_stay() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.drain("b1", 3600, OnDeadline::Leave);
+    node.drain("b1", 1, OnDeadline::Leave);
+    for _ in 0..40 {
+        node.pass(1000);
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    }
+    assert!(
+        !node.web().is_changing(),
+        "settled {IDLE:?} after the drain"
+    );
+    let slots = node.slots();
+    assert!(slots.iter().all(|slot| slot.base() != b1));
+    assert_eq!(
+        slots.iter().filter(|slot| slot.has_exceptions()).count(),
+        1,
+        "only the flow's own slot"
+    );
+    // Once it ends, nothing is tracked any more.
+    node.send(port, tcp::RST, 8);
+    node.pass(20_000);
+    assert!(node.slots().iter().all(|slot| !slot.is_tracked()));
+}
+
+#[test]
+fn a_backend_id_is_free_only_when_nothing_names_it() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.drain("b1", 60, OnDeadline::Reset);
+    node.send(port, tcp::RST, 8);
+    node.pass(10_000);
+    assert!(matches!(node.web().backends[&b1].admin, Admin::Drained(_)));
+    node.engine.remove("web/b1", false, node.now_ms).unwrap();
+    assert_ne!(node.flags(b1) & backend_flags::ENDED, 0);
+    let added = |node: &mut Node, n: u16| {
+        let spec = BackendSpec {
+            address: address(300 + n),
+            weight: 1,
+        };
+        node.engine
+            .add(&format!("web/blue/n{n}"), spec, node.now_ms)
+            .unwrap();
+        node.id(&format!("n{n}"))
+    };
+    assert_ne!(added(&mut node, 1), b1, "the base still names it");
+    node.pass(60_000);
+    assert!(!node.web().backends.contains_key(&b1));
+    assert_eq!(node.flags(b1), 0);
+    assert_ne!(node.fake.backend_stats(b1).unwrap().opened, 0);
+    assert_eq!(added(&mut node, 2), b1);
+    assert_eq!(
+        node.fake.backend_stats(b1).unwrap().opened,
+        0,
+        "counters begin anew"
+    );
+}
+
+#[test]
+fn reset_cuts_over_the_spread_then_ends() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    let drain = node.drain("b1", 5, OnDeadline::Reset);
+    node.pass(4000);
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    node.pass(2000);
+    let record = node.fake.backend(b1).unwrap();
+    assert_ne!(record.flags & backend_flags::CUT_RESET, 0);
+    assert!(record.cut > 0 && record.cut < u32::MAX);
+    assert_eq!(node.engine.drain_view(drain).unwrap().state, "resetting");
+    node.pass(3000);
+    assert_ne!(node.flags(b1) & backend_flags::ENDED, 0);
+    let receipt = node.engine.drain_view(drain).unwrap().receipt.unwrap();
+    assert_eq!((receipt.reason.as_str(), receipt.reset), ("deadline", 1));
+}
+
+#[test]
+fn leave_lets_flows_go_on() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    let drain = node.drain("b1", 5, OnDeadline::Leave);
+    node.pass(6000);
+    let receipt = node.engine.drain_view(drain).unwrap().receipt.unwrap();
+    assert_eq!(
+        (receipt.reason.as_str(), receipt.left, receipt.reset),
+        ("deadline", 1, 0)
+    );
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    assert!(
+        node.engine.remove("web/b1", false, node.now_ms).is_err(),
+        "it still has a flow"
+    );
+}
+
+#[test]
+fn a_backend_that_is_down_keeps_its_flows() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.engine.health(
+        "web",
+        "b1",
+        Health::Down,
+        Some("refused".to_owned()),
+        node.now_ms,
+    );
+    assert!(node.slots().iter().all(|slot| slot.current() != b1));
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+}
+
+#[test]
+fn with_nobody_up_the_last_ones_go_on() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    node.health_of_all(Health::Down);
+    assert_eq!(node.web().current.len(), 1, "the last one to be seen up");
+    let facts = lb_userspace::daemon::engine::Facts {
+        version: String::new(),
+        pid: 1,
+        started_ms: 0,
+        config: String::new(),
+    };
+    let warnings = node.engine.status(&facts, node.now_ms).services[0]
+        .warnings
+        .join("; ");
+    assert!(warnings.contains("is up"), "{warnings}");
+}
+
+#[test]
+fn a_removed_service_leaves_nothing_behind() {
+    let mut other = service("other", false);
+    other.listen.port = 81;
+    for pool in other.pools.values_mut() {
+        for backend in pool.backends.values_mut() {
+            backend.address.set_port(9090);
+        }
+    }
+    let mut node = Node::ready(spec([service("web", true), other]));
+    let id = node.engine.state().services["other"].id;
+    let backends: Vec<u32> = node.engine.state().services["other"]
+        .backends
+        .keys()
+        .copied()
+        .collect();
+    assert!(!node.fake.table(id).unwrap().is_empty());
+    node.engine
+        .reload(spec([service("web", true)]), node.now_ms)
+        .unwrap();
+    assert!(node.fake.table(id).unwrap().is_empty());
+    assert!(node.fake.index().iter().all(|entry| entry.service != id));
+    assert!(backends.iter().all(|backend| node.flags(*backend) == 0));
+    node.pass(10_000);
+    assert!(node.engine.state().retired.is_empty());
+}
+
+#[test]
+fn what_is_removed_by_hand_stays_removed_and_what_returns_is_undrained() {
+    let all = spec([service("web", true)]);
+    let mut less = all.clone();
+    let blue = less
+        .services
+        .get_mut("web")
+        .unwrap()
+        .pools
+        .get_mut("blue")
+        .unwrap();
+    blue.backends.remove("b2");
+    let mut node = Node::ready(all.clone());
+    node.engine.remove("web/b1", true, node.now_ms).unwrap();
+    let b2 = node.id("b2");
+    node.flow_on(b2);
+    node.engine.reload(less, node.now_ms).unwrap();
+    assert!(node.web().backends[&b2].admin.draining().is_some());
+    node.engine.reload(all, node.now_ms).unwrap();
+    assert_eq!(node.web().backends[&b2].admin, Admin::Active);
+    assert!(node.web().backend("b1").is_none());
+}
+
+#[test]
+fn a_reload_that_does_not_fit_changes_nothing() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let before = node.engine.state().clone();
+    let mut large = spec([service("web", true), service("huge", true)]);
+    let huge = large.services.get_mut("huge").unwrap();
+    (huge.listen.port, huge.slots) = (82, Some(1_048_573));
+    let refused = node.engine.reload(large, node.now_ms).unwrap_err();
+    assert!(refused.error.contains("capacity.slots"), "{refused:?}");
+    let mut other = spec([service("web", true)]);
+    other.node.capacity.flows *= 2;
+    assert!(node.engine.reload(other, node.now_ms).is_err());
+    assert_eq!(*node.engine.state(), before);
+}
+
+#[test]
+fn a_command_that_can_not_be_written_down_changes_nothing() {
+    struct FullDisk;
+    impl lb_userspace::daemon::journal::Log for FullDisk {
+        fn append(&mut self, _: &[lb_userspace::model::state::Op]) -> std::io::Result<()> {
+            Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
+        }
+        fn offer(&mut self, _: &State) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let node = Node::ready(spec([service("web", true)]));
+    let (state, fake) = (node.engine.state().clone(), node.fake.clone());
+    let spec = spec([service("web", true)]);
+    let mut engine = Engine::new(
+        state.clone(),
+        spec,
+        SEED,
+        Box::new(fake.clone()),
+        Box::new(FullDisk),
+    )
+    .unwrap();
+    let writes = fake.writes();
+    let refused = engine
+        .drain("web/b1", Terms::default(), node.now_ms)
+        .unwrap_err();
+    assert!(refused.error.contains("journal"), "{refused:?}");
+    assert_eq!((engine.state(), fake.writes()), (&state, writes));
+}
+
+/// A daemon that starts again has nothing to say before it has seen anything new: no record loses its next hop or its
+/// permission to take flows meanwhile.
+#[test]
+fn a_new_daemon_takes_over_how_backends_are_reached() {
+    let node = Node::ready(spec([service("web", true)]));
+    let fake = node.fake.clone();
+    let before: Vec<_> = [node.id("b1"), node.id("b2")]
+        .map(|id| fake.backend(id).unwrap())
+        .to_vec();
+    assert!(
+        before
+            .iter()
+            .all(|record| record.flags & backend_flags::NEXT_HOP != 0)
+    );
+    let mut engine = Engine::new(
+        node.engine.state().clone(),
+        spec([service("web", true)]),
+        SEED,
+        Box::new(fake.clone()),
+        Box::new(NoLog),
+    )
+    .unwrap();
+    engine.begin(node.now_ms).unwrap();
+    let after: Vec<_> = [node.id("b1"), node.id("b2")]
+        .map(|id| fake.backend(id).unwrap())
+        .to_vec();
+    assert_eq!(after, before);
+}
+
+/// The daemon is killed at every write of a drain in turn; each time the next one brings the maps to the state.
+#[test]
+fn killed_at_any_write_the_next_daemon_converges() {
+    for nth in 1..40 {
+        let directory = tempfile::tempdir().unwrap();
+        let fake = Fake::new(Sizes::default());
+        let start = |fake: &Fake| {
+            let opened = Journal::open(directory.path()).unwrap();
+            let spec = spec([service("web", false)]);
+            Engine::new(
+                opened.state,
+                spec,
+                SEED,
+                Box::new(fake.clone()),
+                Box::new(opened.journal),
+            )
+            .unwrap()
+        };
+        let mut engine = start(&fake);
+        fake.fail_from(Some(nth));
+        let mut now_ms = 1_000_000;
+        let begun = engine.begin(now_ms).is_ok();
+        now_ms += 5000;
+        engine.tick(now_ms);
+        let drained = engine.drain("web/b1", Terms::default(), now_ms).is_ok();
+        let written_down = engine.state().clone();
+        drop(engine);
+        fake.fail_from(None);
+        let mut engine = start(&fake);
+        assert_eq!(*engine.state(), written_down, "write {nth}");
+        engine.begin(now_ms).unwrap();
+        engine.tick(now_ms);
+        let web = &engine.state().services["web"];
+        let (b1, draining) = web.backend("b1").unwrap();
+        assert!(
+            draining.admin != Admin::Active || !drained,
+            "write {nth}, begun {begun}"
+        );
+        let slots = fake.table(web.id).unwrap();
+        assert!(!slots.is_empty());
+        // It has no flows, so it may be drained already.
+        if draining.admin != Admin::Active {
+            assert!(slots.iter().all(|slot| slot.current() != b1), "write {nth}");
+            assert_eq!(
+                fake.backend(b1).unwrap().flags & backend_flags::ACCEPTING,
+                0
+            );
+        }
+        assert!(fake.entries(Table::Flows).is_empty());
+    }
+}
+
+#[test]
+fn asking_for_a_drain_again_keeps_its_terms() {
+    let mut node = Node::ready(spec([service("web", false)]));
+    node.flow_on(node.id("b1"));
+    node.drain("b1", 100, OnDeadline::Leave);
+    let running = |node: &Node| {
+        let drain = node.web().backend("b1").unwrap().1.admin.draining();
+        let drain = drain.expect("it drains").clone();
+        (drain.id, drain.deadline_ms, drain.on_deadline)
+    };
+    let first = running(&node);
+    node.pass(1_000);
+    let again = |terms: Terms, node: &mut Node| {
+        node.engine.drain("web/b1", terms, node.now_ms).unwrap();
+        running(node)
+    };
+    assert_eq!(again(Terms::default(), &mut node), first);
+    let terms = Terms {
+        on_deadline: Some(OnDeadline::Reset),
+        ..Terms::default()
+    };
+    assert_eq!(
+        again(terms, &mut node),
+        (first.0, first.1, OnDeadline::Reset)
+    );
+    let terms = Terms {
+        timeout: Some(Duration::from_secs(5)),
+        ..Terms::default()
+    };
+    let sooner = (first.0, node.now_ms + 5_000, OnDeadline::Reset);
+    assert_eq!(again(terms, &mut node), sooner);
+}
+
+#[test]
+fn the_capacity_is_what_the_configuration_says() {
+    let mut whole = spec([service("web", false)]);
+    whole.node.capacity.services = 1;
+    whole.node.capacity.backends = 7;
+    let mut node = Node::ready(whole);
+    let spec = BackendSpec {
+        address: address(500),
+        weight: 1,
+    };
+    let refused = node
+        .engine
+        .add("web/blue/b9", spec, node.now_ms)
+        .unwrap_err();
+    assert!(refused.error.contains("7 of 7 ids are in use"), "{refused}");
+}
+
+#[test]
+fn a_new_daemon_sends_where_the_last_one_did() {
+    let node = Node::ready(spec([service("web", true)]));
+    let (id, state) = (node.id("b1"), node.engine.state().clone());
+    let before = node.fake.backend(id).unwrap();
+    assert_ne!(before.flags & backend_flags::NEXT_HOP, 0);
+    let mut engine = Engine::new(
+        state,
+        spec([service("web", true)]),
+        SEED,
+        Box::new(node.fake.clone()),
+        Box::new(NoLog),
+    )
+    .unwrap();
+    engine.begin(node.now_ms).unwrap();
+    assert_eq!(node.fake.backend(id).unwrap(), before);
+}

@@ -1,0 +1,227 @@
+//! The floor programs: names, tables, what their frames must look like.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, ArrayOfMaps, MapData};
+use lb_common::{
+    Addr,
+    hash::{HashKey, reduce, sip13},
+    steer::tcp::ACK,
+};
+
+use super::{
+    Family, REFERENCE,
+    driver::Driver,
+    frames::Frames,
+    memory::Memory,
+    rows::{Row, Tables, What},
+    shared::{FLOOR_BACKENDS, LARGE, TABLE_SLOTS, floor_backend, floor_hash},
+};
+use crate::{packets::Segment, rig::Verdict, rig::at};
+
+/// `BPF_F_INNER_MAP`: an inner map whose size the outer one does not fix.
+const INNER_MAP: u32 = 1 << 12;
+
+#[derive(Clone, Copy)]
+enum Out {
+    /// Untouched.
+    Same,
+    /// MAC addresses swapped.
+    Swapped,
+    /// To the backend that a table of this many entries names.
+    Backend(u32),
+    /// The same, by the keyed hash.
+    BackendBySip,
+}
+
+/// Name, program, what comes out, whether it is also run with IPv6.
+const FLOORS: [(&str, &str, Out, bool); 13] = [
+    ("XDP_TX only", "floor_tx", Out::Same, true),
+    ("parse + MAC swap", "floor_swap", Out::Swapped, true),
+    (
+        "parse with all checks + MAC swap",
+        "floor_parse",
+        Out::Swapped,
+        true,
+    ),
+    (
+        "hash + array 65537 + MAC swap",
+        "floor_array",
+        Out::Swapped,
+        false,
+    ),
+    (
+        "hash + array 1M + MAC swap",
+        "floor_array_1m",
+        Out::Swapped,
+        false,
+    ),
+    (REFERENCE, "floor_mac", Out::Backend(TABLE_SLOTS), true),
+    (
+        "SipHash + array + MAC rewrite",
+        "floor_sip",
+        Out::BackendBySip,
+        true,
+    ),
+    (
+        "hash + array + 2 counters + MAC rewrite",
+        "floor_count",
+        Out::Backend(TABLE_SLOTS),
+        false,
+    ),
+    (
+        "table in a flat array + MAC rewrite",
+        "floor_flat",
+        Out::Backend(TABLE_SLOTS),
+        false,
+    ),
+    (
+        "table in a map in a map (one size) + MAC rewrite",
+        "floor_nested",
+        Out::Backend(TABLE_SLOTS),
+        false,
+    ),
+    (
+        "table in a map in a map (any size) + MAC rewrite",
+        "floor_nested_any",
+        Out::Backend(TABLE_SLOTS),
+        false,
+    ),
+    (
+        "cache line of a 1M table + MAC rewrite",
+        "floor_line",
+        Out::Backend(LARGE),
+        false,
+    ),
+    (
+        "hash map hit + MAC rewrite",
+        "floor_hash_map",
+        Out::Backend(TABLE_SLOTS),
+        false,
+    ),
+];
+
+const HASH_MAP: &str = "floor_hash_map";
+
+/// Where the floors' frames go.
+fn server(family: Family) -> SocketAddr {
+    match family {
+        Family::V4 => at("203.0.113.200", 80),
+        Family::V6 => at("2001:db8:f::200", 80),
+    }
+}
+
+/// The floors of a family with this many flows.
+pub fn rows(family: Family, flows: u32) -> Vec<Row> {
+    FLOORS
+        .into_iter()
+        .filter(|(_, _, _, both)| *both || family == Family::V4)
+        .map(|(name, program, out, _)| Row {
+            what: What::Floor(name),
+            program: Some(program),
+            frames: Frames::to(server(family), ACK),
+            service: None,
+            flows,
+            tables: Tables::Any,
+            fill: None,
+            verdict: Verdict::Tx,
+            expect: Box::new(move |_, _, segment| Ok(expected(out, segment))),
+        })
+        .collect()
+}
+
+fn expected(out: Out, mut segment: Segment) -> Segment {
+    let client = match segment.from {
+        // The floors take an IPv4 address as its four bytes.
+        SocketAddr::V4(v4) => Addr {
+            high: 0,
+            low: u64::from(u32::from_ne_bytes(v4.ip().octets())),
+        },
+        SocketAddr::V6(_) => Addr::from(segment.from.ip()),
+    };
+    let [a, b] = segment.from.port().to_be_bytes();
+    let [c, d] = segment.to.port().to_be_bytes();
+    let ports = u32::from_ne_bytes([a, b, c, d]);
+    let hash = match out {
+        Out::BackendBySip => sip13(&HashKey { k0: 1, k1: 2 }, &client, ports),
+        _ => floor_hash(client.high, client.low, ports),
+    };
+    let to = |segment: &mut Segment, slots| {
+        let (to, from) = macs(floor_backend(reduce(hash, slots)));
+        (segment.to_mac, segment.from_mac) = (to, from);
+    };
+    match out {
+        Out::Same => {}
+        Out::Swapped => std::mem::swap(&mut segment.to_mac, &mut segment.from_mac),
+        Out::Backend(slots) => to(&mut segment, slots),
+        Out::BackendBySip => to(&mut segment, TABLE_SLOTS),
+    }
+    segment
+}
+
+fn macs(backend: u32) -> ([u8; 6], [u8; 6]) {
+    crate::rig::backend_macs(backend)
+}
+
+/// Fills the floors' tables as far as these rows need them.
+pub fn prepare(driver: &mut Driver, rows: &[Row]) -> Result<()> {
+    let mut slots: Memory<u64> = Memory::new(&driver.ebpf, "SLOTS")?;
+    for index in 0..slots.len() {
+        slots.set(index, u64::from(floor_backend(index as u32)));
+    }
+    let mut tables: Memory<u64> = Memory::new(&driver.ebpf, "TABLES")?;
+    tables.set(0, u64::from(TABLE_SLOTS));
+    let mut backends: Memory<[u8; 16]> = Memory::new(&driver.ebpf, "BACKENDS")?;
+    for backend in 1..FLOOR_BACKENDS {
+        let (to, from) = macs(backend);
+        let mut record = [0; 16];
+        record[..6].copy_from_slice(&to);
+        record[6..12].copy_from_slice(&from);
+        backends.set(backend as usize, record);
+    }
+    let mut lines: Memory<[u64; 8]> = Memory::new(&driver.ebpf, "LINES")?;
+    for index in 0..lines.len() {
+        let backend = u64::from(floor_backend(index as u32));
+        lines.set(index, [0, 0, 0, 0, 0, 0, 0, backend]);
+    }
+    nested(driver, "NESTED_EQUAL", 0)?;
+    nested(driver, "NESTED_SIZED", INNER_MAP)?;
+    let most = rows
+        .iter()
+        .filter(|row| row.program == Some(HASH_MAP))
+        .map(|row| row.flows)
+        .max();
+    if let Some(flows) = most {
+        fill_hash_map(driver, flows)?;
+    }
+    Ok(())
+}
+
+fn nested(driver: &mut Driver, name: &str, flags: u32) -> Result<()> {
+    let mut inner: Array<MapData, u64> =
+        Array::create(TABLE_SLOTS, flags).context("making an inner map")?;
+    for index in 0..TABLE_SLOTS {
+        inner.set(index, u64::from(floor_backend(index)), 0)?;
+    }
+    let map = driver
+        .ebpf
+        .map_mut(name)
+        .with_context(|| format!("the bench's object has no map {name}"))?;
+    let mut outer: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(map)?;
+    Ok(outer.set(0, &inner, 0)?)
+}
+
+/// Every flow into the kernel's hash map, by a program.
+fn fill_hash_map(driver: &mut Driver, flows: u32) -> Result<()> {
+    let order = std::rc::Rc::new((0..flows).collect());
+    driver.set_up(Frames::to(server(Family::V4), ACK).config(flows, 0), &order)?;
+    driver.select_own("fill_hash_map")?;
+    driver.run(flows)?;
+    ensure!(
+        driver.misses() == 0,
+        "{} of {flows} flows could not be put into the hash map",
+        driver.misses()
+    );
+    Ok(())
+}

@@ -1,0 +1,561 @@
+//! A TCP client made by hand, packet by packet: a handshake can stop half-way, a SYN can come twice, a sequence
+//! number can be chosen.
+//!
+//! It speaks from an address that the client's kernel does not own (see
+//! [`crate::lab::address::raw_client`]), so the kernel never answers for it with a RST.
+
+use std::{
+    io, mem,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::lab::{
+    Lab,
+    address::{CLIENT_MAC, ROUTER_MAC, raw_client},
+};
+
+/// TCP flags, as in the header.
+pub mod flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Aborts a connection.
+    pub const RST: u8 = 0x04;
+    /// Hand the data over now.
+    pub const PSH: u8 = 0x08;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+}
+
+const ETHERNET: usize = 14;
+const IP: usize = 20;
+const TCP: usize = 20;
+/// Time after which an unanswered packet is sent again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Largest segment asked for and sent.
+const SEGMENT_MAX: u16 = 1400;
+
+/// A packet socket on the client's interface.
+#[derive(Debug)]
+pub struct RawClient {
+    socket: OwnedFd,
+    source: Ipv4Addr,
+}
+
+/// A TCP segment that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Port of the sender.
+    pub source_port: u16,
+    /// Port of the receiver.
+    pub target_port: u16,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledgement: u32,
+    /// Flags, see [`flag`].
+    pub flags: u8,
+    /// Data.
+    pub payload: Vec<u8>,
+}
+
+impl RawClient {
+    /// Opens a socket in the lab's client namespace for address number `n` (see
+    /// [`crate::lab::address::raw_client`]); two clients must not share one.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(lab: &Lab, n: u8) -> Result<Self> {
+        let IpAddr::V4(source) = raw_client(n) else {
+            bail!("raw clients speak IPv4")
+        };
+        lab.netns("client")
+            .run(|| open_socket("eth0", source))?
+            .map(|socket| Self { socket, source })
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.source.into()
+    }
+
+    /// A conversation that has not begun: from `source_port` to `target`, with this initial sequence number.
+    ///
+    /// # Errors
+    /// The target is not IPv4.
+    pub fn conversation(
+        &self,
+        source_port: u16,
+        target: SocketAddr,
+        initial: u32,
+    ) -> Result<Conversation<'_>> {
+        let IpAddr::V4(address) = target.ip() else {
+            bail!("raw clients speak IPv4")
+        };
+        Ok(Conversation {
+            client: self,
+            source_port,
+            target: address,
+            target_port: target.port(),
+            initial,
+            next: initial.wrapping_add(1),
+            expected: 0,
+        })
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the buffer is valid for its length.
+        let n = unsafe {
+            libc::send(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+            )
+        };
+        if n < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The next segment of a TCP connection to this client, or `None` at the deadline.
+    fn receive(&self, deadline: Instant) -> io::Result<Option<(Ipv4Addr, Segment)>> {
+        let mut frame = [0; 2048];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let milliseconds = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+            let mut poll = libc::pollfd {
+                fd: self.socket.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: one valid pollfd.
+            match unsafe { libc::poll(&raw mut poll, 1, milliseconds) } {
+                0 if Instant::now() >= deadline => return Ok(None),
+                0 => continue,
+                n if n < 0 => return Err(io::Error::last_os_error()),
+                _ => {}
+            }
+            // SAFETY: the buffer is valid for its length.
+            let n = unsafe {
+                libc::recv(
+                    self.socket.as_raw_fd(),
+                    frame.as_mut_ptr().cast(),
+                    frame.len(),
+                    0,
+                )
+            };
+            let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+            if let Some(found) = parse(&frame[..n.min(frame.len())]) {
+                return Ok(Some(found));
+            }
+        }
+    }
+}
+
+/// One connection made by hand.
+#[derive(Debug)]
+pub struct Conversation<'a> {
+    client: &'a RawClient,
+    source_port: u16,
+    target: Ipv4Addr,
+    target_port: u16,
+    initial: u32,
+    /// The next sequence number to send.
+    next: u32,
+    /// The next one of the other side.
+    expected: u32,
+}
+
+/// An HTTP answer to a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawAnswer {
+    /// Status code.
+    pub status: u16,
+    /// `X-Backend`.
+    pub backend: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Conversation<'_> {
+    /// Sends the SYN; again with every call.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_syn(&self) -> Result<()> {
+        Ok(self.send(flag::SYN, self.initial, 0, &[])?)
+    }
+
+    /// Waits for the SYN-ACK and returns the server's initial sequence number. The ACK is not sent.
+    ///
+    /// # Errors
+    /// A RST, or nothing within `limit`.
+    pub fn await_syn_ack(&mut self, limit: Duration) -> Result<u32> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let segment = self.receive(deadline)?.context("no SYN-ACK in time")?;
+            ensure!(segment.flags & flag::RST == 0, "a RST instead of a SYN-ACK");
+            let both = flag::SYN | flag::ACK;
+            if segment.flags & both == both && segment.acknowledgement == self.next {
+                self.expected = segment.sequence.wrapping_add(1);
+                return Ok(segment.sequence);
+            }
+        }
+    }
+
+    /// Sends the ACK that ends the handshake.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_ack(&self) -> Result<()> {
+        Ok(self.send(flag::ACK, self.next, self.expected, &[])?)
+    }
+
+    /// The whole handshake.
+    ///
+    /// # Errors
+    /// See [`Self::await_syn_ack`].
+    pub fn connect(&mut self, limit: Duration) -> Result<()> {
+        self.send_syn()?;
+        self.await_syn_ack(limit)?;
+        self.send_ack()
+    }
+
+    /// `GET path` on the open connection, the answer read to its end and acknowledged.
+    ///
+    /// # Errors
+    /// A RST, an end before the answer's, or no whole answer within `limit`.
+    pub fn get(&mut self, path: &str, limit: Duration) -> Result<RawAnswer> {
+        let deadline = Instant::now() + limit;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").into_bytes();
+        let after = self.next.wrapping_add(u32::try_from(request.len())?);
+        let (mut answered, mut data) = (false, Vec::new());
+        loop {
+            if !answered {
+                self.send(flag::PSH | flag::ACK, self.next, self.expected, &request)?;
+            }
+            let wait = deadline.min(Instant::now() + AGAIN);
+            let Some(segment) = self.receive(wait)? else {
+                ensure!(
+                    Instant::now() < deadline,
+                    "no whole answer in time ({} bytes of it)",
+                    data.len()
+                );
+                continue;
+            };
+            ensure!(
+                segment.flags & flag::RST == 0,
+                "a RST after {} bytes of the answer",
+                data.len()
+            );
+            answered |= segment.acknowledgement == after;
+            let ends = segment.flags & flag::FIN != 0;
+            let is_new = segment.sequence == self.expected && (ends || !segment.payload.is_empty());
+            if is_new {
+                data.extend_from_slice(&segment.payload);
+                let length = u32::try_from(segment.payload.len())?;
+                self.expected = self.expected.wrapping_add(length + u32::from(ends));
+            }
+            if !segment.payload.is_empty() || ends {
+                self.send(
+                    flag::ACK,
+                    if answered { after } else { self.next },
+                    self.expected,
+                    &[],
+                )?;
+            }
+            if let Some(answer) = http_answer(&data)? {
+                self.next = after;
+                return Ok(answer);
+            }
+            ensure!(
+                !(is_new && ends),
+                "the server ended the connection after {} bytes",
+                data.len()
+            );
+        }
+    }
+
+    /// Aborts the connection.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn reset(self) -> Result<()> {
+        Ok(self.send(flag::RST | flag::ACK, self.next, self.expected, &[])?)
+    }
+
+    /// Ends the connection in good order: FIN, and the server's FIN acknowledged.
+    ///
+    /// # Errors
+    /// A RST, or no FIN within `limit`.
+    pub fn close(mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        self.send(flag::FIN | flag::ACK, self.next, self.expected, &[])?;
+        self.next = self.next.wrapping_add(1);
+        loop {
+            let segment = self.receive(deadline)?.context("no FIN in time")?;
+            ensure!(segment.flags & flag::RST == 0, "a RST instead of a FIN");
+            if segment.flags & flag::FIN != 0 && segment.sequence == self.expected {
+                self.expected = self.expected.wrapping_add(1);
+                return self.send_ack();
+            }
+        }
+    }
+
+    /// The next segment of this connection, whatever it is; `None` after `limit`.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn next_segment(&self, limit: Duration) -> Result<Option<Segment>> {
+        self.receive(Instant::now() + limit)
+    }
+
+    /// Sends any segment.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_segment(
+        &self,
+        flags: u8,
+        sequence: u32,
+        acknowledgement: u32,
+        payload: &[u8],
+    ) -> Result<()> {
+        Ok(self.send(flags, sequence, acknowledgement, payload)?)
+    }
+
+    /// The next sequence number to send and the next one expected.
+    #[must_use]
+    pub fn numbers(&self) -> (u32, u32) {
+        (self.next, self.expected)
+    }
+
+    fn receive(&self, deadline: Instant) -> Result<Option<Segment>> {
+        while let Some((from, segment)) = self.client.receive(deadline)? {
+            let ports = (segment.source_port, segment.target_port);
+            if from == self.target && ports == (self.target_port, self.source_port) {
+                return Ok(Some(segment));
+            }
+        }
+        Ok(None)
+    }
+
+    fn send(
+        &self,
+        flags: u8,
+        sequence: u32,
+        acknowledgement: u32,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        // The largest segment size is said once, in the SYN.
+        let [high, low] = SEGMENT_MAX.to_be_bytes();
+        let options: &[u8] = if flags & flag::SYN != 0 {
+            &[2, 4, high, low]
+        } else {
+            &[]
+        };
+        let mut tcp = Vec::with_capacity(TCP + options.len() + payload.len());
+        tcp.extend_from_slice(&self.source_port.to_be_bytes());
+        tcp.extend_from_slice(&self.target_port.to_be_bytes());
+        tcp.extend_from_slice(&sequence.to_be_bytes());
+        tcp.extend_from_slice(&acknowledgement.to_be_bytes());
+        tcp.push(u8::try_from((TCP + options.len()) / 4).unwrap_or(5) << 4);
+        tcp.push(flags);
+        tcp.extend_from_slice(&[0xff, 0xff, 0, 0, 0, 0]);
+        tcp.extend_from_slice(options);
+        tcp.extend_from_slice(payload);
+        let (source, target) = (self.client.source.octets(), self.target.octets());
+        let length = u16::try_from(tcp.len()).map_err(io::Error::other)?;
+        let sum = checksum(&[&source, &target, &[0, 6], &length.to_be_bytes(), &tcp]);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+
+        let total = u16::try_from(IP + tcp.len())
+            .map_err(io::Error::other)?
+            .to_be_bytes();
+        let mut ip = [0; IP];
+        ip[0] = 0x45;
+        ip[2..4].copy_from_slice(&total);
+        ip[6] = 0x40; // do not fragment
+        ip[8] = 64;
+        ip[9] = 6;
+        ip[12..16].copy_from_slice(&source);
+        ip[16..20].copy_from_slice(&target);
+        let sum = checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+
+        let frame = [&ROUTER_MAC[..], &CLIENT_MAC, &[0x08, 0x00], &ip, &tcp].concat();
+        self.client.send(&frame)
+    }
+}
+
+/// The answer, once all of it is there.
+fn http_answer(data: &[u8]) -> Result<Option<RawAnswer>> {
+    let Some(end) = data.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let head = std::str::from_utf8(&data[..end])?;
+    let header = |name: &str| {
+        head.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+    };
+    let length: usize = header("content-length")
+        .context("no content-length")?
+        .parse()?;
+    let body = &data[end + 4..];
+    if body.len() < length {
+        return Ok(None);
+    }
+    Ok(Some(RawAnswer {
+        status: head.split(' ').nth(1).context("no status")?.parse()?,
+        backend: header("x-backend").context("no X-Backend")?.to_owned(),
+        body: body[..length].to_vec(),
+    }))
+}
+
+/// The internet checksum over the pieces, each of even length but the last.
+fn checksum(pieces: &[&[u8]]) -> u16 {
+    let mut sum = 0_u32;
+    for piece in pieces {
+        for pair in piece.chunks(2) {
+            sum += u32::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn parse(frame: &[u8]) -> Option<(Ipv4Addr, Segment)> {
+    let ip = frame.get(ETHERNET..)?;
+    let ip_length = usize::from(ip.first()? & 0xf) * 4;
+    let total = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
+    if *ip.get(9)? != 6 {
+        return None;
+    }
+    let source = Ipv4Addr::from(<[u8; 4]>::try_from(ip.get(12..16)?).ok()?);
+    let tcp = ip.get(ip_length..total)?;
+    let half = |at: usize| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?));
+    let word = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
+    let data = usize::from(tcp.get(12)? >> 4) * 4;
+    let segment = Segment {
+        source_port: half(0)?,
+        target_port: half(2)?,
+        sequence: word(4)?,
+        acknowledgement: word(8)?,
+        flags: *tcp.get(13)?,
+        payload: tcp.get(data..)?.to_vec(),
+    };
+    Some((source, segment))
+}
+
+/// A packet socket on an interface of the calling thread's namespace that sees IPv4 to `address` only.
+fn open_socket(interface: &str, address: Ipv4Addr) -> Result<OwnedFd> {
+    let protocol = (libc::ETH_P_IP as u16).to_be();
+    // Bound later: until then protocol 0 keeps other packets out.
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).context("open a packet socket");
+    }
+    // SAFETY: the kernel just made this descriptor.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    filter_by_target(&socket, address).context("filter the packet socket")?;
+    // SAFETY: sockaddr_ll is plain data.
+    let mut place: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    place.sll_family = libc::AF_PACKET as u16;
+    place.sll_protocol = protocol;
+    place.sll_ifindex = nix::net::if_::if_nametoindex(interface)?.cast_signed();
+    let length = mem::size_of_val(&place) as libc::socklen_t;
+    // SAFETY: the address is valid for its length.
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const place).cast(), length) } != 0 {
+        return Err(io::Error::last_os_error()).context("bind a packet socket");
+    }
+    Ok(socket)
+}
+
+/// Classic BPF: keep a frame whose word at offset 30 (IPv4's destination) is `address`.
+fn filter_by_target(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let mut steps = [
+        step(
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            0,
+            0,
+            (ETHERNET + 16) as u32,
+        ),
+        step(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            u32::from(address),
+        ),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0xffff),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: the option's value is a sock_fprog whose steps live through the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            mem::size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksum_of_a_known_header() {
+        // The example of RFC 1071, section 3: the sum of these words is 0xddf2.
+        assert_eq!(
+            checksum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]),
+            !0xddf2
+        );
+        assert_eq!(checksum(&[&[0xff]]), !0xff00);
+    }
+
+    #[test]
+    fn answer_is_complete_only_with_its_body() {
+        let text = b"HTTP/1.1 200 OK\r\nX-Backend: b1\r\nContent-Length: 3\r\n\r\nab";
+        assert_eq!(http_answer(text).unwrap(), None);
+        let whole = [&text[..], b"c"].concat();
+        let answer = http_answer(&whole).unwrap().unwrap();
+        assert_eq!(
+            (answer.status, answer.backend.as_str(), &answer.body[..]),
+            (200, "b1", &b"abc"[..])
+        );
+    }
+}

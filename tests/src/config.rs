@@ -1,0 +1,110 @@
+//! Configuration files for the lab.
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use crate::lab::{Lab, address};
+
+/// A service of the lab, on [`address::VIP`].
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its port on the VIP.
+    pub port: u16,
+    /// Port of the backends; in `l2` the service's own.
+    pub backend_port: u16,
+    /// `nat` or `l2`.
+    pub forward: String,
+    /// The pool that takes new flows.
+    pub active_pool: String,
+    /// Pools: name, and names of backends in the lab.
+    pub pools: Vec<(String, Vec<String>)>,
+    /// More lines of the service's own table, as they stand in the file.
+    pub more: String,
+}
+
+impl Service {
+    /// `web` on port 80, with pools `blue` and `green` of the backends whose names begin with `b` and `g`.
+    #[must_use]
+    pub fn blue_green(lab: &Lab, forward: &str) -> Self {
+        let pool = |name: &str, first: char| {
+            let members = lab
+                .backends()
+                .iter()
+                .filter(|backend| backend.starts_with(first))
+                .cloned()
+                .collect();
+            (name.to_owned(), members)
+        };
+        Self {
+            name: "web".into(),
+            port: 80,
+            backend_port: if forward == "l2" { 80 } else { 8080 },
+            forward: forward.into(),
+            active_pool: "blue".into(),
+            pools: vec![pool("blue", 'b'), pool("green", 'g')],
+            more: String::new(),
+        }
+    }
+
+    /// Where clients reach it.
+    #[must_use]
+    pub fn target(&self) -> SocketAddr {
+        SocketAddr::new(address::VIP, self.port)
+    }
+}
+
+/// A whole configuration file for this lab.
+#[must_use]
+pub fn file(lab: &Lab, services: &[Service]) -> String {
+    let interfaces: Vec<_> = lab
+        .lb_interfaces()
+        .iter()
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    let mut text = format!(
+        "interfaces = [{}]\nxdp_mode = \"native\"\nhash_seed_file = \"{}\"\n",
+        interfaces.join(", "),
+        lab.directory().join("state/seed").display(),
+    );
+    for service in services {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n{}", table(lab, service));
+    }
+    text
+}
+
+fn table(lab: &Lab, service: &Service) -> String {
+    let Service {
+        name,
+        port,
+        backend_port,
+        forward,
+        active_pool,
+        pools,
+        more,
+    } = service;
+    let mut text = format!(
+        "[service.{name}]\nlisten = \"{}:{port}/tcp\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
+         [service.{name}.health]\n\
+         readiness = {{ http = \"/health/ready\", period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
+        address::VIP,
+    );
+    for (pool, backends) in pools {
+        let members: Vec<_> = backends
+            .iter()
+            .map(|backend| {
+                format!(
+                    "{backend} = \"{}\"",
+                    SocketAddr::new(lab.backend(backend), *backend_port)
+                )
+            })
+            .collect();
+        let _ = write!(
+            text,
+            "[service.{name}.pool.{pool}]\nbackends = {{ {} }}\n",
+            members.join(", ")
+        );
+    }
+    text
+}

@@ -1,0 +1,353 @@
+//! The loaded program with hand-made maps, run on single packets (BPF_PROG_TEST_RUN).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{TestRun as _, TestRunOptions};
+use lb_common::{
+    Addr,
+    abi::{BackendRecord, BackendStats, ServiceRecord, Slot, backend_flags, mode},
+    checksum,
+    entry::{FlowEntry, FlowKey},
+    hash::HashKey,
+    index::{IndexEntry, kind, selector},
+    outcome::Outcome,
+    steer,
+};
+use lb_userspace::{
+    datapath::{
+        Datapath, Table, Verdict as Scan,
+        bpf::{self, BpfDatapath, Options},
+        object,
+    },
+    model::spec::{Capacity, XdpMode},
+};
+
+/// IP protocol number of TCP.
+const TCP: u8 = 6;
+
+/// A program's verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// XDP_DROP.
+    Drop,
+    /// XDP_PASS.
+    Pass,
+    /// XDP_TX.
+    Tx,
+    /// XDP_REDIRECT.
+    Redirect,
+    /// Anything else, among it XDP_ABORTED.
+    Other(u32),
+}
+
+impl Verdict {
+    /// From a program's return value.
+    pub fn from_code(code: u32) -> Self {
+        match code {
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Tx,
+            4 => Verdict::Redirect,
+            other => Verdict::Other(other),
+        }
+    }
+}
+
+/// The MAC addresses that the rig's backend `id` is reached with: destination, source.
+pub fn backend_macs(id: u32) -> ([u8; 6], [u8; 6]) {
+    (
+        [2, 0xbe, 0, 0, 0, id as u8],
+        [2, 0xeb, 0xb0, 0, 0, id as u8],
+    )
+}
+
+/// A service of the rig.
+#[derive(Debug, Clone, Copy)]
+pub struct ServiceSetup {
+    /// Service id.
+    pub id: u32,
+    /// Where it listens.
+    pub vip: SocketAddr,
+    /// A [`mode`].
+    pub mode: u8,
+    /// [`lb_common::abi::service_flags`].
+    pub flags: u32,
+}
+
+/// The program, loaded.
+pub struct Rig {
+    /// The data plane.
+    pub datapath: BpfDatapath,
+    pins: PathBuf,
+    index: Vec<IndexEntry>,
+    services: Vec<ServiceSetup>,
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// Interface index of `lo`, which test runs arrive by: a backend behind it is answered by XDP_TX.
+pub const INGRESS: u32 = 1;
+
+impl Rig {
+    /// Loads the program with small tables. Moves this thread into a network namespace of its own, where the kernel
+    /// forwards, and knows the way to 192.0.2.0/24 and 2001:db8:1::/64 (neighbour .1, ::1 alone).
+    pub fn new() -> Result<Self> {
+        let capacity = Capacity {
+            services: 8,
+            backends: 32,
+            slots: 4096,
+            flows: 1024,
+            handshakes: 256,
+        };
+        Self::with_capacity(capacity)
+    }
+
+    /// The same with these sizes.
+    pub fn with_capacity(capacity: Capacity) -> Result<Self> {
+        Self::with_object(object::XDP, capacity)
+    }
+
+    /// The same with the programs of another object file.
+    pub fn with_object(object: &[u8], capacity: Capacity) -> Result<Self> {
+        own_namespace()?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let pins = PathBuf::from(format!(
+            "/sys/fs/bpf/ebb-rig-{}-{number}",
+            std::process::id()
+        ));
+        let options = Options {
+            pins: pins.clone(),
+            interfaces: Vec::new(),
+            mode: XdpMode::Auto,
+            capacity,
+            trace: false,
+        };
+        // What a failed attempt pinned would stay for ever.
+        let datapath = BpfDatapath::open(object, &options)
+            .inspect_err(|_| std::mem::drop(bpf::remove_pins(&pins)))?;
+        Ok(Self {
+            datapath,
+            pins,
+            index: Vec::new(),
+            services: Vec::new(),
+        })
+    }
+
+    /// A service whose slots all have this owner.
+    pub fn service(&mut self, setup: ServiceSetup, slots: &[Slot]) -> Result<()> {
+        let record = ServiceRecord {
+            key: HashKey { k0: 1, k1: 2 },
+            vip: Addr::from(setup.vip.ip()),
+            port: setup.vip.port().to_be(),
+            protocol: TCP,
+            mode: setup.mode,
+            flags: setup.flags,
+            idle_ticks: self.datapath.ticks_per_second() * 300,
+            linger_ticks: self.datapath.ticks_per_second() * 2,
+            ..ServiceRecord::default()
+        };
+        self.datapath.put_service(setup.id, &record)?;
+        self.datapath.publish_table(setup.id, slots)?;
+        self.services.push(setup);
+        self.index.push(IndexEntry {
+            address: record.vip,
+            selector: selector(record.port, TCP, kind::SERVICE),
+            service: setup.id,
+            backend: 0,
+        });
+        self.datapath.publish_index(&self.index)?;
+        Ok(())
+    }
+
+    /// A backend of that service, reachable through `lo` and taking new flows.
+    pub fn backend(&mut self, service: &ServiceSetup, id: u32, address: SocketAddr) -> Result<()> {
+        let flags = backend_flags::VALID | backend_flags::ACCEPTING | backend_flags::NEXT_HOP;
+        self.backend_with(service, id, address, |record| record.flags = flags)
+    }
+
+    /// A backend whose record is changed by `edit` at last.
+    pub fn backend_with(
+        &mut self,
+        service: &ServiceSetup,
+        id: u32,
+        address: SocketAddr,
+        edit: impl FnOnce(&mut BackendRecord),
+    ) -> Result<()> {
+        let (to, from) = backend_macs(id);
+        let mut ethernet = [0; 12];
+        ethernet[..6].copy_from_slice(&to);
+        ethernet[6..].copy_from_slice(&from);
+        let (vip, own) = (Addr::from(service.vip.ip()), Addr::from(address.ip()));
+        let mut record = BackendRecord {
+            address: own,
+            ethernet,
+            ifindex: INGRESS,
+            flags: backend_flags::VALID | backend_flags::ACCEPTING | backend_flags::NEXT_HOP,
+            port: address.port().to_be(),
+            mtu: 1500,
+            cut: 0,
+            to_backend: checksum::address_delta(&vip, &own),
+            to_client: checksum::address_delta(&own, &vip),
+            service: service.id,
+            ..BackendRecord::default()
+        };
+        edit(&mut record);
+        self.datapath.put_backend(id, &record)?;
+        if service.mode == mode::NAT {
+            let entry = IndexEntry {
+                address: own,
+                selector: selector(record.port, TCP, kind::REPLY),
+                service: service.id,
+                backend: id,
+            };
+            if !self.index.contains(&entry) {
+                self.index.push(entry);
+                self.datapath.publish_index(&self.index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets and clears flags of a backend.
+    pub fn flags(&mut self, id: u32, set: u32, clear: u32) -> Result<()> {
+        let mut record = self.datapath.backend(id)?;
+        record.flags = (record.flags | set) & !clear;
+        Ok(self.datapath.put_backend(id, &record)?)
+    }
+
+    /// Runs the balancer on a frame: verdict, the frame afterwards, and the one outcome that was counted.
+    pub fn run(&mut self, frame: &[u8]) -> Result<(Verdict, Vec<u8>, Outcome)> {
+        let before = self.all_outcomes()?;
+        let mut out = vec![0u8; 4096];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let result = self
+            .datapath
+            .program()?
+            .test_run(options)
+            .context("BPF_PROG_TEST_RUN")?;
+        out.truncate(result.data_size_out as usize);
+        let verdict = Verdict::from_code(result.return_value);
+        let after = self.all_outcomes()?;
+        let counted: Vec<Outcome> = Outcome::ALL
+            .iter()
+            .copied()
+            .filter(|outcome| after[*outcome as usize] != before[*outcome as usize])
+            .collect();
+        let total: u64 = after.iter().sum::<u64>() - before.iter().sum::<u64>();
+        ensure!(
+            total == 1 && counted.len() == 1,
+            "{total} outcomes counted for one packet: {counted:?}"
+        );
+        Ok((verdict, out, counted[0]))
+    }
+
+    fn all_outcomes(&self) -> Result<Vec<u64>> {
+        let mut sums = vec![0; Outcome::COUNT];
+        for service in 0..8 {
+            for (sum, count) in sums.iter_mut().zip(self.datapath.outcomes(service)?) {
+                *sum += count;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// How many openings and how many adoptions a CPU records in one tick.
+    pub fn limit(&mut self, openings_per_tick: u32, adoptions_per_tick: u32) -> Result<()> {
+        Ok(self
+            .datapath
+            .set_limits(openings_per_tick, adoptions_per_tick)?)
+    }
+
+    /// A backend's counters.
+    pub fn stats(&self, backend: u32) -> Result<BackendStats> {
+        Ok(self.datapath.backend_stats(backend)?)
+    }
+
+    /// Entries in use.
+    pub fn entries(&mut self, table: Table) -> Result<Vec<FlowEntry>> {
+        let mut entries = Vec::new();
+        self.datapath.scan(table, &mut |entry| {
+            entries.push(*entry);
+            Scan::Keep
+        })?;
+        Ok(entries)
+    }
+
+    /// Empties a table, as when it is lost.
+    pub fn lose(&mut self, table: Table) -> Result<()> {
+        Ok(self.datapath.scan(table, &mut |_| Scan::Remove)?)
+    }
+
+    /// Slot of a client's flow to a service.
+    pub fn slot_of(&self, service: &ServiceSetup, client: SocketAddr) -> Result<u32> {
+        let record = self.datapath.service(service.id)?;
+        let key = FlowKey {
+            client: Addr::from(client.ip()),
+            ports: FlowKey::pack(
+                client.port().to_be(),
+                service.vip.port().to_be(),
+                service.id,
+            ),
+        };
+        Ok(steer::slot_index(
+            &record,
+            &key,
+            steer::flow_hash(&record, &key),
+        ))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = bpf::remove_pins(&self.pins);
+    }
+}
+
+/// A network namespace for this thread, with a veth pair whose near end is the way to the clients' networks.
+fn own_namespace() -> Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+        .context("unshare(CLONE_NEWNET): root is needed")?;
+    let commands = [
+        "link set lo up",
+        "link add up0 type veth peer name far0",
+        "link set up0 address 02:00:00:00:00:01 up",
+        "link set far0 up",
+        "addr add 192.0.2.254/24 dev up0",
+        "addr add 2001:db8:1::fe/64 dev up0 nodad",
+        "neigh add 192.0.2.1 lladdr 02:00:00:00:00:c1 dev up0",
+        "neigh add 2001:db8:1::1 lladdr 02:00:00:00:00:c1 dev up0",
+    ];
+    for command in commands {
+        let status = Command::new("ip")
+            .args(command.split(' '))
+            .status()
+            .context("running ip (iproute2)")?;
+        ensure!(status.success(), "ip {command}: {status}");
+    }
+    // The thread's own /proc/thread-self/net leads to its namespace; sysctls follow the reader's namespace as well.
+    for sysctl in [
+        "ipv4/conf/all/forwarding",
+        "ipv4/conf/lo/forwarding",
+        "ipv6/conf/all/forwarding",
+    ] {
+        std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")
+            .with_context(|| format!("sysctl {sysctl}"))?;
+    }
+    Ok(())
+}
+
+/// The address of `ip` with a port.
+pub fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse::<IpAddr>().expect("a literal address"), port)
+}

@@ -1,0 +1,10 @@
+//! What operators do, with live TCP through the real daemon and its native XDP program, judged by clients and
+//! backends. One lab at a time: `--test-threads=1`.
+
+mod changes;
+mod configuration;
+mod drain;
+mod health;
+mod nginx;
+mod restart;
+mod truth;
