@@ -74,8 +74,21 @@ pub struct ServiceRecord {
     pub idle_ticks: u32,
     /// Ticks after which an unseen closing flow has ended.
     pub linger_ticks: u32,
+    /// Most flows that a CPU lets begin in one tick; 0 for no limit of its own.
+    pub openings_per_tick: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
+    /// With [`service_flags::AFFINITY_CLIENT`]: the bits of a client's address that choose its slot.
+    pub affinity_mask: Addr,
+    /// UDP port that backends decapsulate at ([`mode::GUE`]), network order as loaded.
+    pub tunnel_port: u16,
+    /// Where a connection id names its server ([`service_flags::QUIC`]): first byte, and how many; see RFC 9000
+    /// section 5.1 and draft-ietf-quic-load-balancers.
+    pub quic_first: u8,
+    /// Bytes of the server id.
+    pub quic_length: u8,
+    /// Zero.
+    pub reserved_more: [u32; 11],
 }
 
 impl ServiceRecord {
@@ -89,16 +102,46 @@ impl ServiceRecord {
 pub mod mode {
     /// Destination MAC rewritten (DSR).
     pub const L2: u8 = 1;
-    /// Destination address and port rewritten.
+    /// Destination address and port rewritten; answers come through the node.
     pub const NAT: u8 = 2;
+    /// Like `NAT`, and the source is the node's own.
+    pub const FULL_NAT: u8 = 3;
+    /// IP in IP (RFC 2003, RFC 2473, RFC 4213); backends answer directly.
+    pub const IPIP: u8 = 4;
+    /// Generic UDP encapsulation, variant 1: the IP packet follows the UDP header (draft-ietf-intarea-gue section 4).
+    pub const GUE: u8 = 5;
+
+    /// Whether the node sees the backends' answers.
+    #[inline(always)]
+    pub const fn is_two_way(mode: u8) -> bool {
+        mode == NAT || mode == FULL_NAT
+    }
 }
 
 /// Bits of [`ServiceRecord::flags`].
 pub mod service_flags {
     /// Every flow is listed in the flow table.
     pub const TRACK_ALL: u32 = 1;
-    /// Only the client's address chooses the slot.
+    /// Only the client's address (under the service's `affinity_mask`) chooses the slot.
     pub const AFFINITY_CLIENT: u32 = 2;
+    /// Its flows have no opening packet: whatever is not known begins a flow. Needs [`TRACK_ALL`].
+    pub const DATAGRAM: u32 = 4;
+    /// Its datagrams are QUIC.
+    pub const QUIC: u32 = 8;
+    /// Echo requests to its address are answered.
+    pub const ECHO: u32 = 16;
+}
+
+/// Places of the tail-called programs in the map `JUMPS`.
+pub mod jump {
+    /// Frames with tags, options, extension headers, or fragments.
+    pub const THOROUGH: u32 = 0;
+    /// ICMP and ICMPv6.
+    pub const ICMP: u32 = 1;
+    /// How many places there are.
+    pub const PLACES: u32 = 8;
+    /// What is loaded into which place.
+    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough")];
 }
 
 /// One backend, by backend id.
@@ -125,8 +168,14 @@ pub struct BackendRecord {
     pub to_client: u32,
     /// Service it belongs to.
     pub service: u32,
+    /// 802.1Q tag of the frame that reaches it (host order, 12 bits); 0 for none.
+    pub vlan: u16,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: [u16; 3],
+    /// Source address of the outer header, in the tunnel modes. Of the family of `address`.
+    pub tunnel_source: Addr,
+    /// Zero.
+    pub reserved_more: [u64; 6],
 }
 
 /// Where in `0..2^32` a flow stands in the order in which flows are cut at a deadline.
@@ -244,8 +293,8 @@ macro_rules! layout {
 }
 
 layout! {
-    ServiceRecord: size 64, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48;
-    BackendRecord: size 64, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52;
+    ServiceRecord: size 128, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48, affinity_mask at 64, tunnel_port at 80;
+    BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, tunnel_source at 64;
     ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
     BackendStats: size 64, packets at 0, reply_bytes at 56;
     Allowance: size 16, tick at 0;

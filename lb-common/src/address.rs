@@ -58,6 +58,25 @@ impl Addr {
         self.high == 0 && self.low & MAPPED_MASK == MAPPED_PREFIX
     }
 
+    /// Only the bits that are set in `mask`.
+    #[inline(always)]
+    pub const fn masked(&self, mask: &Self) -> Self {
+        Self {
+            high: self.high & mask.high,
+            low: self.low & mask.low,
+        }
+    }
+
+    /// The mask of a prefix of `length` bits, counted in the 128 bits of the address: for IPv4 add 96.
+    pub const fn prefix_mask(length: u8) -> Self {
+        let bits = if length == 0 {
+            0
+        } else {
+            u128::MAX << (128 - length as u32)
+        };
+        Self::from_bytes(bits.to_be_bytes())
+    }
+
     /// The 16 bytes in wire order.
     pub const fn bytes(&self) -> [u8; 16] {
         let [a, b, c, d, e, f, g, h] = self.high.to_ne_bytes();

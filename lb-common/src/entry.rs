@@ -189,7 +189,7 @@ pub const fn age(then: u32, now: u32) -> u32 {
 /// Whether a flow in this state is over. Where a mode does not show the answers, the client's FIN must do.
 #[inline(always)]
 pub const fn is_closed(meta: Meta, mode: u8) -> bool {
-    let one_sided = mode != crate::abi::mode::NAT;
+    let one_sided = !crate::abi::mode::is_two_way(mode);
     meta.has(state::RESET)
         || (meta.has(state::FIN_CLIENT) && (one_sided || meta.has(state::FIN_SERVER)))
 }

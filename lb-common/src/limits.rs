@@ -1,7 +1,7 @@
 //! Limits, and how they hang together. Checked at compile time where they depend on each other.
 
 /// Version of every map layout in [`crate::abi`]. A daemon refuses pinned maps of another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Highest backend id that fits a slot or a flow entry (24 bits); id 0 means "none".
 pub const BACKEND_ID_MAX: u32 = (1 << 24) - 1;
@@ -16,7 +16,7 @@ pub const WAYS: u32 = 4;
 pub const INDEX_PROBES: u32 = 8;
 
 /// Room for outcome counters per service (a power of two, at least the number of outcomes).
-pub const OUTCOMES_MAX: u32 = 32;
+pub const OUTCOMES_MAX: u32 = 64;
 
 /// How far from its initial sequence number a packet may be and still complete a handshake, in bytes: an
 /// initial window can not be scaled (RFC 7323 section 2.2), so 64 KiB covers all that can be in flight.

@@ -10,6 +10,8 @@
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
 //! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate |
+//! | datagram | flow entry | the entry's backend |
+//! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
 //! Only packets in tracked slots ([`Slot::is_tracked`]), openings and closings touch the tables at all.
 
@@ -140,7 +142,11 @@ fn slot_hash(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u64 {
     if service.flags & service_flags::AFFINITY_CLIENT == 0 {
         flow_hash
     } else {
-        hash::sip13(&service.key, &key.client, u32::MAX)
+        hash::sip13(
+            &service.key,
+            &key.client.masked(&service.affinity_mask),
+            u32::MAX,
+        )
     }
 }
 
@@ -246,6 +252,11 @@ impl<E: Env> Flow<'_, E> {
     }
 
     #[inline(always)]
+    fn is_datagram(&self) -> bool {
+        self.service.flags & service_flags::DATAGRAM != 0
+    }
+
+    #[inline(always)]
     fn is_gone(&self, backend: u32) -> bool {
         let flags = self.env.backend_flags(backend);
         flags & backend_flags::VALID == 0 || flags & backend_flags::ENDED != 0
@@ -271,7 +282,10 @@ impl<E: Env> Flow<'_, E> {
                 self.note(entry, closing);
                 return (Outcome::ForwardFlow, meta.backend());
             }
-            return (Outcome::ForwardOrphan, self.slot.current());
+            return self.orphan(entry);
+        }
+        if self.is_datagram() {
+            return self.begin();
         }
         if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
             // SAFETY: the entry was found for this packet.
@@ -282,6 +296,51 @@ impl<E: Env> Flow<'_, E> {
             }
         }
         self.adopt(closing)
+    }
+
+    /// A flow whose backend has ended. The current one resets a connection; a datagram is at home with it at once.
+    #[inline(always)]
+    fn orphan(&self, entry: NonNull<FlowEntry>) -> (Outcome, u32) {
+        let current = self.slot.current();
+        if E::WRITES && self.is_datagram() && current != 0 {
+            // SAFETY: the entry was found for this packet.
+            unsafe { entry::set_meta(entry, self.flow_meta(0, current, 0)) };
+            self.env.count(current, Count::Opened);
+        }
+        (Outcome::ForwardOrphan, current)
+    }
+
+    /// A datagram that nobody knows begins a flow. Where it can not be recorded it goes to `current` all the same, as
+    /// the next one will.
+    #[inline(always)]
+    fn begin(&self) -> (Outcome, u32) {
+        let current = self.slot.current();
+        if current == 0 {
+            return (Outcome::DropNoBackend, 0);
+        }
+        if !E::WRITES {
+            return (Outcome::ForwardOpening, current);
+        }
+        let now = self.env.now();
+        let new = NewEntry {
+            meta: self.flow_meta(0, current, 0),
+            opened: now,
+            seen: now,
+        };
+        let recorded = self.env.may_open(now)
+            && entry::insert(
+                self.env.flows(),
+                self.hash,
+                &self.key,
+                &new,
+                &self.flow_policy(),
+            )
+            .is_some();
+        if !recorded {
+            return (Outcome::ForwardOpeningUnrecorded, current);
+        }
+        self.env.count(current, Count::Opened);
+        (Outcome::ForwardOpening, current)
     }
 
     /// The entry's meta word, after a handshake that replaced the flow has been taken over.

@@ -16,7 +16,7 @@ use lb_common::{
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::parse::{Network, Parsed};
+use crate::parse::{Network, Parsed, Transport};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -41,7 +41,7 @@ pub enum Route {
 pub fn route(ctx: &XdpContext, packet: &Parsed, service: &ServiceRecord) -> Route {
     // SAFETY: plain integers and arrays of them.
     let mut params: FibParams = unsafe { core::mem::zeroed() };
-    params.l4_protocol = crate::parse::TCP;
+    params.l4_protocol = packet.protocol();
     params.ifindex = ctx.ingress_ifindex() as u32;
     match packet.network {
         Network::V4(_) => {
@@ -91,11 +91,14 @@ pub fn rewrite_destination(packet: &Parsed, backend: &BackendRecord) -> bool {
             Network::V4(ip) => (*ip).dst_addr = backend.address.v4_word().to_ne_bytes(),
             Network::V6(ip) => store(ip.cast::<u8>().add(24), &backend.address),
         }
-        let tcp = packet.tcp;
         let delta = u64::from(backend.to_backend)
             + checksum::field_delta(packet.destination_port, backend.port);
-        (*tcp).dest = backend.port.to_ne_bytes();
-        (*tcp).check = checksum::apply(u16::from_ne_bytes((*tcp).check), delta).to_ne_bytes();
+        packet
+            .transport
+            .ports()
+            .add(1)
+            .write_unaligned(backend.port);
+        amend(packet.transport, delta);
     }
     true
 }
@@ -117,13 +120,38 @@ pub fn rewrite_source(
             Network::V4(ip) => (*ip).src_addr = service.vip.v4_word().to_ne_bytes(),
             Network::V6(ip) => store(ip.cast::<u8>().add(8), &service.vip),
         }
-        let tcp = packet.tcp;
         let delta =
             u64::from(backend.to_client) + checksum::field_delta(packet.source_port, service.port);
-        (*tcp).source = service.port.to_ne_bytes();
-        (*tcp).check = checksum::apply(u16::from_ne_bytes((*tcp).check), delta).to_ne_bytes();
+        packet.transport.ports().write_unaligned(service.port);
+        amend(packet.transport, delta);
     }
     true
+}
+
+/// Amends the transport checksum. A datagram without one keeps none; one that comes out as 0 is sent as all ones
+/// (RFC 768).
+#[inline(always)]
+unsafe fn amend(transport: Transport, delta: u64) {
+    // SAFETY: the header was checked by `parse`, and nothing has moved the packet since.
+    unsafe {
+        match transport {
+            Transport::Tcp(tcp) => {
+                let old = u16::from_ne_bytes((*tcp).check);
+                (*tcp).check = checksum::apply(old, delta).to_ne_bytes();
+            }
+            Transport::Udp(udp) => {
+                let old = u16::from_ne_bytes((*udp).check);
+                if old != 0 {
+                    let new = checksum::apply(old, delta);
+                    (*udp).check = if new == 0 {
+                        [0xff; 2]
+                    } else {
+                        new.to_ne_bytes()
+                    };
+                }
+            }
+        }
+    }
 }
 
 #[inline(always)]

@@ -1,7 +1,8 @@
 //! ebb's XDP program: the way of a packet, from the wire to a backend or a client.
 //!
 //! parse -> index -> steer -> forward. Whatever is not served goes to the kernel untouched. The steering rule
-//! itself is in `lb_common::steer`, where the host tests it.
+//! itself is in `lb_common::steer`, where the host tests it. What is rare is taken over by programs of its own
+//! (`thorough`), so that the common packet does not pay for it.
 
 #![no_std]
 #![no_main]
@@ -10,7 +11,7 @@
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
-    abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, mode},
+    abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode},
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
     steer::{self, Decision},
@@ -23,8 +24,9 @@ mod parse;
 mod probe;
 mod reset;
 mod tables;
+mod thorough;
 
-use parse::Parsed;
+use parse::{Parsed, Refused};
 use tables::Kernel;
 
 /// The balancer.
@@ -32,27 +34,57 @@ use tables::Kernel;
 #[xdp]
 #[inline(always)]
 pub fn ebb(ctx: XdpContext) -> u32 {
-    let packet = match parse::parse(&ctx) {
-        Ok(packet) => packet,
-        Err(outcome) => return pass(&ctx, 0, outcome),
-    };
-    if let Some(entry) = lookup(&packet.destination, packet.destination_port, kind::SERVICE) {
-        return to_backend(&ctx, &packet, entry.service);
+    match parse::quick(&ctx) {
+        Ok(packet) => serve(&ctx, &packet),
+        Err(refused) => hand_over(&ctx, refused),
     }
-    if let Some(entry) = lookup(&packet.source, packet.source_port, kind::REPLY) {
-        return to_client(&ctx, &packet, entry);
-    }
-    pass(&ctx, 0, Outcome::PassNoService)
 }
 
-/// What the address index says.
+/// The balancer again, for frames with tags, options or extension headers.
+#[xdp]
 #[inline(always)]
-fn lookup(address: &lb_common::Addr, port: u16, kind: u8) -> Option<&'static IndexEntry> {
+pub fn thorough(ctx: XdpContext) -> u32 {
+    match thorough::parse(&ctx) {
+        Ok(packet) => serve(&ctx, &packet),
+        Err(refused) => hand_over(&ctx, refused),
+    }
+}
+
+/// A packet whose headers are known: to a service, from a backend, or neither.
+#[inline(always)]
+fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
+    if let Some(entry) = lookup(packet, kind::SERVICE) {
+        return to_backend(ctx, packet, entry.service);
+    }
+    if let Some(entry) = lookup(packet, kind::REPLY) {
+        return to_client(ctx, packet, entry);
+    }
+    pass(ctx, 0, Outcome::PassNoService)
+}
+
+/// To the program for such packets; to the kernel where there is none.
+#[inline(always)]
+fn hand_over(ctx: &XdpContext, refused: Refused) -> u32 {
+    if refused.program < jump::PLACES {
+        // SAFETY: the context is the kernel's own. Returns only when the place is empty.
+        unsafe { maps::JUMPS.tail_call(ctx, refused.program) };
+    }
+    pass(ctx, 0, refused.outcome)
+}
+
+/// What the address index says of the packet's destination (as a service) or source (as a backend that replies).
+#[inline(always)]
+fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
+    let (address, port) = if kind == kind::SERVICE {
+        (&packet.destination, packet.destination_port)
+    } else {
+        (&packet.source, packet.source_port)
+    };
     let control = maps::CONTROL.get(0)?;
     let live = Live(control.index);
     let first = live.first();
     let seed = control.index_seed ^ live.seed();
-    let selector = index::selector(port, parse::TCP, kind);
+    let selector = index::selector(port, packet.protocol(), kind);
     index::find(seed, live.mask(), address, selector, |place| {
         maps::INDEX.get(first.wrapping_add(place))
     })
@@ -169,7 +201,7 @@ fn finish(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
 /// A service's record, for the other programs of this object.
 #[inline(always)]
 fn service_of(packet: &Parsed) -> Option<(u32, &'static ServiceRecord)> {
-    let entry = lookup(&packet.destination, packet.destination_port, kind::SERVICE)?;
+    let entry = lookup(packet, kind::SERVICE)?;
     Some((entry.service, maps::SERVICES.get(entry.service)?))
 }
 

@@ -6,15 +6,16 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::{Array, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     abi::{
         Allowance, BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation,
-        ServiceRecord, Slot,
+        ServiceRecord, Slot, jump,
     },
     entry::FlowEntry,
     index::IndexEntry,
+    limits::OUTCOMES_MAX,
 };
 
 /// The node's control record.
@@ -47,7 +48,7 @@ pub static HANDSHAKES: Array<FlowEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE)
 
 /// Packets by service and outcome: index `service * OUTCOMES_MAX + outcome`.
 #[map]
-pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::pinned(1024 * 32, 0);
+pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::pinned(1024 * OUTCOMES_MAX, 0);
 
 /// What was done for each backend.
 #[map]
@@ -57,6 +58,10 @@ pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::pinned(16_384
 #[map]
 pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 0);
 
+/// A word per CPU to pass a value through, see `thorough::forget`.
+#[map]
+pub static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// Answer of the program `explain`.
 #[map]
 pub static EXPLANATION: Array<Explanation> = Array::with_max_entries(1, 0);
@@ -64,3 +69,8 @@ pub static EXPLANATION: Array<Explanation> = Array::with_max_entries(1, 0);
 /// Answer of the program `clock`.
 #[map]
 pub static CLOCK: Array<ClockReading> = Array::with_max_entries(1, 0);
+
+/// Programs that take over the rare packets, by [`jump`]. Pinned, because the kernel empties it when its last user
+/// in user space is gone.
+#[map]
+pub static JUMPS: ProgramArray = ProgramArray::pinned(jump::PLACES, 0);

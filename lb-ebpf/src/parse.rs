@@ -1,38 +1,76 @@
-//! Ethernet, IP and TCP headers of a frame, checked before anything trusts them.
+//! Ethernet, IP and transport headers of a frame, checked before anything trusts them.
+//!
+//! [`quick`] takes what nearly every packet is: untagged, without options, whole. `crate::thorough` takes the rest
+//! and shares the checks of single headers.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::{Addr, outcome::Outcome, steer::Packet};
+use lb_common::{Addr, abi::jump, outcome::Outcome, steer::Packet};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
+    udp::UdpHdr,
 };
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
 
-const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
-const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
-/// More-fragments bit and fragment offset (RFC 791 section 3.1), network order as loaded.
-const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
+/// EtherType of IPv4, as loaded.
+pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+/// EtherType of IPv6, as loaded.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+/// EtherType of an 802.1Q tag, as loaded.
+pub const ETHERTYPE_VLAN: u16 = 0x8100_u16.to_be();
+/// EtherType of an 802.1ad service tag, as loaded.
+pub const ETHERTYPE_QINQ: u16 = 0x88a8_u16.to_be();
+/// More-fragments bit and fragment offset (RFC 791 section 3.1), as loaded.
+pub const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
+/// Version and header length of an IPv4 header without options.
+const PLAIN_V4: u8 = 0x45;
 
 /// The network header, for whoever rewrites it.
 #[derive(Clone, Copy)]
 pub enum Network {
     /// IPv4.
     V4(*mut Ipv4Hdr),
-    /// IPv6 without extension headers.
+    /// IPv6.
     V6(*mut Ipv6Hdr),
 }
 
-/// A TCP segment whose headers are all inside the frame.
+/// The transport header, for whoever rewrites it.
+#[derive(Clone, Copy)]
+pub enum Transport {
+    /// TCP.
+    Tcp(*mut TcpHdr),
+    /// UDP.
+    Udp(*mut UdpHdr),
+}
+
+impl Transport {
+    /// Its source port, which the destination port follows.
+    #[inline(always)]
+    pub fn ports(self) -> *mut u16 {
+        match self {
+            Transport::Tcp(tcp) => tcp.cast(),
+            Transport::Udp(udp) => udp.cast(),
+        }
+    }
+}
+
+/// A packet whose headers are all inside the frame.
 pub struct Parsed {
     /// Start of the frame.
     pub ethernet: *mut EthHdr,
     /// Network header.
     pub network: Network,
-    /// TCP header.
-    pub tcp: *mut TcpHdr,
+    /// Transport header.
+    pub transport: Transport,
     /// Source address.
     pub source: Addr,
     /// Destination address.
@@ -41,15 +79,26 @@ pub struct Parsed {
     pub source_port: u16,
     /// Destination port, network order as loaded.
     pub destination_port: u16,
-    /// Sequence number, host order.
+    /// Sequence number, host order; 0 in a datagram.
     pub sequence: u32,
-    /// TCP flags.
+    /// TCP flags; 0 in a datagram.
     pub flags: u8,
+    /// The IP header follows the Ethernet header, the transport header follows the IP header, neither has options.
+    pub is_plain: bool,
     /// Length of the frame in bytes.
     pub length: u32,
 }
 
 impl Parsed {
+    /// IP protocol number.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        match self.transport {
+            Transport::Tcp(_) => TCP,
+            Transport::Udp(_) => UDP,
+        }
+    }
+
     /// For steering, when it comes from a client.
     #[inline(always)]
     pub fn from_client(&self) -> Packet {
@@ -75,144 +124,225 @@ impl Parsed {
     }
 }
 
-/// Reads the headers, or says why the frame is not for ebb.
+/// Not for this program.
+#[derive(Clone, Copy)]
+pub struct Refused {
+    /// What to count when no other program takes it.
+    pub outcome: Outcome,
+    /// The program that takes it, a place in `JUMPS`; none past the end.
+    pub program: u32,
+}
+
+impl From<Outcome> for Refused {
+    #[inline(always)]
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            program: jump::PLACES,
+        }
+    }
+}
+
+/// Where a frame's parts begin, as addresses and lengths in bytes.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    /// Start of the frame.
+    pub start: usize,
+    /// Its end.
+    pub end: usize,
+    /// Network header.
+    pub network: usize,
+    /// What the network header says the packet's length is, from there on.
+    pub total: usize,
+    /// From the network header to the transport header.
+    pub header: usize,
+}
+
+/// Reads the headers of a plain packet, or says who else may know it.
 #[inline(always)]
-pub fn parse(ctx: &XdpContext) -> Result<Parsed, Outcome> {
-    let start = ctx.data();
-    let end = ctx.data_end();
+pub fn quick(ctx: &XdpContext) -> Result<Parsed, Refused> {
+    let (start, end) = (ctx.data(), ctx.data_end());
     let ethernet: *mut EthHdr = header(start, end)?;
+    let at = start + EthHdr::LEN;
     // SAFETY: `header` has checked that it lies inside the frame; so for every header below.
     match unsafe { (*ethernet).ether_type } {
-        ETHERTYPE_IPV4 => parse_v4(ethernet, start, end),
-        ETHERTYPE_IPV6 => parse_v6(ethernet, start, end),
-        _ => Err(Outcome::PassNotIp),
+        ETHERTYPE_IPV4 => quick_v4(start, at, end),
+        ETHERTYPE_IPV6 => quick_v6(start, at, end),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(elsewhere(Outcome::PassNotIp)),
+        _ => Err(Outcome::PassNotIp.into()),
     }
 }
 
 #[inline(always)]
-fn parse_v4(ethernet: *mut EthHdr, start: usize, end: usize) -> Result<Parsed, Outcome> {
-    let at = start + EthHdr::LEN;
+fn elsewhere(outcome: Outcome) -> Refused {
+    Refused {
+        outcome,
+        program: jump::THOROUGH,
+    }
+}
+
+#[inline(always)]
+fn quick_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
     let ip: *mut Ipv4Hdr = header(at, end)?;
     unsafe {
-        let header_length = usize::from((*ip).vihl & 0xf) << 2;
-        let total = usize::from(u16::from_be_bytes((*ip).tot_len));
-        if (*ip).vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN || total < header_length {
-            return Err(Outcome::PassMalformed);
-        }
-        if (*ip).proto != TCP {
-            return Err(Outcome::PassProtocol);
+        if (*ip).vihl != PLAIN_V4 {
+            return Err(elsewhere(Outcome::PassMalformed));
         }
         if u16::from_ne_bytes((*ip).frags) & FRAGMENT_MASK != 0 {
-            return Err(Outcome::PassFragment);
+            return Err(elsewhere(Outcome::PassFragment));
         }
-        let source = Addr::from_v4_word(u32::from_ne_bytes((*ip).src_addr));
-        let destination = Addr::from_v4_word(u32::from_ne_bytes((*ip).dst_addr));
-        let tcp: *mut TcpHdr = header(at + header_length, end)?;
-        segment(
-            ethernet,
-            Network::V4(ip),
-            tcp,
-            source,
-            destination,
-            Lengths {
-                start,
-                end,
-                at,
-                total,
-                header: header_length,
-            },
-        )
+        let extent = Extent {
+            start,
+            end,
+            network: at,
+            total: usize::from(u16::from_be_bytes((*ip).tot_len)),
+            header: Ipv4Hdr::LEN,
+        };
+        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, true)
     }
 }
 
 #[inline(always)]
-fn parse_v6(ethernet: *mut EthHdr, start: usize, end: usize) -> Result<Parsed, Outcome> {
-    let at = start + EthHdr::LEN;
+fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
     let ip: *mut Ipv6Hdr = header(at, end)?;
     unsafe {
-        let bytes = ip.cast::<u8>();
-        if *bytes >> 4 != 6 {
-            return Err(Outcome::PassMalformed);
+        if *ip.cast::<u8>() >> 4 != 6 {
+            return Err(Outcome::PassMalformed.into());
         }
-        if (*ip).next_hdr != TCP {
-            return Err(Outcome::PassProtocol);
+        let protocol = (*ip).next_hdr;
+        if !matches!(protocol, TCP | UDP | ICMPV6) {
+            return Err(elsewhere(Outcome::PassProtocol));
         }
-        let total = usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN;
-        let words = bytes.cast::<u64>();
-        let source = Addr {
-            high: words.add(1).read_unaligned(),
-            low: words.add(2).read_unaligned(),
+        let extent = Extent {
+            start,
+            end,
+            network: at,
+            total: usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN,
+            header: Ipv6Hdr::LEN,
         };
-        let destination = Addr {
-            high: words.add(3).read_unaligned(),
-            low: words.add(4).read_unaligned(),
-        };
-        let tcp: *mut TcpHdr = header(at + Ipv6Hdr::LEN, end)?;
-        segment(
-            ethernet,
-            Network::V6(ip),
-            tcp,
-            source,
-            destination,
-            Lengths {
-                start,
-                end,
-                at,
-                total,
-                header: Ipv6Hdr::LEN,
-            },
+        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, true)
+    }
+}
+
+/// Source and destination.
+///
+/// # Safety
+/// The header lies inside the frame.
+#[inline(always)]
+pub unsafe fn v4_ends(ip: *const Ipv4Hdr) -> (Addr, Addr) {
+    unsafe {
+        (
+            Addr::from_v4_word(u32::from_ne_bytes((*ip).src_addr)),
+            Addr::from_v4_word(u32::from_ne_bytes((*ip).dst_addr)),
         )
     }
 }
 
-/// Where things begin and how long they say they are.
-struct Lengths {
-    start: usize,
-    end: usize,
-    at: usize,
-    total: usize,
-    header: usize,
+/// Source and destination.
+///
+/// # Safety
+/// The header lies inside the frame.
+#[inline(always)]
+pub unsafe fn v6_ends(ip: *const Ipv6Hdr) -> (Addr, Addr) {
+    let words = ip.cast::<u64>();
+    let address = |word: usize| unsafe {
+        Addr {
+            high: words.add(word).read_unaligned(),
+            low: words.add(word + 1).read_unaligned(),
+        }
+    };
+    (address(1), address(3))
 }
 
-/// The TCP part, and whether the lengths agree.
+/// The transport part, and whether the lengths agree.
+///
+/// # Safety
+/// `network` lies inside the frame that `extent` describes.
 #[inline(always)]
-unsafe fn segment(
-    ethernet: *mut EthHdr,
+pub unsafe fn transport(
+    protocol: u8,
     network: Network,
-    tcp: *mut TcpHdr,
-    source: Addr,
-    destination: Addr,
-    lengths: Lengths,
-) -> Result<Parsed, Outcome> {
-    let bytes = tcp.cast::<u8>();
-    // SAFETY: the caller has checked that 20 bytes of TCP header lie inside the frame.
-    unsafe {
-        let data_offset = usize::from(*bytes.add(12) >> 4) << 2;
-        if data_offset < TcpHdr::LEN || lengths.header + data_offset > lengths.total {
-            return Err(Outcome::PassMalformed);
+    ends: (Addr, Addr),
+    extent: &Extent,
+    is_plain: bool,
+) -> Result<Parsed, Refused> {
+    let at = extent.network + extent.header;
+    match protocol {
+        TCP => {
+            let tcp: *mut TcpHdr = header(at, extent.end)?;
+            let bytes = tcp.cast::<u8>();
+            // SAFETY: `header` has checked all 20 bytes.
+            let (offset, flags, sequence) = unsafe {
+                let sequence = u32::from_be_bytes((*tcp).seq);
+                (
+                    usize::from(*bytes.add(12) >> 4) << 2,
+                    *bytes.add(13),
+                    sequence,
+                )
+            };
+            if offset < TcpHdr::LEN {
+                return Err(Outcome::PassMalformed.into());
+            }
+            let packet = (Transport::Tcp(tcp), flags, sequence);
+            whole(network, ends, extent, is_plain, offset, packet)
         }
-        let frame = lengths.end - lengths.start;
-        if lengths.total > frame - (lengths.at - lengths.start) {
-            return Err(Outcome::PassTruncated);
+        UDP => {
+            let udp: *mut UdpHdr = header(at, extent.end)?;
+            // SAFETY: as above.
+            let length = usize::from(u16::from_be_bytes(unsafe { (*udp).len }));
+            if length < UdpHdr::LEN {
+                return Err(Outcome::PassMalformed.into());
+            }
+            let packet = (Transport::Udp(udp), 0, 0);
+            whole(network, ends, extent, is_plain, length, packet)
         }
-        Ok(Parsed {
-            ethernet,
-            network,
-            tcp,
-            source,
-            destination,
-            source_port: u16::from_ne_bytes((*tcp).source),
-            destination_port: u16::from_ne_bytes((*tcp).dest),
-            sequence: u32::from_be_bytes((*tcp).seq),
-            flags: *bytes.add(13),
-            length: frame as u32,
-        })
+        ICMP | ICMPV6 => Err(Refused {
+            outcome: Outcome::PassProtocol,
+            program: jump::ICMP,
+        }),
+        _ => Err(Outcome::PassProtocol.into()),
     }
+}
+
+/// `needed`: bytes that the transport header says are there, at least.
+#[inline(always)]
+fn whole(
+    network: Network,
+    (source, destination): (Addr, Addr),
+    extent: &Extent,
+    is_plain: bool,
+    needed: usize,
+    (transport, flags, sequence): (Transport, u8, u32),
+) -> Result<Parsed, Refused> {
+    if extent.header + needed > extent.total {
+        return Err(Outcome::PassMalformed.into());
+    }
+    let frame = extent.end - extent.start;
+    if extent.total > frame - (extent.network - extent.start) {
+        return Err(Outcome::PassTruncated.into());
+    }
+    let ports = transport.ports();
+    // SAFETY: both headers begin with the two ports, and were checked.
+    let (source_port, destination_port) =
+        unsafe { (ports.read_unaligned(), ports.add(1).read_unaligned()) };
+    Ok(Parsed {
+        ethernet: extent.start as *mut EthHdr,
+        network,
+        transport,
+        source,
+        destination,
+        source_port,
+        destination_port,
+        sequence,
+        flags,
+        is_plain,
+        length: frame as u32,
+    })
 }
 
 /// The header at `at`, if all of it lies inside the frame.
 #[inline(always)]
-fn header<T>(at: usize, end: usize) -> Result<*mut T, Outcome> {
+pub fn header<T>(at: usize, end: usize) -> Result<*mut T, Outcome> {
     if at + size_of::<T>() > end {
         return Err(Outcome::PassTruncated);
     }

@@ -14,8 +14,9 @@ use lb_common::{
 };
 
 use crate::{
-    maps, parse, service_of,
+    maps, service_of,
     tables::{Kernel, loaded},
+    thorough,
 };
 
 /// Set by the loader to have every decision logged. While it is 0 the verifier removes the code.
@@ -37,8 +38,8 @@ pub fn trace(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
 #[xdp]
 pub fn explain(ctx: XdpContext) -> u32 {
     let nothing = |outcome| (0, decision(outcome));
-    let (service, decision) = match parse::parse(&ctx) {
-        Err(outcome) => nothing(outcome),
+    let (service, decision) = match thorough::parse(&ctx) {
+        Err(refused) => nothing(refused.outcome),
         Ok(packet) => match service_of(&packet) {
             None => nothing(Outcome::PassNoService),
             Some((id, service)) => (

@@ -16,16 +16,17 @@ use crate::parse::{Network, Parsed};
 const TIME_TO_LIVE: u8 = 64;
 
 /// Turns the packet to its own answer. False (and nothing changed) for a packet that must not or can not be
-/// answered so: a reset, one without an acknowledgement, one with IP options.
+/// answered so: a datagram, a reset, a segment without an acknowledgement, one behind tags, options or extension headers.
 #[inline(always)]
 pub fn answer(ctx: &XdpContext, packet: &Parsed) -> bool {
-    if packet.flags & tcp::RST != 0 || packet.flags & tcp::ACK == 0 {
+    if !packet.is_plain
+        || packet.protocol() != crate::parse::TCP
+        || packet.flags & (tcp::RST | tcp::ACK) != tcp::ACK
+    {
         return false;
     }
     let network_length = match packet.network {
-        // SAFETY: the header was checked by `parse`.
-        Network::V4(ip) if unsafe { (*ip).vihl } == 0x45 => Ipv4Hdr::LEN,
-        Network::V4(_) => return false,
+        Network::V4(_) => Ipv4Hdr::LEN,
         Network::V6(_) => Ipv6Hdr::LEN,
     };
     let wanted = EthHdr::LEN + network_length + TcpHdr::LEN;

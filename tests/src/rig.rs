@@ -150,6 +150,7 @@ impl Rig {
             flags: setup.flags,
             idle_ticks: self.datapath.ticks_per_second() * 300,
             linger_ticks: self.datapath.ticks_per_second() * 2,
+            affinity_mask: Addr::prefix_mask(128),
             ..ServiceRecord::default()
         };
         self.datapath.put_service(setup.id, &record)?;

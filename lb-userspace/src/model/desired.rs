@@ -129,6 +129,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         flags: tracking | affinity,
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
+        affinity_mask: Addr::prefix_mask(128),
         ..ServiceRecord::default()
     }
 }

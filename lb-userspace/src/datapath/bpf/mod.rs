@@ -8,12 +8,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray},
     programs::{ProgramError, TestRun, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
         BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, ServiceRecord, Slot,
+        jump,
     },
     entry::{FlowEntry, Meta},
     index::{self, IndexEntry, Live},
@@ -147,11 +148,12 @@ impl BpfDatapath {
         let mut ebpf = loader
             .load(object)
             .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
-        for name in ["ebb", "explain", "clock"] {
+        for name in program_names() {
             verify(program(&mut ebpf, name)?).map_err(|error| {
                 Error::Other(format!("loading the program {name}: {}", chain(&error)))
             })?;
         }
+        fill_jumps(&mut ebpf)?;
         let outcomes = PerCpuArray::try_from(take(&mut ebpf, "OUTCOMES")?).map_err(map_error)?;
         let stats = PerCpuArray::try_from(take(&mut ebpf, "BACKEND_STATS")?).map_err(map_error)?;
         Ok(Self {
@@ -247,6 +249,11 @@ impl BpfDatapath {
     /// The loaded balancer, for tests and benchmarks that run it by hand.
     pub fn program(&self) -> Result<&Xdp> {
         self.loaded("ebb")
+    }
+
+    /// Any of the loaded programs ([`program_names`]).
+    pub fn program_named(&self, name: &str) -> Result<&Xdp> {
+        self.loaded(name)
     }
 
     fn loaded(&self, name: &str) -> Result<&Xdp> {
@@ -371,6 +378,24 @@ fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
     }
 }
 
+/// The programs of the object: the balancer, those it hands rare packets to, and those run by hand.
+pub fn program_names() -> impl Iterator<Item = &'static str> {
+    let tail_called = jump::PROGRAMS.iter().map(|(_, name)| *name);
+    ["ebb", "explain", "clock"].into_iter().chain(tail_called)
+}
+
+/// Lays the tail-called programs into their places, each with one atomic exchange.
+fn fill_jumps(ebpf: &mut Ebpf) -> Result<()> {
+    let mut jumps = ProgramArray::try_from(take(ebpf, "JUMPS")?).map_err(map_error)?;
+    for (place, name) in jump::PROGRAMS {
+        let fd = program(ebpf, name)?
+            .fd()
+            .map_err(|error| Error::Other(format!("program {name}: {}", chain(&error))))?;
+        jumps.set(*place, fd, 0).map_err(map_error)?;
+    }
+    Ok(())
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     ebpf.program_mut(name)
         .ok_or_else(|| Error::Other(format!("the object has no program {name}")))?
@@ -398,7 +423,8 @@ fn mapped<T: mapped::Words>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>
 impl Datapath for BpfDatapath {
     fn put_backend(&mut self, id: u32, record: &BackendRecord) -> Result<()> {
         // Word 4 holds the flags: a new record is complete before they say so.
-        self.backends.write(id, record, 0..8, 4)
+        self.backends
+            .write(id, record, 0..size_of::<BackendRecord>() / 8, 4)
     }
 
     fn backend(&self, id: u32) -> Result<BackendRecord> {
@@ -406,7 +432,8 @@ impl Datapath for BpfDatapath {
     }
 
     fn put_service(&mut self, id: u32, record: &ServiceRecord) -> Result<()> {
-        self.services.write(id, record, 1..8, 5)
+        self.services
+            .write(id, record, 1..size_of::<ServiceRecord>() / 8, 5)
     }
 
     fn service(&self, id: u32) -> Result<ServiceRecord> {

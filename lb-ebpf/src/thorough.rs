@@ -1,0 +1,173 @@
+//! Headers of the packets that are not plain: VLAN tags, IPv4 options, IPv6 extension headers.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::outcome::Outcome;
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
+
+use crate::{
+    maps,
+    parse::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extent, FRAGMENT_MASK,
+        Network, Parsed, Refused, header, transport, v4_ends, v6_ends,
+    },
+};
+
+/// Most tags in front of the IP header (802.1ad: a service tag and a customer tag).
+const TAGS_MAX: u32 = 2;
+/// Most extension headers in front of the transport header.
+const EXTENSIONS_MAX: u32 = 6;
+/// Bytes that extension headers may have in all.
+const EXTENSIONS_BYTES: usize = 256;
+
+/// IPv6 extension headers (RFC 8200 section 4) by their numbers.
+mod extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const DESTINATION: u8 = 60;
+}
+
+/// An 802.1Q tag, from behind its own EtherType: control information, EtherType of what follows.
+#[repr(C)]
+struct Tag {
+    control: [u8; 2],
+    ether_type: [u8; 2],
+}
+
+/// The first eight bytes of an extension header.
+#[repr(C)]
+struct Extension {
+    next: u8,
+    /// Length in units of eight bytes, without the first.
+    length: u8,
+    rest: [u8; 6],
+}
+
+/// Reads the headers, or says why the frame is not for ebb.
+#[inline(always)]
+pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    let ethernet: *mut EthHdr = header(start, end)?;
+    // SAFETY: `header` has checked that it lies inside the frame; so for every header below.
+    let mut ether_type = unsafe { (*ethernet).ether_type };
+    let mut at = start + EthHdr::LEN;
+    let mut tags = 0;
+    while tags < TAGS_MAX && matches!(ether_type, ETHERTYPE_VLAN | ETHERTYPE_QINQ) {
+        let tag: *mut Tag = header(at, end)?;
+        ether_type = u16::from_ne_bytes(unsafe { (*tag).ether_type });
+        at += size_of::<Tag>();
+        tags += 1;
+    }
+    let at = start
+        + forget(
+            at - start,
+            EthHdr::LEN + TAGS_MAX as usize * size_of::<Tag>(),
+        )?;
+    match ether_type {
+        ETHERTYPE_IPV4 => parse_v4(start, at, end),
+        ETHERTYPE_IPV6 => parse_v6(start, at, end),
+        _ => Err(Outcome::PassNotIp.into()),
+    }
+}
+
+/// The same value, of which the verifier then knows no more than that it is at most `max`. So the ways that led to
+/// it are one way from there on, where it would prove the rest of the program anew for each of them.
+#[inline(always)]
+fn forget(value: usize, max: usize) -> Result<usize, Refused> {
+    let Some(place) = maps::SCRATCH.get_ptr_mut(0) else {
+        return Err(Outcome::PassInternal.into());
+    };
+    // SAFETY: a per-CPU value; volatile, so that it really goes through memory.
+    let value = unsafe {
+        place.write_volatile(value as u64);
+        place.read_volatile() as usize
+    };
+    if value > max {
+        return Err(Outcome::PassInternal.into());
+    }
+    Ok(value)
+}
+
+#[inline(always)]
+fn parse_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
+    let ip: *mut Ipv4Hdr = header(at, end)?;
+    unsafe {
+        let header_length = usize::from((*ip).vihl & 0xf) << 2;
+        let total = usize::from(u16::from_be_bytes((*ip).tot_len));
+        if (*ip).vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN || total < header_length {
+            return Err(Outcome::PassMalformed.into());
+        }
+        if u16::from_ne_bytes((*ip).frags) & FRAGMENT_MASK != 0 {
+            return Err(Outcome::PassFragment.into());
+        }
+        let extent = Extent {
+            start,
+            end,
+            network: at,
+            total,
+            header: header_length,
+        };
+        let is_plain = header_length == Ipv4Hdr::LEN && at - start == EthHdr::LEN;
+        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, is_plain)
+    }
+}
+
+#[inline(always)]
+fn parse_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
+    let ip: *mut Ipv6Hdr = header(at, end)?;
+    unsafe {
+        if *ip.cast::<u8>() >> 4 != 6 {
+            return Err(Outcome::PassMalformed.into());
+        }
+        let total = usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN;
+        let (protocol, extensions) = skip_extensions((*ip).next_hdr, at + Ipv6Hdr::LEN, end)?;
+        let extensions = forget(extensions, EXTENSIONS_BYTES)?;
+        let protocol = forget(usize::from(protocol), 255)? as u8;
+        let extent = Extent {
+            start,
+            end,
+            network: at,
+            total,
+            header: Ipv6Hdr::LEN + extensions,
+        };
+        let is_plain = extensions == 0 && at - start == EthHdr::LEN;
+        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, is_plain)
+    }
+}
+
+/// The transport protocol behind the extension headers at `at`, and how many bytes these have.
+#[inline(always)]
+fn skip_extensions(first: u8, at: usize, end: usize) -> Result<(u8, usize), Refused> {
+    let mut protocol = first;
+    let mut skipped = 0;
+    let mut count = 0;
+    while matches!(
+        protocol,
+        extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION | extension::FRAGMENT
+    ) {
+        if protocol == extension::FRAGMENT {
+            return Err(Outcome::PassFragment.into());
+        }
+        if count == EXTENSIONS_MAX || skipped >= EXTENSIONS_BYTES {
+            return Err(Outcome::PassProtocol.into());
+        }
+        let place: *mut Extension = header(at + skipped, end)?;
+        // SAFETY: `header` has checked it.
+        let (next, length, segments_left) =
+            unsafe { ((*place).next, (*place).length, (*place).rest[1]) };
+        // On its way to somewhere else first (RFC 8200 section 4.4).
+        if protocol == extension::ROUTING && segments_left != 0 {
+            return Err(Outcome::PassProtocol.into());
+        }
+        skipped += (usize::from(length) + 1) << 3;
+        protocol = next;
+        count += 1;
+    }
+    if skipped > EXTENSIONS_BYTES {
+        return Err(Outcome::PassProtocol.into());
+    }
+    Ok((protocol, skipped))
+}
