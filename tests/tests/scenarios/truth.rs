@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests::{
     client::raw::RawClient,
-    scenario::{LIMIT, Scene, Way, backend, can_run},
+    scenario::{LIMIT, Scene, Way, can_run},
 };
 use serde_json::Value;
 
@@ -40,15 +40,13 @@ fn agrees(way: Way) -> Result<()> {
         on_b1.len() > 5 && raw_on_b1 > 0,
         "the slots are not shared out"
     );
-    let told = |status: &Value, name: &str| backend(status, name).map(|b| b["flows"].clone());
     for name in ["b1", "b2", "b3"] {
         let raw = open.iter().filter(|(_, on, _)| on == name).count();
         let known = scene.open_on(name)?.len() + raw;
-        assert_eq!(
-            told(&scene.ebb.status()?, name),
-            Some(known.into()),
-            "{name}"
-        );
+        // What the daemon knows is as old as its last look at the tables.
+        scene
+            .wait_backend(name, |b| b["flows"] == known)
+            .with_context(|| format!("the clients have {known} connections on {name}"))?;
     }
 
     scene.ok("drain web/b1")?;
@@ -89,10 +87,10 @@ fn agrees(way: Way) -> Result<()> {
             .map(|(port, ..)| from(*port)),
     );
     assert_eq!(clients, known);
-    let status = scene.ebb.status()?;
-    let b1 = backend(&status, "b1").context("b1")?;
+    let b1 = scene
+        .wait_backend("b1", |b1| b1["drain"]["flows"]["listed"] == known.len())
+        .with_context(|| format!("{} connections are listed", known.len()))?;
     assert_eq!(b1["flows"], known.len(), "{b1}");
-    assert_eq!(b1["drain"]["flows"]["listed"], known.len(), "{b1}");
     assert_eq!(b1["drain"]["flows"]["at_start"], known.len(), "{b1}");
     let people = scene.ok("status web")?.stdout;
     assert!(
