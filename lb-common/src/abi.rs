@@ -111,6 +111,12 @@ pub mod mode {
     /// Generic UDP encapsulation, variant 1: the IP packet follows the UDP header (draft-ietf-intarea-gue section 4).
     pub const GUE: u8 = 5;
 
+    /// Whether packets get an outer header.
+    #[inline(always)]
+    pub const fn is_tunnel(mode: u8) -> bool {
+        mode == IPIP || mode == GUE
+    }
+
     /// Whether the node sees the backends' answers.
     #[inline(always)]
     pub const fn is_two_way(mode: u8) -> bool {
@@ -138,10 +144,12 @@ pub mod jump {
     pub const THOROUGH: u32 = 0;
     /// ICMP and ICMPv6.
     pub const ICMP: u32 = 1;
+    /// Packets that do not fit their tunnel, after [`super::TooBig`] was laid out for it.
+    pub const TOO_BIG: u32 = 2;
     /// How many places there are.
     pub const PLACES: u32 = 8;
     /// What is loaded into which place.
-    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough")];
+    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough"), (TOO_BIG, "too_big")];
 }
 
 /// One backend, by backend id.
@@ -174,8 +182,12 @@ pub struct BackendRecord {
     pub reserved: [u16; 3],
     /// Source address of the outer header, in the tunnel modes. Of the family of `address`.
     pub tunnel_source: Addr,
+    /// Sum over what is the same in every outer header to it ([`crate::tunnel::fixed_sum`]).
+    pub tunnel_sum: u32,
     /// Zero.
-    pub reserved_more: [u64; 6],
+    pub reserved_word: u32,
+    /// Zero.
+    pub reserved_more: [u64; 5],
 }
 
 /// Where in `0..2^32` a flow stands in the order in which flows are cut at a deadline.
@@ -253,6 +265,20 @@ pub struct Allowance {
     pub adoptions: u32,
     /// Handshakes recorded in it.
     pub openings: u32,
+    /// Packets in it that were answered with an error.
+    pub answers: u32,
+}
+
+/// What the program for packets that do not fit their tunnel is told of one.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TooBig {
+    /// Its service.
+    pub service: u32,
+    /// Where in the frame its IP header begins.
+    pub network: u32,
+    /// Largest packet that would fit, in bytes from the IP header on.
+    pub mtu: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -294,10 +320,11 @@ macro_rules! layout {
 
 layout! {
     ServiceRecord: size 128, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48, affinity_mask at 64, tunnel_port at 80;
-    BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, tunnel_source at 64;
+    BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, tunnel_source at 64, tunnel_sum at 80;
     ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
     BackendStats: size 64, packets at 0, reply_bytes at 56;
     Allowance: size 16, tick at 0;
+    TooBig: size 16, service at 0;
     Explanation: size 32, outcome at 0, slot at 16;
     ClockReading: size 16, ticks at 0;
 }

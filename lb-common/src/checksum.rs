@@ -21,6 +21,17 @@ pub const fn address_sum(address: &Addr) -> u64 {
     word_sum(address.high) + word_sum(address.low)
 }
 
+/// Sum of the 16-bit words of some 32-bit ones.
+#[inline(always)]
+pub fn words_sum(words: &[u32]) -> u64 {
+    let mut sum = 0;
+    for word in words {
+        // Folding takes care of the upper halves.
+        sum += u64::from(*word);
+    }
+    sum
+}
+
 #[inline(always)]
 const fn word_sum(word: u64) -> u64 {
     (word & 0xffff_ffff) + (word >> 32)

@@ -20,5 +20,6 @@ pub mod index;
 pub mod limits;
 pub mod outcome;
 pub mod steer;
+pub mod tunnel;
 
 pub use address::Addr;

@@ -28,6 +28,10 @@ pub const ADOPTIONS_PER_TICK: u32 = 2000;
 /// Default entries a CPU may add to the handshake table in one tick of the kernel's clock.
 pub const OPENINGS_PER_TICK: u32 = 4000;
 
+/// Packets that a CPU answers with an ICMP error in one tick of the kernel's clock (RFC 1812 section 4.3.2.8, RFC 4443
+/// section 2.4 f). A host needs one for each path.
+pub const ANSWERS_PER_TICK: u32 = 16;
+
 const _: () = assert!(WAYS.is_power_of_two());
 const _: () = assert!(OUTCOMES_MAX.is_power_of_two());
 const _: () = assert!(crate::outcome::Outcome::COUNT as u32 <= OUTCOMES_MAX);

@@ -74,6 +74,12 @@ outcomes! {
     ResetDeadline = "reset_deadline",
     /// No reset could be made of it (no acknowledgement to take the sequence number from): dropped.
     DropNoReset = "drop_no_reset",
+    /// Does not fit the tunnel to its backend: dropped, and the client told the size that does.
+    AnswerTooBig = "answer_too_big",
+    /// Does not fit the tunnel to its backend, and can not be answered (or not now): dropped.
+    DropTooBig = "drop_too_big",
+    /// The driver leaves no room in front of the frame for an outer header.
+    DropNoHeadroom = "drop_no_headroom",
 }
 
 impl Outcome {

@@ -216,6 +216,12 @@ pub fn out(ctx: &XdpContext, packet: &Parsed, ethernet: &[u8; 12], ifindex: u32)
             .cast::<[u8; 12]>()
             .write_unaligned(*ethernet)
     };
+    leave(ctx, ifindex)
+}
+
+/// Sends the frame as it is out by `ifindex`.
+#[inline(always)]
+pub fn leave(ctx: &XdpContext, ifindex: u32) -> u32 {
     if ifindex == ctx.ingress_ifindex() as u32 {
         return xdp_action::XDP_TX;
     }

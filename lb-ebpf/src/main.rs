@@ -25,6 +25,8 @@ mod probe;
 mod reset;
 mod tables;
 mod thorough;
+mod too_big;
+mod tunnel;
 
 use parse::{Parsed, Refused};
 use tables::Kernel;
@@ -114,12 +116,39 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     if backend.flags & backend_flags::NEXT_HOP == 0 {
         return drop(ctx, id, Outcome::DropNoNextHop);
     }
+    if mode::is_tunnel(service.mode) {
+        return to_tunnel(ctx, packet, id, service, &decision, backend);
+    }
     count::packet_to(decision.backend, packet.length);
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {
         return drop(ctx, id, Outcome::DropTtl);
     }
     finish(ctx, id, decision.outcome, decision.backend);
     forward::out(ctx, packet, &backend.ethernet, backend.ifindex)
+}
+
+/// From a client to a service whose backends decapsulate.
+#[inline(always)]
+fn to_tunnel(
+    ctx: &XdpContext,
+    packet: &Parsed,
+    id: u32,
+    service: &ServiceRecord,
+    decision: &Decision,
+    backend: &BackendRecord,
+) -> u32 {
+    match tunnel::encapsulate(ctx, packet, service, backend, decision.hash) {
+        Ok(()) => {
+            count::packet_to(decision.backend, packet.length);
+            finish(ctx, id, decision.outcome, decision.backend);
+            forward::leave(ctx, backend.ifindex)
+        }
+        Err(Outcome::DropTooBig) => {
+            too_big::hand_over(ctx, packet, id, tunnel::room(service, backend));
+            drop(ctx, id, Outcome::DropTooBig)
+        }
+        Err(outcome) => drop(ctx, id, outcome),
+    }
 }
 
 /// From a backend to a client. Where the kernel would not forward it (it is for the node itself, such as the

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Allowance, BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation,
-        ServiceRecord, Slot, jump,
+        ServiceRecord, Slot, TooBig, jump,
     },
     entry::FlowEntry,
     index::IndexEntry,
@@ -61,6 +61,10 @@ pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 
 /// A word per CPU to pass a value through, see `thorough::forget`.
 #[map]
 pub static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// What `too_big` is told.
+#[map]
+pub static TOO_BIG: PerCpuArray<TooBig> = PerCpuArray::with_max_entries(1, 0);
 
 /// Answer of the program `explain`.
 #[map]

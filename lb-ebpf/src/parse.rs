@@ -99,6 +99,16 @@ impl Parsed {
         }
     }
 
+    /// Where in the frame its network header begins.
+    #[inline(always)]
+    pub fn network_offset(&self) -> usize {
+        let network = match self.network {
+            Network::V4(ip) => ip as usize,
+            Network::V6(ip) => ip as usize,
+        };
+        network - self.ethernet as usize
+    }
+
     /// For steering, when it comes from a client.
     #[inline(always)]
     pub fn from_client(&self) -> Packet {

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
     abi::{Allowance, Slot},
     entry::{EntryTable, FlowEntry},
+    limits::ANSWERS_PER_TICK,
     steer::{Count, Env},
 };
 
@@ -147,6 +148,20 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
             count::event(backend, what);
         }
     }
+}
+
+/// Takes one error message out of this CPU's allowance.
+#[inline(always)]
+pub fn may_answer() -> bool {
+    // SAFETY: a helper without arguments.
+    let Some(allowance) = allowance(unsafe { bpf_jiffies64() as u32 }) else {
+        return false;
+    };
+    if allowance.answers >= ANSWERS_PER_TICK {
+        return false;
+    }
+    allowance.answers += 1;
+    true
 }
 
 /// This CPU's allowance in the tick `now`.

@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod lab;
+pub mod outer;
 pub mod packets;
 pub mod pattern;
 pub mod rig;

@@ -17,7 +17,7 @@ use lb_common::{
     hash::HashKey,
     index::{IndexEntry, kind, selector},
     outcome::Outcome,
-    steer,
+    steer, tunnel,
 };
 use lb_userspace::{
     datapath::{
@@ -65,6 +65,17 @@ pub fn backend_macs(id: u32) -> ([u8; 6], [u8; 6]) {
         [2, 0xbe, 0, 0, 0, id as u8],
         [2, 0xeb, 0xb0, 0, 0, id as u8],
     )
+}
+
+/// Port that the rig's backends decapsulate at.
+pub const TUNNEL_PORT: u16 = 6081;
+
+/// The source of the outer headers to the backend with this address.
+pub fn tunnel_source(backend: IpAddr) -> Addr {
+    match backend {
+        IpAddr::V4(_) => Addr::from_v4([10, 0, 0, 254]),
+        IpAddr::V6(_) => Addr::from(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 0xfe])),
+    }
 }
 
 /// A service of the rig.
@@ -151,6 +162,7 @@ impl Rig {
             idle_ticks: self.datapath.ticks_per_second() * 300,
             linger_ticks: self.datapath.ticks_per_second() * 2,
             affinity_mask: Addr::prefix_mask(128),
+            tunnel_port: TUNNEL_PORT.to_be(),
             ..ServiceRecord::default()
         };
         self.datapath.put_service(setup.id, &record)?;
@@ -185,7 +197,10 @@ impl Rig {
         ethernet[..6].copy_from_slice(&to);
         ethernet[6..].copy_from_slice(&from);
         let (vip, own) = (Addr::from(service.vip.ip()), Addr::from(address.ip()));
+        let source = tunnel_source(address.ip());
         let mut record = BackendRecord {
+            tunnel_source: source,
+            tunnel_sum: tunnel::fixed_sum(&source, &own, TUNNEL_PORT.to_be()),
             address: own,
             ethernet,
             ifindex: INGRESS,

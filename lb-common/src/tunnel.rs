@@ -1,0 +1,188 @@
+//! Outer headers of the tunnel modes, word by word: IP in IP (RFC 2003, RFC 2473, RFC 4213) and an IP packet directly
+//! behind a UDP header (generic UDP encapsulation, variant 1, draft-ietf-intarea-gue section 4; the same bytes are
+//! what Linux calls `fou` with `ipproto 4` or `41`).
+//!
+//! The outer header does not depend on what is inside but for length, traffic class and (for the ports) the flow, so
+//! the sum over the rest of it is made once, when the backend's record is.
+
+use crate::{
+    Addr,
+    abi::mode,
+    checksum::{address_sum, fold},
+};
+
+/// Length of an outer IPv4 header in bytes.
+pub const V4_LENGTH: u16 = 20;
+/// Length of an outer IPv6 header in bytes.
+pub const V6_LENGTH: u16 = 40;
+/// Length of a UDP header in bytes.
+pub const UDP_LENGTH: u16 = 8;
+
+/// UDP port that backends decapsulate at unless told otherwise (IANA: GUE), host order.
+pub const PORT_DEFAULT: u16 = 6080;
+
+/// Least MTU of an IPv6 link (RFC 8200 section 5): no host takes a smaller one from a packet-too-big.
+pub const V6_MTU_MIN: u16 = 1280;
+
+/// IP protocol number of an IPv4 packet inside.
+pub const IPV4_INSIDE: u8 = 4;
+/// IP protocol number of an IPv6 packet inside.
+pub const IPV6_INSIDE: u8 = 41;
+const UDP: u8 = 17;
+
+/// Time to live of the outer header. The inner one stays as it is: as with the other modes in which the backend
+/// answers directly, the node is no hop of the packet.
+const TIME_TO_LIVE: u8 = 64;
+/// "Don't fragment", alone in its word, network order as loaded.
+const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
+
+/// Bytes that a tunnel adds in front of a packet.
+#[inline(always)]
+pub const fn overhead(mode: u8, outer_is_v4: bool) -> u16 {
+    let ip = if outer_is_v4 { V4_LENGTH } else { V6_LENGTH };
+    if mode == mode::GUE { ip + UDP_LENGTH } else { ip }
+}
+
+/// The protocol number of the outer IP header.
+#[inline(always)]
+pub const fn protocol(mode: u8, inner_is_v4: bool) -> u8 {
+    if mode == mode::GUE {
+        UDP
+    } else if inner_is_v4 {
+        IPV4_INSIDE
+    } else {
+        IPV6_INSIDE
+    }
+}
+
+/// Sum of what is the same in every outer header to a backend: of an IPv4 header all but length, traffic class and
+/// protocol; for UDP over IPv6 the addresses, protocol and port that its checksum covers.
+pub const fn fixed_sum(source: &Addr, destination: &Addr, port: u16) -> u32 {
+    let ends = address_sum(source) + address_sum(destination);
+    let rest = if destination.is_v4() {
+        // The mapped prefixes in both addresses sum to a multiple of 0xffff, which is zero here.
+        u16::from_ne_bytes([0x45, 0]) as u64
+            + DONT_FRAGMENT as u64
+            + u16::from_ne_bytes([TIME_TO_LIVE, 0]) as u64
+    } else {
+        u16::from_ne_bytes([0, UDP]) as u64 + port as u64
+    };
+    fold(ends + rest) as u32
+}
+
+/// Source port of a flow in the UDP tunnel, network order as loaded: 49152 to 65535, the same for all packets of the
+/// flow, so that the backend's receive-side scaling spreads flows and keeps each in order.
+#[inline(always)]
+pub const fn source_port(hash: u64) -> u16 {
+    (0xc000 | (hash as u16 & 0x3fff)).to_be()
+}
+
+/// What the outer header takes from the packet inside.
+#[derive(Clone, Copy, Debug)]
+pub struct Inner {
+    /// Its length, from its IP header on.
+    pub length: u16,
+    /// Its type of service or traffic class, copied whole (RFC 6040 section 4.1, normal mode: with the congestion bits).
+    pub class: u8,
+    /// Its family.
+    pub is_v4: bool,
+}
+
+/// An outer IPv4 header, as words to be stored one after the other.
+///
+/// Identification 0, "don't fragment" set (RFC 6864 section 4.1). `fixed_sum` is the backend's.
+#[inline(always)]
+pub const fn v4_header(
+    mode: u8,
+    inner: &Inner,
+    source: u32,
+    destination: u32,
+    fixed: u32,
+) -> (u64, u64, u32) {
+    let length = (overhead(mode, true).wrapping_add(inner.length)).to_be();
+    let class = u16::from_ne_bytes([0, inner.class]);
+    let protocol = u16::from_ne_bytes([0, protocol(mode, inner.is_v4)]);
+    let check = !fold(fixed as u64 + length as u64 + class as u64 + protocol as u64);
+    let first = u16::from_ne_bytes([0x45, 0]) | class;
+    let hop = u16::from_ne_bytes([TIME_TO_LIVE, 0]) | protocol;
+    (
+        words4(first, length, 0, DONT_FRAGMENT),
+        words2(words2_16(hop, check), source),
+        destination,
+    )
+}
+
+/// The first eight bytes of an outer IPv6 header; the addresses follow. The flow label is the flow's (RFC 6438), so
+/// that routers spread flows over equal paths.
+#[inline(always)]
+pub const fn v6_header(mode: u8, inner: &Inner, hash: u64) -> u64 {
+    let length = overhead(mode, false) - V6_LENGTH;
+    let first = 0x6000_0000 | ((inner.class as u32) << 20) | ((hash >> 14) as u32 & 0xf_ffff);
+    let hop = u16::from_ne_bytes([protocol(mode, inner.is_v4), TIME_TO_LIVE]);
+    words2(
+        first.to_be(),
+        words2_16((length.wrapping_add(inner.length)).to_be(), hop),
+    )
+}
+
+/// The UDP header. `check` as it lies in memory; 0 for none.
+#[inline(always)]
+pub const fn udp_header(source_port: u16, port: u16, inner: &Inner, check: u16) -> u64 {
+    let length = UDP_LENGTH.wrapping_add(inner.length).to_be();
+    words4(source_port, port, length, check)
+}
+
+/// Checksum of a UDP header in front of a packet whose 16-bit words sum to `payload`, over IPv6. Never 0.
+#[inline(always)]
+pub const fn udp_check(fixed: u32, source_port: u16, inner: &Inner, payload: u64) -> u16 {
+    let length = UDP_LENGTH.wrapping_add(inner.length).to_be() as u64;
+    // Once in the header, once in the pseudo-header.
+    let check = !fold(fixed as u64 + source_port as u64 + 2 * length + payload);
+    if check == 0 { 0xffff } else { check }
+}
+
+/// Sum over an IPv4 packet without options, or an IPv6 packet without extension headers, told from its header alone:
+/// its checksums are right, so the IPv4 header sums to zero, and header and data of its transport to the complement
+/// of the pseudo-header (what the kernel calls local checksum offload).
+///
+/// `first`: the first four bytes of the IPv6 header; `hop`: the two bytes with next header and hop limit; both as
+/// loaded. `segment`: bytes behind the IP header.
+#[inline(always)]
+pub const fn payload_sum_v4(source: &Addr, destination: &Addr, protocol: u8, segment: u16) -> u64 {
+    let pseudo = address_sum(source)
+        + address_sum(destination)
+        + u16::from_ne_bytes([0, protocol]) as u64
+        + segment.to_be() as u64;
+    !fold(pseudo) as u64
+}
+
+/// The same of an IPv6 packet, where addresses and length are in the header and in the pseudo-header and cancel out.
+#[inline(always)]
+pub const fn payload_sum_v6(first: u32, protocol: u8, hop_limit: u8) -> u64 {
+    let header =
+        (first & 0xffff) as u64 + (first >> 16) as u64 + u16::from_ne_bytes([protocol, hop_limit]) as u64;
+    header + (!u16::from_ne_bytes([0, protocol])) as u64
+}
+
+#[inline(always)]
+const fn words2_16(first: u16, second: u16) -> u32 {
+    if cfg!(target_endian = "little") {
+        first as u32 | (second as u32) << 16
+    } else {
+        (first as u32) << 16 | second as u32
+    }
+}
+
+#[inline(always)]
+const fn words2(first: u32, second: u32) -> u64 {
+    if cfg!(target_endian = "little") {
+        first as u64 | (second as u64) << 32
+    } else {
+        (first as u64) << 32 | second as u64
+    }
+}
+
+#[inline(always)]
+const fn words4(a: u16, b: u16, c: u16, d: u16) -> u64 {
+    words2(words2_16(a, b), words2_16(c, d))
+}

@@ -1,0 +1,192 @@
+//! Putting a packet into a tunnel. What the headers hold is in `lb_common::tunnel`, where the host tests it.
+//!
+//! The frame is written anew in front of the packet: Ethernet, outer IP and, for `gue`, UDP, each in whole words. The
+//! packet itself is not touched; tags and padding of the frame it came in do not go along or do no harm.
+
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
+use lb_common::{
+    Addr,
+    abi::{BackendRecord, ServiceRecord, mode},
+    outcome::Outcome,
+    tunnel::{self, Inner},
+};
+use network_types::eth::EthHdr;
+
+use crate::parse::{self, Network, Parsed, Transport, header};
+
+/// Largest packet that fits the tunnel to this backend.
+#[inline(always)]
+pub fn room(service: &ServiceRecord, backend: &BackendRecord) -> u16 {
+    let overhead = tunnel::overhead(service.mode, backend.address.is_v4());
+    backend.mtu.saturating_sub(overhead)
+}
+
+/// Puts the packet into a frame to the backend. On an error the packet is as it was.
+#[inline(always)]
+pub fn encapsulate(
+    ctx: &XdpContext,
+    packet: &Parsed,
+    service: &ServiceRecord,
+    backend: &BackendRecord,
+    hash: u64,
+) -> Result<(), Outcome> {
+    let inner = inner(packet);
+    if inner.length > room(service, backend) {
+        return Err(Outcome::DropTooBig);
+    }
+    let (is_v4, is_udp) = (backend.address.is_v4(), service.mode == mode::GUE);
+    // Nothing of the packet can be read once the head has moved.
+    let check = if is_udp && !is_v4 {
+        udp_check(packet, &inner, backend, hash)
+    } else {
+        0
+    };
+    grow(ctx, packet, tunnel::overhead(service.mode, is_v4))?;
+    let udp = tunnel::udp_header(tunnel::source_port(hash), service.tunnel_port, &inner, check);
+    let (start, end) = (ctx.data(), ctx.data_end());
+    // SAFETY: `header` has checked that each lies inside the frame.
+    unsafe {
+        match (is_v4, is_udp) {
+            (true, false) => {
+                let frame: *mut Frame<V4> = header(start, end)?;
+                write_v4(&raw mut (*frame).ip, service.mode, &inner, backend);
+                write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV4);
+            }
+            (true, true) => {
+                let frame: *mut Frame<(V4, Udp)> = header(start, end)?;
+                write_v4(&raw mut (*frame).ip.0, service.mode, &inner, backend);
+                (&raw mut (*frame).ip.1.0).write_unaligned(udp);
+                write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV4);
+            }
+            (false, false) => {
+                let frame: *mut Frame<V6> = header(start, end)?;
+                write_v6(&raw mut (*frame).ip, service.mode, &inner, backend, hash);
+                write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV6);
+            }
+            (false, true) => {
+                let frame: *mut Frame<(V6, Udp)> = header(start, end)?;
+                write_v6(&raw mut (*frame).ip.0, service.mode, &inner, backend, hash);
+                (&raw mut (*frame).ip.1.0).write_unaligned(udp);
+                write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV6);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An IPv4 header in the words it is stored in.
+#[repr(C, packed)]
+struct V4(u64, u64, u32);
+
+/// An IPv6 header: the first eight bytes, source, destination.
+#[repr(C, packed)]
+struct V6(u64, Addr, Addr);
+
+/// A UDP header.
+#[repr(C, packed)]
+struct Udp(u64);
+
+#[repr(C, packed)]
+struct Frame<T> {
+    ethernet: [u8; EthHdr::LEN],
+    ip: T,
+}
+
+#[inline(always)]
+fn inner(packet: &Parsed) -> Inner {
+    // SAFETY: the headers were checked by `parse`; so in the functions below.
+    unsafe {
+        match packet.network {
+            Network::V4(ip) => Inner {
+                length: u16::from_be_bytes((*ip).tot_len),
+                class: *ip.cast::<u8>().add(1),
+                is_v4: true,
+            },
+            Network::V6(ip) => {
+                let first = u16::from_be_bytes(ip.cast::<[u8; 2]>().read_unaligned());
+                Inner {
+                    length: u16::from_be_bytes((*ip).payload_len)
+                        .saturating_add(tunnel::V6_LENGTH),
+                    class: (first >> 4) as u8,
+                    is_v4: false,
+                }
+            }
+        }
+    }
+}
+
+/// Moves the start of the frame so that the outer headers and an untagged Ethernet header fit in front of the packet.
+#[inline(always)]
+fn grow(ctx: &XdpContext, packet: &Parsed, overhead: u16) -> Result<(), Outcome> {
+    let tags = packet.network_offset() - EthHdr::LEN;
+    let delta = tags as i32 - i32::from(overhead);
+    // SAFETY: the context is the kernel's own.
+    if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), delta) } != 0 {
+        return Err(Outcome::DropNoHeadroom);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+unsafe fn write_ethernet(ethernet: *mut u8, backend: &BackendRecord, ether_type: u16) {
+    unsafe {
+        ethernet
+            .cast::<[u8; 12]>()
+            .write_unaligned(backend.ethernet);
+        ethernet.add(12).cast::<u16>().write_unaligned(ether_type);
+    }
+}
+
+#[inline(always)]
+unsafe fn write_v4(place: *mut V4, mode: u8, inner: &Inner, backend: &BackendRecord) {
+    let source = backend.tunnel_source.v4_word();
+    let destination = backend.address.v4_word();
+    let (a, b, c) = tunnel::v4_header(mode, inner, source, destination, backend.tunnel_sum);
+    unsafe { place.write_unaligned(V4(a, b, c)) };
+}
+
+#[inline(always)]
+unsafe fn write_v6(place: *mut V6, mode: u8, inner: &Inner, backend: &BackendRecord, hash: u64) {
+    let first = tunnel::v6_header(mode, inner, hash);
+    unsafe { place.write_unaligned(V6(first, backend.tunnel_source, backend.address)) };
+}
+
+/// Checksum of the outer UDP header. Over IPv4 there is none. Over IPv6 it is told from the inner checksums where
+/// these cover the packet whole, and is absent where not, which RFC 6935 allows tunnels and Linux's `fou` takes.
+#[inline(always)]
+fn udp_check(packet: &Parsed, inner: &Inner, backend: &BackendRecord, hash: u64) -> u16 {
+    if !packet.is_plain {
+        return 0;
+    }
+    // SAFETY: as above.
+    unsafe {
+        let payload = match packet.network {
+            Network::V4(_) => {
+                let segment = inner.length - tunnel::V4_LENGTH;
+                if !is_covered(packet.transport, segment) {
+                    return 0;
+                }
+                tunnel::payload_sum_v4(&packet.source, &packet.destination, packet.protocol(), segment)
+            }
+            Network::V6(ip) => {
+                if !is_covered(packet.transport, inner.length - tunnel::V6_LENGTH) {
+                    return 0;
+                }
+                let first = ip.cast::<u32>().read_unaligned();
+                tunnel::payload_sum_v6(first, packet.protocol(), (*ip).hop_limit)
+            }
+        };
+        tunnel::udp_check(backend.tunnel_sum, tunnel::source_port(hash), inner, payload)
+    }
+}
+
+/// Whether the transport checksum covers all `segment` bytes behind the IP header.
+#[inline(always)]
+unsafe fn is_covered(transport: Transport, segment: u16) -> bool {
+    match transport {
+        Transport::Tcp(_) => true,
+        Transport::Udp(udp) => unsafe {
+            (*udp).check != [0; 2] && u16::from_be_bytes((*udp).len) == segment
+        },
+    }
+}
