@@ -40,7 +40,11 @@ const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 #[inline(always)]
 pub const fn overhead(mode: u8, outer_is_v4: bool) -> u16 {
     let ip = if outer_is_v4 { V4_LENGTH } else { V6_LENGTH };
-    if mode == mode::GUE { ip + UDP_LENGTH } else { ip }
+    if mode == mode::GUE {
+        ip + UDP_LENGTH
+    } else {
+        ip
+    }
 }
 
 /// The protocol number of the outer IP header.
@@ -159,8 +163,9 @@ pub const fn payload_sum_v4(source: &Addr, destination: &Addr, protocol: u8, seg
 /// The same of an IPv6 packet, where addresses and length are in the header and in the pseudo-header and cancel out.
 #[inline(always)]
 pub const fn payload_sum_v6(first: u32, protocol: u8, hop_limit: u8) -> u64 {
-    let header =
-        (first & 0xffff) as u64 + (first >> 16) as u64 + u16::from_ne_bytes([protocol, hop_limit]) as u64;
+    let header = (first & 0xffff) as u64
+        + (first >> 16) as u64
+        + u16::from_ne_bytes([protocol, hop_limit]) as u64;
     header + (!u16::from_ne_bytes([0, protocol])) as u64
 }
 

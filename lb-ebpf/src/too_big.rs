@@ -108,7 +108,12 @@ fn answer_v4(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> 
         let icmp = [u32::from_ne_bytes([3, 4, 0, 0]), mtu.to_be()];
         let quote = sum_quote(&raw const (*message).quote);
         let check = !checksum::fold(checksum::words_sum(&icmp) + quote);
-        let check = u32::from(check) << if cfg!(target_endian = "little") { 16 } else { 0 };
+        let check = u32::from(check)
+            << if cfg!(target_endian = "little") {
+                16
+            } else {
+                0
+            };
         (&raw mut (*message).icmp).write_unaligned([icmp[0] | check, icmp[1]]);
         let length = (size_of::<Message<5, QUOTE_V4>>() as u16).to_be_bytes();
         let mut words = [
@@ -119,7 +124,12 @@ fn answer_v4(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> 
             client.v4_word(),
         ];
         let check = !checksum::fold(checksum::words_sum(&words));
-        words[2] |= u32::from(check) << if cfg!(target_endian = "little") { 16 } else { 0 };
+        words[2] |= u32::from(check)
+            << if cfg!(target_endian = "little") {
+                16
+            } else {
+                0
+            };
         (&raw mut (*message).ip).write_unaligned(words);
     }
     Ok(())
@@ -147,7 +157,12 @@ fn answer_v6(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> 
             + u64::from(u16::from_ne_bytes([0, parse::ICMPV6]));
         let quote = sum_quote(&raw const (*message).quote);
         let check = !checksum::fold(pseudo + checksum::words_sum(&icmp) + quote);
-        let check = u32::from(check) << if cfg!(target_endian = "little") { 16 } else { 0 };
+        let check = u32::from(check)
+            << if cfg!(target_endian = "little") {
+                16
+            } else {
+                0
+            };
         (&raw mut (*message).icmp).write_unaligned([icmp[0] | check, icmp[1]]);
         let place = (&raw mut (*message).ip).cast::<u32>();
         let length = length.to_ne_bytes();

@@ -42,7 +42,12 @@ pub fn encapsulate(
         0
     };
     grow(ctx, packet, tunnel::overhead(service.mode, is_v4))?;
-    let udp = tunnel::udp_header(tunnel::source_port(hash), service.tunnel_port, &inner, check);
+    let udp = tunnel::udp_header(
+        tunnel::source_port(hash),
+        service.tunnel_port,
+        &inner,
+        check,
+    );
     let (start, end) = (ctx.data(), ctx.data_end());
     // SAFETY: `header` has checked that each lies inside the frame.
     unsafe {
@@ -105,8 +110,7 @@ fn inner(packet: &Parsed) -> Inner {
             Network::V6(ip) => {
                 let first = u16::from_be_bytes(ip.cast::<[u8; 2]>().read_unaligned());
                 Inner {
-                    length: u16::from_be_bytes((*ip).payload_len)
-                        .saturating_add(tunnel::V6_LENGTH),
+                    length: u16::from_be_bytes((*ip).payload_len).saturating_add(tunnel::V6_LENGTH),
                     class: (first >> 4) as u8,
                     is_v4: false,
                 }
@@ -166,7 +170,12 @@ fn udp_check(packet: &Parsed, inner: &Inner, backend: &BackendRecord, hash: u64)
                 if !is_covered(packet.transport, segment) {
                     return 0;
                 }
-                tunnel::payload_sum_v4(&packet.source, &packet.destination, packet.protocol(), segment)
+                tunnel::payload_sum_v4(
+                    &packet.source,
+                    &packet.destination,
+                    packet.protocol(),
+                    segment,
+                )
             }
             Network::V6(ip) => {
                 if !is_covered(packet.transport, inner.length - tunnel::V6_LENGTH) {
@@ -176,7 +185,12 @@ fn udp_check(packet: &Parsed, inner: &Inner, backend: &BackendRecord, hash: u64)
                 tunnel::payload_sum_v6(first, packet.protocol(), (*ip).hop_limit)
             }
         };
-        tunnel::udp_check(backend.tunnel_sum, tunnel::source_port(hash), inner, payload)
+        tunnel::udp_check(
+            backend.tunnel_sum,
+            tunnel::source_port(hash),
+            inner,
+            payload,
+        )
     }
 }
 

@@ -81,7 +81,11 @@ fn outer_headers_of_every_pair_of_families() -> Result<()> {
                 let packet = segment(inner, 1000, ACK).data(data).build();
                 let seen = through(&mut rig, &packet, Outcome::ForwardSteady)?;
                 assert_eq!(seen.macs, backend_macs(BACKEND), "{what}");
-                assert_eq!(Addr::from(seen.source), tunnel_source(backend(outer).ip()), "{what}");
+                assert_eq!(
+                    Addr::from(seen.source),
+                    tunnel_source(backend(outer).ip()),
+                    "{what}"
+                );
                 assert_eq!(seen.destination, backend(outer).ip(), "{what}");
                 assert_eq!((seen.ttl, seen.class), (64, 0), "{what}");
                 let protocol = match (mode, inner) {
@@ -155,7 +159,11 @@ fn flows_spread_over_source_ports_and_labels_and_each_keeps_its_own() -> Result<
         let mut rig = rig(mode::GUE, (true, outer), 1600)?;
         let mut seen = std::collections::BTreeSet::new();
         for port in 1000..1256 {
-            let first = through(&mut rig, &segment(true, port, ACK).build(), Outcome::ForwardSteady)?;
+            let first = through(
+                &mut rig,
+                &segment(true, port, ACK).build(),
+                Outcome::ForwardSteady,
+            )?;
             let again = segment(true, port, ACK).data(b"more").build();
             let again = through(&mut rig, &again, Outcome::ForwardSteady)?;
             let source = |outer: &Outer| outer.udp.expect("a UDP header").source;
@@ -204,7 +212,11 @@ fn the_largest_packet_that_fits_goes_and_the_next_is_answered() -> Result<()> {
                 through(&mut rig, &fits, Outcome::ForwardSteady)?;
                 let large = sized(inner, room + 1).build();
                 let (verdict, out, counted) = rig.run(&large)?;
-                assert_eq!((verdict, counted), (Verdict::Tx, Outcome::AnswerTooBig), "{what}");
+                assert_eq!(
+                    (verdict, counted),
+                    (Verdict::Tx, Outcome::AnswerTooBig),
+                    "{what}"
+                );
                 assert_too_big(&out, &large, inner, room);
                 assert_eq!(rig.stats(BACKEND)?.packets, 1, "{what}");
             }
@@ -230,14 +242,20 @@ fn assert_too_big(frame: &[u8], original: &[u8], v4: bool, mtu: usize) {
         assert_eq!(usize::from(u16::from_be_bytes([header[2], header[3]])), 576);
         assert_eq!(message[..2], [3, 4]);
         assert_eq!(message[4..6], [0, 0]);
-        assert_eq!(usize::from(u16::from_be_bytes([message[6], message[7]])), mtu);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([message[6], message[7]])),
+            mtu
+        );
         assert_eq!(fold(sum_bytes(message)), 0xffff);
     } else {
         assert_eq!((header[6], header[7]), (58, 64));
         assert_eq!(header[8..24], original[38..54], "from the VIP");
         assert_eq!(header[24..40], original[22..38], "to the client");
         assert_eq!(header.len() + message.len(), 1280);
-        assert_eq!(usize::from(u16::from_be_bytes([header[4], header[5]])), 1240);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([header[4], header[5]])),
+            1240
+        );
         assert_eq!(message[..2], [2, 0]);
         let named = u32::from_be_bytes(message[4..8].try_into().expect("four bytes"));
         assert_eq!(named as usize, mtu);
@@ -266,7 +284,11 @@ fn tags_and_options_are_in_the_answer() -> Result<()> {
     let mut packet = sized(true, 1481);
     packet.ip_options = vec![1; 8];
     let plain = packet.build();
-    for tags in [&[][..], &[0x81, 0, 0, 7], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7]] {
+    for tags in [
+        &[][..],
+        &[0x81, 0, 0, 7],
+        &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7],
+    ] {
         let tagged = [&plain[..12], tags, &plain[12..]].concat();
         let (verdict, out, counted) = rig.run(&tagged)?;
         assert_eq!((verdict, counted), (Verdict::Tx, Outcome::AnswerTooBig));
@@ -298,14 +320,24 @@ fn answers_are_bounded_and_go_to_single_hosts_only() -> Result<()> {
         let mut packet = sized(true, 1481);
         packet.from = at(from, 1000);
         let (verdict, _, counted) = rig.run(&packet.build())?;
-        assert_eq!((verdict, counted), (Verdict::Drop, Outcome::DropTooBig), "{from}");
+        assert_eq!(
+            (verdict, counted),
+            (Verdict::Drop, Outcome::DropTooBig),
+            "{from}"
+        );
     }
     let large = sized(true, 1481).build();
-    let mut counts = std::collections::BTreeMap::new();
+    let (mut answered, mut dropped) = (0, 0);
     for _ in 0..20_000 {
-        *counts.entry(rig.run_fast(&large)?).or_insert(0) += 1;
+        match rig.run_fast(&large)? {
+            Verdict::Tx => answered += 1,
+            Verdict::Drop => dropped += 1,
+            other => panic!("{other:?}"),
+        }
     }
-    let (answered, dropped) = (counts[&3], counts.get(&1).copied().unwrap_or(0));
-    assert!(answered > 0 && dropped > 0, "{answered} answered, {dropped} dropped");
+    assert!(
+        answered > 0 && dropped > 0,
+        "{answered} answered, {dropped} dropped"
+    );
     Ok(())
 }
