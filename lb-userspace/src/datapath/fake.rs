@@ -22,7 +22,7 @@ use lb_common::{
     steer::{Count, Decision, Env, Packet, note_reply, steer, tcp},
 };
 
-use super::{Attachment, Datapath, Error, Outcomes, Question, Result, Table, Verdict};
+use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
 
 /// Ticks in a second of the fake's clock.
 pub const TICKS_PER_SECOND: u32 = 100;
@@ -535,4 +535,10 @@ impl Datapath for Fake {
             mode: "native".to_owned(),
         }]
     }
+
+    fn missing(&self) -> Vec<Missing> {
+        Vec::new()
+    }
+
+    fn follow_interfaces(&mut self) {}
 }

@@ -5,6 +5,7 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests::{
     client::Reason,
+    lab::address::Family,
     scenario::{LIMIT, Scene, Way, can_run, now},
 };
 
@@ -140,10 +141,12 @@ fn next_hop(way: Way) -> Result<()> {
     for (round, announced) in [(1, true), (2, false)] {
         let mac = format!("02:be:00:00:0{round}:01");
         let flag = if announced { "1" } else { "0" };
-        scene
-            .lab
-            .netns("b1")
-            .run(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/arp_notify", flag))??;
+        let setting = match way.family() {
+            Family::V4 => "/proc/sys/net/ipv4/conf/eth0/arp_notify",
+            Family::V6 => "/proc/sys/net/ipv6/conf/eth0/ndisc_notify",
+        };
+        let b1 = scene.lab.netns("b1");
+        b1.run(|| std::fs::write(setting, flag))??;
         let mut command = scene.lab.command("b1", "ip");
         command.args(["link", "set", "eth0", "address", &mac]);
         let changed = command.stdout(Stdio::null()).status()?;
@@ -179,4 +182,14 @@ fn next_hop_nat() -> Result<()> {
 #[test]
 fn next_hop_l2() -> Result<()> {
     next_hop(Way::L2)
+}
+
+#[test]
+fn next_hop_nat_v6() -> Result<()> {
+    next_hop(Way::NatV6)
+}
+
+#[test]
+fn next_hop_l2_v6() -> Result<()> {
+    next_hop(Way::L2V6)
 }

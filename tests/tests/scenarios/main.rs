@@ -5,6 +5,7 @@ mod changes;
 mod configuration;
 mod drain;
 mod health;
+mod interfaces;
 mod nginx;
 mod restart;
 mod truth;
