@@ -85,6 +85,8 @@ pub struct Parsed {
     pub flags: u8,
     /// The IP header follows the Ethernet header, the transport header follows the IP header, neither has options.
     pub is_plain: bool,
+    /// Where in the frame its network header begins, in bytes.
+    pub network_offset: usize,
     /// Length of the frame in bytes.
     pub length: u32,
 }
@@ -97,16 +99,6 @@ impl Parsed {
             Transport::Tcp(_) => TCP,
             Transport::Udp(_) => UDP,
         }
-    }
-
-    /// Where in the frame its network header begins.
-    #[inline(always)]
-    pub fn network_offset(&self) -> usize {
-        let network = match self.network {
-            Network::V4(ip) => ip as usize,
-            Network::V6(ip) => ip as usize,
-        };
-        network - self.ethernet as usize
     }
 
     /// For steering, when it comes from a client.
@@ -162,6 +154,8 @@ pub struct Extent {
     pub end: usize,
     /// Network header.
     pub network: usize,
+    /// From the start to the network header, told apart from these two: the verifier knows no differences of pointers.
+    pub offset: usize,
     /// What the network header says the packet's length is, from there on.
     pub total: usize,
     /// From the network header to the transport header.
@@ -205,6 +199,7 @@ fn quick_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             start,
             end,
             network: at,
+            offset: EthHdr::LEN,
             total: usize::from(u16::from_be_bytes((*ip).tot_len)),
             header: Ipv4Hdr::LEN,
         };
@@ -227,6 +222,7 @@ fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             start,
             end,
             network: at,
+            offset: EthHdr::LEN,
             total: usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN,
             header: Ipv6Hdr::LEN,
         };
@@ -346,6 +342,7 @@ fn whole(
         sequence,
         flags,
         is_plain,
+        network_offset: extent.offset,
         length: frame as u32,
     })
 }

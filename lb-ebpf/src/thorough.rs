@@ -61,14 +61,13 @@ pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
         at += size_of::<Tag>();
         tags += 1;
     }
-    let at = start
-        + forget(
-            at - start,
-            EthHdr::LEN + TAGS_MAX as usize * size_of::<Tag>(),
-        )?;
+    let offset = forget(
+        at - start,
+        EthHdr::LEN + TAGS_MAX as usize * size_of::<Tag>(),
+    )?;
     match ether_type {
-        ETHERTYPE_IPV4 => parse_v4(start, at, end),
-        ETHERTYPE_IPV6 => parse_v6(start, at, end),
+        ETHERTYPE_IPV4 => parse_v4(start, offset, end),
+        ETHERTYPE_IPV6 => parse_v6(start, offset, end),
         _ => Err(Outcome::PassNotIp.into()),
     }
 }
@@ -92,7 +91,8 @@ fn forget(value: usize, max: usize) -> Result<usize, Refused> {
 }
 
 #[inline(always)]
-fn parse_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
+fn parse_v4(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> {
+    let at = start + offset;
     let ip: *mut Ipv4Hdr = header(at, end)?;
     unsafe {
         let header_length = usize::from((*ip).vihl & 0xf) << 2;
@@ -107,16 +107,18 @@ fn parse_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             start,
             end,
             network: at,
+            offset,
             total,
             header: header_length,
         };
-        let is_plain = header_length == Ipv4Hdr::LEN && at - start == EthHdr::LEN;
+        let is_plain = header_length == Ipv4Hdr::LEN && offset == EthHdr::LEN;
         transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, is_plain)
     }
 }
 
 #[inline(always)]
-fn parse_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
+fn parse_v6(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> {
+    let at = start + offset;
     let ip: *mut Ipv6Hdr = header(at, end)?;
     unsafe {
         if *ip.cast::<u8>() >> 4 != 6 {
@@ -130,10 +132,11 @@ fn parse_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             start,
             end,
             network: at,
+            offset,
             total,
             header: Ipv6Hdr::LEN + extensions,
         };
-        let is_plain = extensions == 0 && at - start == EthHdr::LEN;
+        let is_plain = extensions == 0 && offset == EthHdr::LEN;
         transport(protocol, Network::V6(ip), v6_ends(ip), &extent, is_plain)
     }
 }

@@ -49,7 +49,7 @@ pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32, mtu: u16) {
     };
     let told = TooBig {
         service,
-        network: packet.network_offset() as u32,
+        network: packet.network_offset as u32,
         mtu: u32::from(mtu),
         reserved: 0,
     };
@@ -83,9 +83,10 @@ fn answer(ctx: &XdpContext, told: &TooBig) -> Result<(), Outcome> {
     if network > ETHERNET_MAX {
         return Err(Outcome::DropTooBig);
     }
-    let version: *mut u8 = header(ctx.data() + network, ctx.data_end())?;
+    // More than the one byte: the verifier takes no comparison for "at least one is there".
+    let first: *mut [u8; 8] = header(ctx.data() + network, ctx.data_end())?;
     // SAFETY: `header` has checked it.
-    if unsafe { *version } >> 4 == 4 {
+    if unsafe { (*first)[0] } >> 4 == 4 {
         answer_v4(ctx, network, told.mtu)
     } else {
         answer_v6(ctx, network, told.mtu)

@@ -122,7 +122,7 @@ fn inner(packet: &Parsed) -> Inner {
 /// Moves the start of the frame so that the outer headers and an untagged Ethernet header fit in front of the packet.
 #[inline(always)]
 fn grow(ctx: &XdpContext, packet: &Parsed, overhead: u16) -> Result<(), Outcome> {
-    let tags = packet.network_offset() - EthHdr::LEN;
+    let tags = packet.network_offset - EthHdr::LEN;
     let delta = tags as i32 - i32::from(overhead);
     // SAFETY: the context is the kernel's own.
     if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), delta) } != 0 {

@@ -74,4 +74,7 @@ pub const PROBE_STARTUP_RISE_DEFAULT: u32 = 1;
 /// `fall` unless told otherwise.
 pub const PROBE_FALL_DEFAULT: u32 = 3;
 
+/// UDP port of a tunnel.
+pub const TUNNEL_PORT: RangeInclusive<u32> = 1..=65_535;
+
 const DAY_SECS: u64 = 24 * 3600;

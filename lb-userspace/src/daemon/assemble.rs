@@ -237,6 +237,7 @@ fn way(resolution: Resolution) -> Way {
             source_mac,
             destination_mac,
             mtu,
+            source,
         }) => {
             let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
             Way::Known(Hop {
@@ -244,6 +245,7 @@ fn way(resolution: Resolution) -> Way {
                 source_mac,
                 destination_mac,
                 mtu,
+                source,
             })
         }
         Resolution::Unresolved(reason) => Way::Unknown(reason.to_string()),

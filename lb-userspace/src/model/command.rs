@@ -403,9 +403,10 @@ pub fn check_address(service: &Service, name: &str, address: SocketAddr) -> Resu
         let hint = format!("use the backend's {} address", family(vip.address));
         return Err(Refused::invalid(error).hint(hint));
     }
-    if forward == Forward::L2 && address.port() != vip.port {
+    if !forward.rewrites_port() && address.port() != vip.port {
         let error = format!(
-            "add {name}: forward = \"l2\" can not change port {} to {}",
+            "add {name}: forward = \"{}\" can not change port {} to {}",
+            forward.name(),
             vip.port,
             address.port()
         );

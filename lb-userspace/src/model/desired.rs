@@ -8,6 +8,7 @@ use lb_common::{
     checksum::address_delta,
     hash::HashKey,
     index::{IndexEntry, kind, selector},
+    tunnel::fixed_sum,
 };
 use siphasher::sip::SipHasher13;
 
@@ -125,11 +126,14 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         mode: match spec.forward {
             Forward::L2 => mode::L2,
             Forward::Nat => mode::NAT,
+            Forward::Ipip => mode::IPIP,
+            Forward::Gue => mode::GUE,
         },
         flags: tracking | affinity,
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask: Addr::prefix_mask(128),
+        tunnel_port: spec.tunnel.port.to_be(),
         ..ServiceRecord::default()
     }
 }
@@ -177,8 +181,23 @@ fn backend_record(
         record.ethernet[6..].copy_from_slice(&hop.source_mac);
         record.ifindex = hop.ifindex;
         record.mtu = hop.mtu;
+        if service.spec.forward.is_tunnel() {
+            set_tunnel(&mut record, service, backend, hop);
+        }
     }
     record
+}
+
+/// The outer header's part. A backend without a source address can not be sent to.
+fn set_tunnel(record: &mut BackendRecord, service: &Service, backend: &Backend, hop: &Hop) {
+    let tunnel = &service.spec.tunnel;
+    let chosen = tunnel.source_for(backend.spec.address.ip());
+    let Some(source) = chosen.or(hop.source) else {
+        record.flags &= !backend_flags::NEXT_HOP;
+        return;
+    };
+    record.tunnel_source = source.into();
+    record.tunnel_sum = fixed_sum(&record.tunnel_source, &record.address, tunnel.port.to_be());
 }
 
 /// The index: every service, and every source that a `nat` backend answers from until the backend is removed.

@@ -49,6 +49,8 @@ pub struct Hop {
     pub destination_mac: [u8; 6],
     /// Largest packet, in bytes from the IP header on.
     pub mtu: u16,
+    /// Address that the kernel prefers as the node's own on that way.
+    pub source: Option<IpAddr>,
 }
 
 /// What is known of the way to an address.

@@ -5,11 +5,12 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
+use lb_common::tunnel;
 use serde::{Deserialize, Serialize};
 
 /// A whole configuration, valid in itself.
@@ -82,6 +83,9 @@ pub struct ServiceSpec {
     pub listen: Vip,
     /// How packets get to the backends.
     pub forward: Forward,
+    /// The outer headers, where there are any.
+    #[serde(default)]
+    pub tunnel: TunnelSpec,
     /// What of a packet chooses its slot.
     pub affinity: Affinity,
     /// Which flows are listed in the flow table.
@@ -130,6 +134,10 @@ pub enum Forward {
     L2,
     /// Destination address and port rewritten; the backend answers through the node, which rewrites the source back.
     Nat,
+    /// In an outer IP header of the backend's family; the backend decapsulates and answers directly.
+    Ipip,
+    /// The same with a UDP header between them.
+    Gue,
 }
 
 impl Forward {
@@ -139,7 +147,20 @@ impl Forward {
     pub const fn mixes_families(self) -> bool {
         match self {
             Self::L2 | Self::Nat => false,
+            Self::Ipip | Self::Gue => true,
         }
+    }
+
+    /// Whether a backend can listen on another port than the service.
+    #[must_use]
+    pub const fn rewrites_port(self) -> bool {
+        matches!(self, Self::Nat)
+    }
+
+    /// Whether packets get an outer header.
+    #[must_use]
+    pub const fn is_tunnel(self) -> bool {
+        self.mixes_families()
     }
 
     /// Its name in the configuration.
@@ -148,6 +169,40 @@ impl Forward {
         match self {
             Self::L2 => "l2",
             Self::Nat => "nat",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+        }
+    }
+}
+
+/// What the outer headers of a service's tunnel hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelSpec {
+    /// UDP port that the backends decapsulate at (`gue`).
+    pub port: u16,
+    /// Source address of outer IPv4 headers; what the kernel prefers when `None`.
+    pub source_v4: Option<Ipv4Addr>,
+    /// Source address of outer IPv6 headers; what the kernel prefers when `None`.
+    pub source_v6: Option<Ipv6Addr>,
+}
+
+impl TunnelSpec {
+    /// The source address asked for, of this address's family.
+    #[must_use]
+    pub fn source_for(&self, backend: IpAddr) -> Option<IpAddr> {
+        match backend {
+            IpAddr::V4(_) => self.source_v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.source_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+impl Default for TunnelSpec {
+    fn default() -> Self {
+        Self {
+            port: tunnel::PORT_DEFAULT,
+            source_v4: None,
+            source_v6: None,
         }
     }
 }

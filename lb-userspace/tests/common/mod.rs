@@ -54,6 +54,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             protocol: Protocol::Tcp,
         },
         forward: Forward::Nat,
+        tunnel: TunnelSpec::default(),
         affinity: Affinity::Flow,
         tracking: Tracking::Moved,
         min_available: 1,

@@ -114,7 +114,7 @@ fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Pr
         if service.listen.is_some_and(|listen| listen.value.ip() == ip) {
             let message = format!("backend {name} has the address of its own service");
             let hint = match service.forward {
-                Some(Forward::L2) => {
+                Some(Forward::L2 | Forward::Ipip | Forward::Gue) => {
                     "write the backend's own address; the service's is added on its loopback interface"
                 }
                 _ => "write the address that the backend has on its network",

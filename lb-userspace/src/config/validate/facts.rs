@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::spec::{Capacity, Forward};
+use crate::model::spec::{Capacity, Forward, TunnelSpec};
 
 use super::super::file::{Located, Place};
 
@@ -11,6 +11,8 @@ use super::super::file::{Located, Place};
 pub(super) struct Facts {
     /// Sizes of the maps, or the defaults where they are wrong.
     pub(super) capacity: Capacity,
+    /// What services use for a tunnel unless they say otherwise.
+    pub(super) tunnel: TunnelSpec,
     /// The services in the order of the file.
     pub(super) services: Vec<ServiceFacts>,
 }

@@ -11,6 +11,7 @@ mod names;
 mod node;
 mod pool;
 mod service;
+mod tunnel;
 
 use std::collections::BTreeMap;
 

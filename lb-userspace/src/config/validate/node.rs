@@ -12,7 +12,7 @@ use super::{
         words::quote,
     },
     facts::Facts,
-    names,
+    names, tunnel,
 };
 
 /// Reads them; the capacity is a fact for later.
@@ -38,6 +38,9 @@ pub(super) fn read(
         .field("capacity")
         .map_or(Ok(Capacity::default()), |field| capacity(&field, problems));
     facts.capacity = capacity.unwrap_or_default();
+    let tunnel = tunnel::of_node(root, problems);
+    facts.tunnel = tunnel.unwrap_or_default();
+    tunnel?;
     Ok(NodeSpec {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?,

@@ -207,7 +207,7 @@ fn heard(
     };
     let port = match (port, of.forward) {
         (Port::One(port), _) => Some(*port),
-        (Port::Absent, Ok(Forward::L2)) => of.listen.heard.map(|listen| listen.value.port()),
+        (Port::Absent, Ok(forward)) if !forward.rewrites_port() => of.listen.heard.map(|listen| listen.value.port()),
         _ => None,
     };
     Some(Located {
@@ -260,11 +260,13 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
         )
         .into()),
         Port::One(port) => {
-            if of.forward.is_ok_and(|forward| forward == Forward::L2)
+            if let Some(forward) = of.forward.ok().filter(|forward| !forward.rewrites_port())
                 && let Some(own) = listen_port.filter(|own| *own != port)
             {
-                let message =
-                    format!("has port {port}, but `l2` cannot rewrite the service's port {own}");
+                let message = format!(
+                    "has port {port}, but `{}` cannot rewrite the service's port {own}",
+                    forward.name()
+                );
                 return Err(
                     Fault::new(message, format!("write {ip}, or use forward = \"nat\"")).into(),
                 );
@@ -273,7 +275,9 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
         }
         Port::Absent => match of.forward? {
             // Where the service's own port is not known, that is the error, not this.
-            Forward::L2 => Ok(SocketAddr::new(ip, of.listen.vip?.port)),
+            Forward::L2 | Forward::Ipip | Forward::Gue => {
+                Ok(SocketAddr::new(ip, of.listen.vip?.port))
+            }
             Forward::Nat => {
                 let port = listen_port.unwrap_or(8443);
                 Err(Fault::new(
@@ -300,7 +304,7 @@ fn mixed_families(ip: IpAddr, of: Of<'_>) -> Option<Fault> {
             forward.name()
         ),
         format!(
-            "write the backend's {wanted} address; mixed families need a tunnel, which is not supported yet"
+            "write the backend's {wanted} address; mixed families need a tunnel: forward = \"ipip\" or \"gue\""
         ),
     ))
 }

@@ -18,6 +18,7 @@ use super::{
     listen::{self, Listen},
     names,
     pool::{self, Of, Pool},
+    tunnel,
 };
 
 /// Reads a service, and adds what others need to know of it to the facts.
@@ -37,6 +38,7 @@ pub(super) fn read(
         )
         .map_or_else(Listen::unheard, |field| listen::read(&field, problems));
     let forward = forward(section, problems);
+    let tunnel = tunnel::of_service(section, forward, facts.tunnel, problems);
     let affinity = choice(section, "affinity", Affinity::Flow, &AFFINITIES, problems);
     let tracking = choice(section, "tracking", Tracking::Moved, &TRACKINGS, problems);
     let drain = drain(section.field("drain"), field.key, problems);
@@ -79,6 +81,7 @@ pub(super) fn read(
         name: name?,
         listen: listen.vip?,
         forward: forward?,
+        tunnel: tunnel?,
         affinity: affinity?,
         tracking: tracking?,
         min_available: min_available?,
@@ -113,8 +116,9 @@ fn choice<T: Copy>(
 
 fn forward(section: &mut Section<'_>, problems: &mut Problems<'_>) -> Result<Forward, Reported> {
     section.field("forward").map_or(Ok(Forward::Nat), |field| {
-        let choices = [Forward::Nat, Forward::L2].map(|forward| (forward.name(), forward));
-        field.choice(problems, &choices, &["gue", "ipip", "full-nat"])
+        let choices = [Forward::Nat, Forward::L2, Forward::Ipip, Forward::Gue]
+            .map(|forward| (forward.name(), forward));
+        field.choice(problems, &choices, &["full-nat"])
     })
 }
 

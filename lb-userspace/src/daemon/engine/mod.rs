@@ -148,6 +148,8 @@ impl Engine {
                 source_mac: mac(6),
                 destination_mac: mac(0),
                 mtu: record.mtu,
+                source: (record.tunnel_source != lb_common::Addr::default())
+                    .then(|| record.tunnel_source.into()),
             };
             self.observed.ways.insert(address, Way::Known(hop));
         }

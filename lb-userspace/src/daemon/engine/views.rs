@@ -19,7 +19,6 @@ use crate::{
         observed::Way,
         refused::Refused,
         reload::listen,
-        spec::Forward,
         state::{Backend, Service},
     },
 };
@@ -116,11 +115,7 @@ impl Engine {
         api::ServiceStatus {
             name: name.to_owned(),
             listen: listen(&service.spec),
-            forward: match service.spec.forward {
-                Forward::L2 => "l2",
-                Forward::Nat => "nat",
-            }
-            .to_owned(),
+            forward: service.spec.forward.name().to_owned(),
             slots: service.slots,
             slots_moved: count(|slot| slot.is_moved()),
             slots_with_exceptions: count(|slot| slot.has_exceptions()),

@@ -158,8 +158,10 @@ pub fn route(message: &RouteMessage, destination: IpAddr) -> Route {
     let mut ifindex = None;
     let mut gateway = None;
     let mut mtu = None;
+    let mut source = None;
     for attribute in &message.attributes {
         match attribute {
+            RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some(IpAddr::V4(*address)),
@@ -182,6 +184,7 @@ pub fn route(message: &RouteMessage, destination: IpAddr) -> Route {
             address: gateway.unwrap_or(destination),
         },
         mtu,
+        source,
     })
 }
 

@@ -120,6 +120,7 @@ impl Lab {
             source_mac: self.mac("node", link),
             destination_mac,
             mtu: 1500,
+            source: Some(IpAddr::from([10, if link == "n0" { 77 } else { 78 }, 0, 1])),
         }
     }
 
@@ -207,6 +208,7 @@ impl Watched {
     /// Reads events until `address` is told to be `expected`; the resolutions told of it before that.
     async fn until(&mut self, address: &str, expected: Resolution) -> Vec<Resolution> {
         let address: IpAddr = address.parse().unwrap();
+        let expected = of_family(address, expected);
         let mut before = Vec::new();
         loop {
             let event = timeout(PATIENCE, self.events.recv()).await;
@@ -224,6 +226,24 @@ impl Watched {
 
 fn resolved(next_hop: NextHop) -> Resolution {
     Resolution::Resolved(next_hop)
+}
+
+/// The same with the node's own address of that family on the same link.
+fn of_family(address: IpAddr, expected: Resolution) -> Resolution {
+    match expected {
+        Resolution::Resolved(hop) if address.is_ipv6() => {
+            let own = if hop.source == Some(IpAddr::from([10, 77, 0, 1])) {
+                "fd77::1"
+            } else {
+                "fd78::1"
+            };
+            resolved(NextHop {
+                source: Some(own.parse().unwrap()),
+                ..hop
+            })
+        }
+        other => other,
+    }
 }
 
 fn unresolved(reason: Reason) -> Resolution {

@@ -54,6 +54,8 @@ pub struct NextHop {
     pub destination_mac: [u8; 6],
     /// Largest IP packet, bytes: the interface's MTU, or the route's where that is smaller.
     pub mtu: u32,
+    /// Address that the kernel prefers as this node's own on that way.
+    pub source: Option<IpAddr>,
 }
 
 /// What the kernel knows of the way to an address.

@@ -60,6 +60,7 @@ pub enum Route {
     Via {
         neighbour: NeighbourKey,
         mtu: Option<u32>,
+        source: Option<IpAddr>,
     },
     /// Nowhere, for this reason.
     None(Reason),
@@ -216,8 +217,12 @@ impl Table {
             wanting: false,
             verifiable: false,
         };
-        let (key, route_mtu) = match self.routes.get(&address)? {
-            Route::Via { neighbour, mtu } => (*neighbour, *mtu),
+        let (key, route_mtu, source) = match self.routes.get(&address)? {
+            Route::Via {
+                neighbour,
+                mtu,
+                source,
+            } => (*neighbour, *mtu, *source),
             Route::None(reason) => return Some(ends(*reason)),
         };
         let Some(link) = self.links.get(&key.ifindex).filter(|link| link.up) else {
@@ -233,6 +238,7 @@ impl Table {
                 source_mac,
                 destination_mac,
                 mtu,
+                source,
             })
         };
         let neighbour = self.neighbours.get(&key);
@@ -288,6 +294,7 @@ mod tests {
     const PEER: Mac = [2, 0, 0, 0, 0, 2];
     const OTHER: Mac = [2, 0, 0, 0, 0, 3];
     const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
     const KEY: NeighbourKey = NeighbourKey {
         ifindex: 7,
         address: BACKEND,
@@ -306,6 +313,7 @@ mod tests {
             Route::Via {
                 neighbour: KEY,
                 mtu: None,
+                source: Some(SOURCE),
             },
         );
         table
@@ -321,6 +329,7 @@ mod tests {
             source_mac: OWN,
             destination_mac,
             mtu,
+            source: Some(SOURCE),
         })
     }
 
@@ -390,6 +399,7 @@ mod tests {
                 Route::Via {
                     neighbour: KEY,
                     mtu: route_mtu,
+                    source: Some(SOURCE),
                 },
             );
             assert_eq!(resolution(&table), resolved(PEER, mtu));
