@@ -279,8 +279,8 @@ pub struct TooBig {
     pub network: u32,
     /// Largest packet that would fit, in bytes from the IP header on.
     pub mtu: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Length of the frame.
+    pub length: u32,
 }
 
 /// Answer of the program `explain`: where a packet would go, without any trace left behind.

@@ -191,3 +191,161 @@ const fn words2(first: u32, second: u32) -> u64 {
 const fn words4(a: u16, b: u16, c: u16, d: u16) -> u64 {
     words2(words2_16(a, b), words2_16(c, d))
 }
+
+/// Congestion bits (RFC 3168 section 5), the lower two of the traffic class.
+pub mod ecn {
+    /// Which they are.
+    pub const MASK: u8 = 3;
+    /// The transport does not know them.
+    pub const NOT_CAPABLE: u8 = 0;
+    /// Capable, the sender's second mark.
+    pub const ECT_1: u8 = 1;
+    /// Capable.
+    pub const ECT_0: u8 = 2;
+    /// Congestion was met.
+    pub const MET: u8 = 3;
+}
+
+/// Traffic class of a packet that leaves a tunnel (RFC 6040 section 4.2, figure 4): its own, with what the way through
+/// the tunnel had to say of congestion. `None`: it is to be dropped, because its transport would not hear of it.
+#[inline(always)]
+pub const fn class_outside(inner: u8, outer: u8) -> Option<u8> {
+    match (inner & ecn::MASK, outer & ecn::MASK) {
+        (ecn::NOT_CAPABLE, ecn::MET) => None,
+        (ecn::NOT_CAPABLE, _) => Some(inner),
+        (_, ecn::MET) => Some(inner | ecn::MET),
+        (ecn::ECT_0, ecn::ECT_1) => Some(inner & !ecn::MASK | ecn::ECT_1),
+        _ => Some(inner),
+    }
+}
+
+/// What became of a packet at the program that decapsulates: exactly one each, in the order of its counters.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decap {
+    /// Out of no tunnel of ebb; to the kernel as it was.
+    Passed,
+    /// Its outer headers are off, what was inside went to the kernel.
+    Decapsulated,
+    /// From a source that is not allowed; dropped.
+    DropSource,
+    /// To an address that is not this host's; dropped, or the kernel would send it on.
+    DropNotLocal,
+    /// A length or checksum of the outer headers is wrong, or what is inside is no IP packet; dropped.
+    DropMalformed,
+    /// Met congestion that its transport would not hear of (RFC 6040); dropped.
+    DropCongestion,
+}
+
+impl Decap {
+    /// All, with their names in JSON.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Passed, "passed"),
+        (Self::Decapsulated, "decapsulated"),
+        (Self::DropSource, "drop_source"),
+        (Self::DropNotLocal, "drop_not_local"),
+        (Self::DropMalformed, "drop_malformed"),
+        (Self::DropCongestion, "drop_congestion"),
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::checksum::sum_bytes;
+
+    fn bytes((a, b, c): (u64, u64, u32)) -> Vec<u8> {
+        [&a.to_ne_bytes()[..], &b.to_ne_bytes(), &c.to_ne_bytes()].concat()
+    }
+
+    fn same(a: u16, b: u16) -> bool {
+        a % 0xffff == b % 0xffff
+    }
+
+    proptest! {
+        #[test]
+        fn an_ipv4_header_is_whole(
+            source: [u8; 4], destination: [u8; 4], length in 20u16..9000, class: u8, is_v4: bool, udp: bool,
+        ) {
+            let (from, to) = (Addr::from_v4(source), Addr::from_v4(destination));
+            let mode = if udp { mode::GUE } else { mode::IPIP };
+            let inner = Inner { length, class, is_v4 };
+            let fixed = fixed_sum(&from, &to, 6080u16.to_be());
+            let header = bytes(v4_header(mode, &inner, from.v4_word(), to.v4_word(), fixed));
+            let total = (length + overhead(mode, true)).to_be_bytes();
+            let protocol = if udp { 17 } else if is_v4 { 4 } else { 41 };
+            prop_assert_eq!(&header[..10], &[0x45, class, total[0], total[1], 0, 0, 0x40, 0, 64, protocol]);
+            prop_assert_eq!(&header[12..16], &source);
+            prop_assert_eq!(&header[16..], &destination);
+            prop_assert_eq!(fold(sum_bytes(&header)), 0xffff);
+        }
+
+        #[test]
+        fn an_ipv6_header_is_whole(length in 20u16..9000, class: u8, is_v4: bool, udp: bool, hash: u64) {
+            let mode = if udp { mode::GUE } else { mode::IPIP };
+            let header = v6_header(mode, &Inner { length, class, is_v4 }, hash).to_ne_bytes();
+            let payload = (length + if udp { 8 } else { 0 }).to_be_bytes();
+            let protocol = if udp { 17 } else if is_v4 { 4 } else { 41 };
+            prop_assert_eq!(header[0], 0x60 | class >> 4);
+            prop_assert_eq!(header[1] >> 4, class & 15);
+            prop_assert_eq!(&header[4..], &[payload[0], payload[1], protocol, 64]);
+        }
+
+        /// The sum that is told from the inner header alone is the sum over the packet.
+        #[test]
+        fn payload_sums_are_those_of_the_packet(
+            from: [u8; 16], to: [u8; 16], protocol: u8, hop: u8, first: [u8; 4], mut data in prop::collection::vec(any::<u8>(), 20..200),
+        ) {
+            let segment = data.len() as u16;
+            let check = |pseudo: u64, data: &mut Vec<u8>| {
+                data[16..18].fill(0);
+                let check = !fold(pseudo + sum_bytes(data));
+                data[16..18].copy_from_slice(&check.to_ne_bytes());
+            };
+            let tail = sum_bytes(&[0, protocol]) + sum_bytes(&segment.to_be_bytes());
+            check(sum_bytes(&from) + sum_bytes(&to) + tail, &mut data);
+            let length = segment.to_be_bytes();
+            let header = [&first[..], &length, &[protocol, hop], &from, &to].concat();
+            let whole = fold(sum_bytes(&header) + sum_bytes(&data));
+            prop_assert!(same(whole, fold(payload_sum_v6(u32::from_ne_bytes(first), protocol, hop))));
+
+            let (from, to) = ([from[0], from[1], from[2], from[3]], [to[0], to[1], to[2], to[3]]);
+            check(sum_bytes(&from) + sum_bytes(&to) + tail, &mut data);
+            let sum = payload_sum_v4(&Addr::from_v4(from), &Addr::from_v4(to), protocol, segment);
+            // The IPv4 header sums to zero.
+            prop_assert!(same(fold(sum_bytes(&data)), fold(sum)));
+        }
+
+        #[test]
+        fn source_ports_are_dynamic_ones(hash: u64) {
+            prop_assert!(u16::from_be(source_port(hash)) >= 49152);
+        }
+    }
+
+    #[test]
+    fn congestion_comes_out_of_the_tunnel() {
+        // RFC 6040, figure 4: rows by inner bits, columns by outer Not-ECT, ECT(0), ECT(1), CE.
+        let rows = [
+            (0, [Some(0), Some(0), Some(0), None]),
+            (2, [Some(2), Some(2), Some(1), Some(3)]),
+            (1, [Some(1), Some(1), Some(1), Some(3)]),
+            (3, [Some(3), Some(3), Some(3), Some(3)]),
+        ];
+        for (inner, outside) in rows {
+            for (outer, wanted) in [0, 2, 1, 3].into_iter().zip(outside) {
+                let found = class_outside(0xb8 | inner, outer);
+                assert_eq!(found, wanted.map(|bits| 0xb8 | bits), "{inner} in {outer}");
+            }
+        }
+    }
+
+    #[test]
+    fn counters_are_in_order() {
+        for (place, (kind, _)) in Decap::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, place);
+        }
+    }
+}

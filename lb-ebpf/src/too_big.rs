@@ -51,7 +51,7 @@ pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32, mtu: u16) {
         service,
         network: packet.network_offset as u32,
         mtu: u32::from(mtu),
-        reserved: 0,
+        length: packet.length,
     };
     // SAFETY: a per-CPU value; the context is the kernel's own.
     unsafe {
@@ -87,14 +87,14 @@ fn answer(ctx: &XdpContext, told: &TooBig) -> Result<(), Outcome> {
     let first: *mut [u8; 8] = header(ctx.data() + network, ctx.data_end())?;
     // SAFETY: `header` has checked it.
     if unsafe { (*first)[0] } >> 4 == 4 {
-        answer_v4(ctx, network, told.mtu)
+        answer_v4(ctx, network, told)
     } else {
-        answer_v6(ctx, network, told.mtu)
+        answer_v6(ctx, network, told)
     }
 }
 
 #[inline(always)]
-fn answer_v4(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> {
+fn answer_v4(ctx: &XdpContext, network: usize, told: &TooBig) -> Result<(), Outcome> {
     let ip: *mut Ipv4Hdr = header(ctx.data() + network, ctx.data_end())?;
     // SAFETY: `header` has checked it; so below.
     let (client, vip) = unsafe { v4_ends(ip) };
@@ -102,11 +102,16 @@ fn answer_v4(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> 
     if usize::from(total) < QUOTE_V4 || !is_one_host(&client) || !tables::may_answer() {
         return Err(Outcome::DropTooBig);
     }
-    make_room(ctx, network, QUOTE_V4, Ipv4Hdr::LEN + ICMP_LENGTH)?;
+    make_room(
+        ctx,
+        told.length,
+        network + QUOTE_V4,
+        Ipv4Hdr::LEN + ICMP_LENGTH,
+    )?;
     let message: *mut Message<5, QUOTE_V4> = header(ctx.data() + network, ctx.data_end())?;
     unsafe {
         // Destination unreachable, fragmentation needed; the MTU is the last half of the second word.
-        let icmp = [u32::from_ne_bytes([3, 4, 0, 0]), mtu.to_be()];
+        let icmp = [u32::from_ne_bytes([3, 4, 0, 0]), told.mtu.to_be()];
         let quote = sum_quote(&raw const (*message).quote);
         let check = !checksum::fold(checksum::words_sum(&icmp) + quote);
         let check = u32::from(check)
@@ -137,7 +142,7 @@ fn answer_v4(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> 
 }
 
 #[inline(always)]
-fn answer_v6(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> {
+fn answer_v6(ctx: &XdpContext, network: usize, told: &TooBig) -> Result<(), Outcome> {
     let ip: *mut Ipv6Hdr = header(ctx.data() + network, ctx.data_end())?;
     // SAFETY: `header` has checked it; so below.
     let (client, vip) = unsafe { v6_ends(ip) };
@@ -146,8 +151,13 @@ fn answer_v6(ctx: &XdpContext, network: usize, mtu: u32) -> Result<(), Outcome> 
     if total <= usize::from(V6_MTU_MIN) || !is_one_host(&client) || !tables::may_answer() {
         return Err(Outcome::DropTooBig);
     }
-    let mtu = mtu.max(u32::from(V6_MTU_MIN));
-    make_room(ctx, network, QUOTE_V6, Ipv6Hdr::LEN + ICMP_LENGTH)?;
+    let mtu = told.mtu.max(u32::from(V6_MTU_MIN));
+    make_room(
+        ctx,
+        told.length,
+        network + QUOTE_V6,
+        Ipv6Hdr::LEN + ICMP_LENGTH,
+    )?;
     let message: *mut Message<10, QUOTE_V6> = header(ctx.data() + network, ctx.data_end())?;
     unsafe {
         let icmp = [u32::from_ne_bytes([2, 0, 0, 0]), mtu.to_be()];
@@ -188,17 +198,11 @@ struct Message<const W: usize, const Q: usize> {
     quote: [u8; Q],
 }
 
-/// Cuts the packet behind the quote, and makes room for the headers in front of it. The Ethernet header (with its
+/// Cuts the frame to `kept` bytes, the end of the quote, and makes room for the headers in front of the packet. The Ethernet header (with its
 /// tags) stands before them, turned round.
 #[inline(always)]
-fn make_room(
-    ctx: &XdpContext,
-    network: usize,
-    quote: usize,
-    headers: usize,
-) -> Result<(), Outcome> {
-    let length = ctx.data_end() - ctx.data();
-    let cut = (network + quote) as i32 - length as i32;
+fn make_room(ctx: &XdpContext, length: u32, kept: usize, headers: usize) -> Result<(), Outcome> {
+    let cut = kept as i32 - length as i32;
     // SAFETY: the context is the kernel's own.
     unsafe {
         if bpf_xdp_adjust_tail(ctx.as_ptr().cast(), cut) != 0 {

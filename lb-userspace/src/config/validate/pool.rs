@@ -207,7 +207,9 @@ fn heard(
     };
     let port = match (port, of.forward) {
         (Port::One(port), _) => Some(*port),
-        (Port::Absent, Ok(forward)) if !forward.rewrites_port() => of.listen.heard.map(|listen| listen.value.port()),
+        (Port::Absent, Ok(forward)) if !forward.rewrites_port() => {
+            of.listen.heard.map(|listen| listen.value.port())
+        }
         _ => None,
     };
     Some(Located {

@@ -68,7 +68,11 @@ fn not_for(
     wanted: &str,
     problems: &mut Problems<'_>,
 ) -> Reported {
-    let message = format!("{} has no meaning with `{}`", quote(field.key), forward.name());
+    let message = format!(
+        "{} has no meaning with `{}`",
+        quote(field.key),
+        forward.name()
+    );
     let hint = format!("take the line out, or use {wanted}");
     problems.report(field.key_place, message, hint)
 }
@@ -112,7 +116,10 @@ fn source(
         problems.report(field.place(), message, hint)
     };
     let Ok(address) = text.parse::<IpAddr>() else {
-        return Err(wrong("is no address", "write an address of this node, without a port"));
+        return Err(wrong(
+            "is no address",
+            "write an address of this node, without a port",
+        ));
     };
     if let Some(what) = unusable(address) {
         return Err(wrong(
@@ -120,7 +127,10 @@ fn source(
             "write an address of this node that the backends see",
         ));
     }
-    if earlier.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+    if earlier
+        .iter()
+        .any(|other| other.is_ipv4() == address.is_ipv4())
+    {
         return Err(wrong(
             &format!("is a second {} address", family(address)),
             "give at most one of each family",
