@@ -4,12 +4,12 @@ use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
-    abi::{Allowance, Slot},
+    abi::{Allowance, ServiceRecord, Slot},
     entry::{EntryTable, FlowEntry},
     steer::{Count, Env},
 };
 
-use crate::{count, maps};
+use crate::{count, maps, protect};
 
 /// Entries of the flow table minus one; the loader sets it with the map's size.
 #[unsafe(no_mangle)]
@@ -139,6 +139,11 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
         }
         allowance.openings += 1;
         true
+    }
+
+    #[inline(always)]
+    fn may_begin(&self, id: u32, service: &ServiceRecord) -> bool {
+        protect::may_begin(id, service, self.now())
     }
 
     #[inline(always)]

@@ -110,8 +110,7 @@ fn parse_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total,
             header: header_length,
         };
-        let is_plain = header_length == Ipv4Hdr::LEN && at - start == EthHdr::LEN;
-        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, is_plain)
+        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, false)
     }
 }
 
@@ -133,8 +132,7 @@ fn parse_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total,
             header: Ipv6Hdr::LEN + extensions,
         };
-        let is_plain = extensions == 0 && at - start == EthHdr::LEN;
-        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, is_plain)
+        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, false)
     }
 }
 

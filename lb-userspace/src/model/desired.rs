@@ -14,7 +14,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     drain::Admin,
     observed::{Hop, Observed},
-    spec::{Affinity, Forward, OnDeadline, Tracking},
+    spec::{Affinity, ClientRules, Forward, OnDeadline, Tracking},
     state::{Backend, Service, State},
 };
 
@@ -30,6 +30,10 @@ pub struct Desired {
     pub services: BTreeMap<u32, DesiredService>,
     /// The address index, in the order of its keys.
     pub index: Vec<IndexEntry>,
+    /// Client prefixes.
+    pub clients: ClientRules,
+    /// The node's limit of new flows.
+    pub flow_limit: u32,
 }
 
 /// A service and its table.
@@ -130,6 +134,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask: Addr::prefix_mask(128),
+        flows_per_second: spec.new_flows_per_core,
         ..ServiceRecord::default()
     }
 }
