@@ -27,7 +27,7 @@ fn ill_and_dead(way: Way) -> Result<()> {
         "{b1}"
     );
     scene.traffic(&load, 100)?;
-    let ready = now();
+    let ready = scene.moment(&load)?;
     scene.set_ready("b1", 200)?;
     scene.wait_backend("b1", |b1| b1["accepting"] == true)?;
     let before = load.now();
@@ -40,7 +40,7 @@ fn ill_and_dead(way: Way) -> Result<()> {
     scene.wait_backend("b2", |b2| b2["accepting"] == false)?;
     let dead = now();
     scene.traffic(&load, 100)?;
-    let again = now();
+    let again = scene.moment(&load)?;
     let server = scene.lab.serve_on("b2", scene.service.backend_port)?;
     scene.servers.insert("b2".into(), server);
     scene.wait_backend("b2", |b2| b2["accepting"] == true)?;
@@ -125,7 +125,7 @@ fn open(scene: &Scene) -> Result<Result<ebb_tests::client::Answer, ebb_tests::cl
     let asked = scene
         .lab
         .netns("client")
-        .block_on(|| ebb_tests::client::request_once(None, target, 100, Duration::from_secs(5)))?;
+        .block_on(|| ebb_tests::client::request_once(None, target, 100, LIMIT))?;
     Ok(asked)
 }
 
