@@ -36,6 +36,7 @@ fn ill_and_dead(way: Way) -> Result<()> {
     assert!(load.broken().is_empty(), "{:?}", load.broken());
 
     let on_b2 = scene.open_on("b2")?;
+    let killed = now();
     scene.servers.remove("b2").context("its server")?.kill9();
     scene.wait_backend("b2", |b2| b2["accepting"] == false)?;
     let dead = now();
@@ -54,8 +55,11 @@ fn ill_and_dead(way: Way) -> Result<()> {
     // What broke was on b2, or tried to get there before the probes had noticed.
     for broken in &report.broken {
         let was_there = broken.local.is_some_and(|local| on_b2.contains(&local));
-        let too_early = broken.started_ns < dead && broken.reason == Reason::Connect
-            || broken.backend.as_deref() == Some("b2");
+        let too_early = match broken.backend.as_deref() {
+            Some(name) => name == "b2",
+            // Refused, or accepted and cut before its answer.
+            None => broken.broken_ns > killed,
+        };
         assert!(was_there || too_early, "{broken}");
         assert!(
             broken.started_ns < dead,
