@@ -189,7 +189,9 @@ impl Story<'_> {
     }
 
     fn reopen(&mut self) {
-        let now = clock::now_ns();
+        // Of connections begun before, none can be sent on its way only after what comes next.
+        let moment = self.load.moment(LIMIT);
+        let now = moment.unwrap_or_else(clock::now_ns);
         for window in self
             .closed
             .iter_mut()
