@@ -131,14 +131,15 @@ fn open(scene: &Scene) -> Result<Result<ebb_tests::client::Answer, ebb_tests::cl
 }
 
 /// A backend gets another network card under load: traffic finds the way to it again, and no connection breaks.
-fn next_hop(way: Way) -> Result<()> {
+/// `rounds`: number and whether the new card announces itself; one that does not is found by the health checks.
+fn next_hop(way: Way, rounds: &[(u8, bool)]) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let scene = Scene::new(way, &["b1", "b2"])?;
     // A TCP that got no answer for 7 s asks again after 13 s only.
     let load = scene.patient_load(60, 60.0, Duration::from_secs(30))?;
-    for (round, announced) in [(1, true), (2, false)] {
+    for &(round, announced) in rounds {
         let mac = format!("02:be:00:00:0{round}:01");
         let flag = if announced { "1" } else { "0" };
         let setting = match way.family() {
@@ -176,20 +177,21 @@ fn next_hop(way: Way) -> Result<()> {
 
 #[test]
 fn next_hop_nat() -> Result<()> {
-    next_hop(Way::Nat)
+    next_hop(Way::Nat, &[(1, true), (2, false)])
 }
 
 #[test]
 fn next_hop_l2() -> Result<()> {
-    next_hop(Way::L2)
+    next_hop(Way::L2, &[(1, true), (2, false)])
 }
 
 #[test]
 fn next_hop_nat_v6() -> Result<()> {
-    next_hop(Way::NatV6)
+    next_hop(Way::NatV6, &[(1, true)])
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn next_hop_l2_v6() -> Result<()> {
-    next_hop(Way::L2V6)
+    next_hop(Way::L2V6, &[(1, true), (2, false)])
 }
