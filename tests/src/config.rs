@@ -2,13 +2,18 @@
 
 use std::{fmt::Write as _, net::SocketAddr};
 
-use crate::lab::{Lab, address};
+use crate::lab::{
+    Lab,
+    address::{self, Family},
+};
 
-/// A service of the lab, on [`address::VIP`].
+/// A service of the lab, on [`address::vip`].
 #[derive(Debug, Clone)]
 pub struct Service {
     /// Its name.
     pub name: String,
+    /// Family of its address and of its backends' addresses.
+    pub family: Family,
     /// Its port on the VIP.
     pub port: u16,
     /// Port of the backends; in `l2` the service's own.
@@ -38,6 +43,7 @@ impl Service {
         };
         Self {
             name: "web".into(),
+            family: Family::V4,
             port: 80,
             backend_port: if forward == "l2" { 80 } else { 8080 },
             forward: forward.into(),
@@ -50,7 +56,13 @@ impl Service {
     /// Where clients reach it.
     #[must_use]
     pub fn target(&self) -> SocketAddr {
-        SocketAddr::new(address::VIP, self.port)
+        SocketAddr::new(address::vip(self.family), self.port)
+    }
+
+    /// Where it reaches a backend of the lab.
+    #[must_use]
+    pub fn backend(&self, lab: &Lab, name: &str) -> SocketAddr {
+        SocketAddr::new(lab.backend_in(self.family, name), self.backend_port)
     }
 }
 
@@ -77,27 +89,24 @@ pub fn file(lab: &Lab, services: &[Service]) -> String {
 fn table(lab: &Lab, service: &Service) -> String {
     let Service {
         name,
-        port,
-        backend_port,
         forward,
         active_pool,
         pools,
         more,
+        ..
     } = service;
     let mut text = format!(
-        "[service.{name}]\nlisten = \"{}:{port}/tcp\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
+        "[service.{name}]\nlisten = \"{}/tcp\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
          [service.{name}.health]\n\
          readiness = {{ http = \"/health/ready\", period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
-        address::VIP,
+        service.target(),
     );
     for (pool, backends) in pools {
         let members: Vec<_> = backends
             .iter()
             .map(|backend| {
-                format!(
-                    "{backend} = \"{}\"",
-                    SocketAddr::new(lab.backend(backend), *backend_port)
-                )
+                let at = service.backend(lab, backend);
+                format!("{backend} = \"{at}\"")
             })
             .collect();
         let _ = write!(

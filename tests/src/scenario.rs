@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     ops::Range,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -15,10 +15,15 @@ use aya::maps::{Array, Map, MapData};
 use serde_json::Value;
 
 use crate::{
-    client::{Connection, Failure, Late, Length, Load, LoadOptions, Report, begun_within},
+    client::{
+        Connection, Failure, Late, Length, Load, LoadOptions, Report, begun_within, raw::RawClient,
+    },
     clock,
     config::{self, Service},
-    lab::{Answers, Cli, Ebb, Guard, Lab, LabOptions, Topology, address},
+    lab::{
+        Answers, Cli, Ebb, Guard, Lab, LabOptions, Topology,
+        address::{self, Family},
+    },
 };
 
 /// Time in which anything that is waited for must happen.
@@ -52,6 +57,29 @@ pub enum Way {
     Nat,
     /// `l2`, sent out of the interface they came in by; backends answer directly.
     L2,
+    /// [`Way::Nat`] over IPv6.
+    NatV6,
+    /// [`Way::L2`] over IPv6.
+    L2V6,
+}
+
+impl Way {
+    /// Address family of service and backends.
+    #[must_use]
+    pub const fn family(self) -> Family {
+        match self {
+            Self::Nat | Self::L2 => Family::V4,
+            Self::NatV6 | Self::L2V6 => Family::V6,
+        }
+    }
+
+    /// How balancer and backends are joined, which way backends answer, and `forward` in the configuration.
+    const fn parts(self) -> (Topology, Answers, &'static str) {
+        match self {
+            Self::Nat | Self::NatV6 => (Topology::TwoArm, Answers::ThroughBalancer, "nat"),
+            Self::L2 | Self::L2V6 => (Topology::OneArm, Answers::Direct, "l2"),
+        }
+    }
 }
 
 /// A lab with a server on every backend and the daemon balancing over them. Its parts end in the right order.
@@ -194,6 +222,26 @@ impl Scene {
         self.service.target()
     }
 
+    /// Address of the client's load.
+    #[must_use]
+    pub fn client(&self) -> IpAddr {
+        address::client(self.service.family)
+    }
+
+    /// Where the service reaches a backend.
+    #[must_use]
+    pub fn backend_at(&self, name: &str) -> SocketAddr {
+        self.service.backend(&self.lab, name)
+    }
+
+    /// A client whose packets are made by hand, number `n`, of the service's family.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn raw_client(&self, n: u8) -> Result<RawClient> {
+        RawClient::open(&self.lab, self.service.family, n)
+    }
+
     /// Starts a load and waits until all `long` connections are open and short requests succeed.
     ///
     /// # Errors
@@ -260,7 +308,7 @@ impl Scene {
     ) -> Result<Vec<Late>> {
         let stats = self.lab.stats(backend, self.service.backend_port)?;
         ensure!(stats.forgotten == 0, "{backend} has forgotten connections");
-        let peers: [IpAddr; 1] = [address::CLIENT];
+        let peers = [self.client()];
         Ok(begun_within(&stats, &report.flows, &peers, window))
     }
 
@@ -306,7 +354,7 @@ impl Scene {
     /// The server does not answer.
     pub fn open_on(&self, backend: &str) -> Result<BTreeSet<SocketAddr>> {
         let stats = self.lab.stats(backend, self.service.backend_port)?;
-        let peers: [IpAddr; 1] = [address::CLIENT];
+        let peers = [self.client()];
         Ok(stats
             .from_clients(&peers)
             .filter(|connection| connection.closed_ns.is_none())
@@ -357,10 +405,11 @@ impl Scene {
     /// # Errors
     /// The kernel's list cannot be read.
     pub fn half_open_on(&self, backend: &str) -> Result<BTreeSet<SocketAddr>> {
-        let table = self
-            .lab
-            .netns(backend)
-            .run(|| fs::read_to_string("/proc/thread-self/net/tcp"))??;
+        let file = match self.service.family {
+            Family::V4 => "/proc/thread-self/net/tcp",
+            Family::V6 => "/proc/thread-self/net/tcp6",
+        };
+        let table = self.lab.netns(backend).run(|| fs::read_to_string(file))??;
         Ok(table.lines().filter_map(half_open).collect())
     }
 
@@ -399,12 +448,10 @@ impl Scene {
 /// # Errors
 /// The lab cannot be made.
 pub fn lab(way: Way, backends: &[&str]) -> Result<(Lab, Service)> {
-    let (topology, answers, forward) = match way {
-        Way::Nat => (Topology::TwoArm, Answers::ThroughBalancer, "nat"),
-        Way::L2 => (Topology::OneArm, Answers::Direct, "l2"),
-    };
+    let (topology, answers, forward) = way.parts();
     let lab = Lab::create(LabOptions::new(topology, answers, backends))?;
     let mut service = Service::blue_green(&lab, forward);
+    service.family = way.family();
     service.pools.retain(|(_, members)| !members.is_empty());
     service.more = "drain = { timeout = \"60s\", on_deadline = \"reset\", spread = \"1s\" }".into();
     Ok((lab, service))
@@ -490,17 +537,28 @@ fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
     values.split_whitespace().nth(at)?.parse().ok()
 }
 
-/// A line of /proc/net/tcp, if it is a half-open connection: the other side.
+/// A line of /proc/net/tcp or tcp6, if it is a half-open connection: the other side.
 fn half_open(line: &str) -> Option<SocketAddr> {
     /// As include/net/tcp_states.h has it.
     const SYN_RECV: &str = "03";
     let mut fields = line.split_ascii_whitespace().skip(2);
     let (remote, state) = (fields.next()?, fields.next()?);
     let (address, port) = remote.split_once(':')?;
-    // The address is printed as a number in host order of its bytes in network order.
-    let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
     let port = u16::from_str_radix(port, 16).ok()?;
-    (state == SYN_RECV).then(|| SocketAddr::new(Ipv4Addr::from(address).into(), port))
+    (state == SYN_RECV).then_some(SocketAddr::new(printed_address(address)?, port))
+}
+
+/// An address as /proc/net/tcp prints it: each four bytes of it as a number in host order.
+fn printed_address(text: &str) -> Option<IpAddr> {
+    let mut bytes = Vec::with_capacity(16);
+    for word in text.as_bytes().chunks(8) {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let of_v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+    of_v4
+        .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+        .ok()
 }
 
 #[cfg(test)]
@@ -513,6 +571,9 @@ mod tests {
             |state: &str| format!("   1: 0B00020A:1F90 C800010A:9C40 {state} 00000000:00000000");
         let expected: SocketAddr = "10.1.0.200:40000".parse().unwrap();
         assert_eq!(half_open(&line("03")), Some(expected));
+        let v6 = "  0: 000000FD00000000000000000B000000:1F90 010000FD00000000000000000B020000:9C41 03 0:0";
+        let expected: SocketAddr = "[fd00:1::20b]:40001".parse().unwrap();
+        assert_eq!(half_open(v6), Some(expected));
         assert_eq!(half_open(&line("01")), None);
         assert_eq!(half_open("  sl  local_address rem_address   st"), None);
     }

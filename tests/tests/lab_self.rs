@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result};
 use ebb_tests::{
     client::{self, Connection, Length, Load, LoadOptions, Reason, begun_within, raw::RawClient},
     clock,
-    lab::{Answers, Lab, LabOptions, Topology, address},
+    lab::{
+        Answers, Lab, LabOptions, Topology,
+        address::{self, Family},
+    },
     scenario::{LIMIT, can_run},
 };
 use lb_userspace::datapath::pass::{self, PassError};
@@ -28,7 +31,11 @@ fn lab(topology: Topology, backends: &[&str]) -> Result<Lab> {
 }
 
 fn at(lab: &Lab, backend: &str) -> SocketAddr {
-    SocketAddr::new(lab.backend(backend), PORT)
+    at_in(lab, Family::V4, backend)
+}
+
+fn at_in(lab: &Lab, family: Family, backend: &str) -> SocketAddr {
+    SocketAddr::new(lab.backend_in(family, backend), PORT)
 }
 
 /// A small load that leaves CPU to the tests beside it.
@@ -52,8 +59,12 @@ fn every_backend_answers_in_both_topologies() -> Result<()> {
         let lab = lab(topology, &["b1", "b2", "b3"])?;
         eprintln!("{topology:?}: made in {:?}", started.elapsed());
         let _servers = lab.serve(PORT)?;
-        for name in lab.backends() {
-            let target = at(&lab, name);
+        for (name, family) in lab
+            .backends()
+            .iter()
+            .flat_map(|b| Family::BOTH.map(|f| (b, f)))
+        {
+            let target = at_in(&lab, family, name);
             let answer = lab.netns("client").block_on(|| async move {
                 let mut connection = Connection::open(None, target, LIMIT).await?;
                 connection.get_bytes(100_000, 7, false).await?;
@@ -62,7 +73,7 @@ fn every_backend_answers_in_both_topologies() -> Result<()> {
             assert_eq!(&*answer.backend, name);
             let stats = lab.stats(name, PORT)?;
             assert_eq!(
-                stats.from_clients(&[address::CLIENT]).count(),
+                stats.from_clients(&[address::client(family)]).count(),
                 1,
                 "{stats:?}"
             );
@@ -79,23 +90,25 @@ fn direct_backends_own_the_vip_without_telling() -> Result<()> {
     for topology in [Topology::OneArm, Topology::TwoArm] {
         let lab = Lab::create(LabOptions::new(topology, Answers::Direct, &["b1", "b2"]))?;
         let _servers = lab.serve(PORT)?;
-        // The router asks the balancer for the VIP, which has no program yet: nobody else may answer.
-        let vip = SocketAddr::new(address::VIP, PORT);
-        let refused = lab
-            .netns("client")
-            .block_on(|| async move { Connection::open(None, vip, LIMIT).await.err() })?;
-        assert_eq!(
-            refused.context("somebody answered for the VIP")?.reason,
-            Reason::Connect
-        );
-        let own = at(&lab, "b2");
-        let answer = lab.netns("client").block_on(|| async move {
-            Connection::open(None, own, LIMIT)
-                .await?
-                .get_bytes(10, 0, true)
-                .await
-        })??;
-        assert_eq!(&*answer.backend, "b2");
+        for family in Family::BOTH {
+            // The router asks the balancer for the VIP, which has no program yet: nobody else may answer.
+            let vip = SocketAddr::new(address::vip(family), PORT);
+            let refused = lab
+                .netns("client")
+                .block_on(|| async move { Connection::open(None, vip, LIMIT).await.err() })?;
+            assert_eq!(
+                refused.context("somebody answered for the VIP")?.reason,
+                Reason::Connect
+            );
+            let own = at_in(&lab, family, "b2");
+            let answer = lab.netns("client").block_on(|| async move {
+                Connection::open(None, own, LIMIT)
+                    .await?
+                    .get_bytes(10, 0, true)
+                    .await
+            })??;
+            assert_eq!(&*answer.backend, "b2");
+        }
     }
     Ok(())
 }
@@ -320,7 +333,7 @@ fn a_handshake_can_be_held() -> Result<()> {
     }
     let lab = lab(Topology::OneArm, &["b1"])?;
     let _servers = lab.serve(PORT)?;
-    let client = RawClient::open(&lab, 0)?;
+    let client = RawClient::open(&lab, Family::V4, 0)?;
     let mut held = client.conversation(5000, at(&lab, "b1"), 1_000_000)?;
     held.send_syn()?;
     let initial = held.await_syn_ack(LIMIT)?;

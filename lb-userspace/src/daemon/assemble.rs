@@ -22,7 +22,7 @@ use crate::{
     api::Refusal,
     config,
     datapath::{
-        Datapath,
+        self, Datapath,
         bpf::{self, BpfDatapath, Options},
         object,
     },
@@ -92,7 +92,8 @@ fn open(options: &NodeOptions, spec: &Spec) -> anyhow::Result<Box<dyn Datapath>>
         capacity: spec.node.capacity,
         trace: options.trace,
     };
-    let mut datapath = BpfDatapath::open(object::XDP, &bpf_options)?;
+    let mut datapath =
+        BpfDatapath::open(object::XDP, &bpf_options).map_err(|error| explained(options, error))?;
     for attachment in datapath.attachments() {
         let (interface, mode) = (&attachment.interface, &attachment.mode);
         tracing::info!("XDP program on {interface}, {mode} mode");
@@ -102,10 +103,33 @@ fn open(options: &NodeOptions, spec: &Spec) -> anyhow::Result<Box<dyn Datapath>>
             );
         }
     }
+    for missing in datapath.missing() {
+        tracing::warn!("interface {}: {}", missing.interface, missing.why);
+    }
     if options.trace {
         start_log(&mut datapath);
     }
     Ok(Box::new(datapath))
+}
+
+/// What to do about an error of the start, where that can be said.
+fn explained(options: &NodeOptions, error: datapath::Error) -> anyhow::Error {
+    let datapath::Error::NoInterface { known, .. } = &error else {
+        return error.into();
+    };
+    let config = options.config.display();
+    let hint = match known.as_slice() {
+        [] => format!("there is none but the loopback; mend `interfaces` in {config}"),
+        known => format!(
+            "there are {}; mend `interfaces` in {config}",
+            known.join(", ")
+        ),
+    };
+    let refusal = Refusal {
+        error: error.to_string(),
+        hint: Some(hint),
+    };
+    refusal.into()
 }
 
 /// Hands the data plane's log lines on to this process's log.
@@ -149,6 +173,15 @@ fn ports() -> anyhow::Result<Ports> {
         Arc::new(Resolver::start(ways).context("asking the kernel for routes and neighbours")?);
     let mut prober = Prober::start(verdicts);
 
+    let mut links = resolver.links();
+    let link_events = events.clone();
+    tokio::spawn(async move {
+        while links.changed().await.is_ok() {
+            if link_events.send(Event::Links).await.is_err() {
+                return;
+            }
+        }
+    });
     let way_events = events.clone();
     tokio::spawn(async move {
         while let Some((address, resolution)) = changed_ways.recv().await {

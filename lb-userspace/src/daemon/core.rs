@@ -48,6 +48,8 @@ pub enum Event {
         /// The way.
         way: Way,
     },
+    /// Interfaces have come, gone or changed.
+    Links,
 }
 
 /// The daemon's connections to whoever looks at the world for it.
@@ -173,6 +175,7 @@ impl Core {
                     .health(&service, &backend, health, reason, now_ms);
             }
             Event::NextHop { address, way } => self.engine.way(address, way, now_ms),
+            Event::Links => self.engine.follow_interfaces(),
         }
     }
 

@@ -24,7 +24,7 @@ use lb_common::{
 
 use crate::model::spec::{ClientAction, ClientRules, Prefix};
 
-use super::{Attachment, Datapath, Error, Outcomes, Question, Result, Table, Verdict};
+use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
 
 /// Ticks in a second of the fake's clock.
 pub const TICKS_PER_SECOND: u32 = 100;
@@ -562,4 +562,10 @@ impl Datapath for Fake {
             mode: "native".to_owned(),
         }]
     }
+
+    fn missing(&self) -> Vec<Missing> {
+        Vec::new()
+    }
+
+    fn follow_interfaces(&mut self) {}
 }

@@ -55,6 +55,14 @@ pub enum Error {
         /// Its answer.
         source: std::io::Error,
     },
+    /// There is no such interface, and there was none when the program was put on its interfaces before.
+    #[error("there is no interface {interface}")]
+    NoInterface {
+        /// The name asked for.
+        interface: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
     /// Pinned maps are of another version.
     #[error("the pinned maps have layout version {found}, this ebb has {expected}")]
     Layout {
@@ -100,6 +108,15 @@ pub struct Attachment {
     pub ifindex: u32,
     /// `native` or `generic`.
     pub mode: String,
+}
+
+/// A configured interface that the program does not run on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Interface name.
+    pub interface: String,
+    /// Why not.
+    pub why: String,
 }
 
 /// A packet for [`Datapath::explain`].
@@ -180,6 +197,13 @@ pub trait Datapath: Send {
 
     /// Where the program runs.
     fn attachments(&self) -> Vec<Attachment>;
+
+    /// Where it should run but does not.
+    fn missing(&self) -> Vec<Missing>;
+
+    /// Looks which configured interfaces there are now: the program goes onto those that came back. Failures are told
+    /// by [`Datapath::missing`].
+    fn follow_interfaces(&mut self);
 
     /// A duration in ticks, rounded up.
     fn ticks(&self, duration: Duration) -> u32 {

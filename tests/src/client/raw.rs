@@ -6,17 +6,19 @@
 
 use std::{
     io, mem,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::lab::{
     Lab,
-    address::{CLIENT_MAC, ROUTER_MAC, raw_client},
+    address::{Family, raw_client},
 };
+
+mod packet;
 
 /// TCP flags, as in the header.
 pub mod flag {
@@ -32,22 +34,17 @@ pub mod flag {
     pub const ACK: u8 = 0x10;
 }
 
-const ETHERNET: usize = 14;
-const IP: usize = 20;
-const TCP: usize = 20;
 /// Time after which an unanswered packet is sent again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Largest segment asked for and sent.
-const SEGMENT_MAX: u16 = 1400;
 
 /// A packet socket on the client's interface.
 #[derive(Debug)]
 pub struct RawClient {
     socket: OwnedFd,
-    source: Ipv4Addr,
+    source: IpAddr,
 }
 
-/// A TCP segment that arrived.
+/// A TCP segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     /// Port of the sender.
@@ -70,10 +67,8 @@ impl RawClient {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn open(lab: &Lab, n: u8) -> Result<Self> {
-        let IpAddr::V4(source) = raw_client(n) else {
-            bail!("raw clients speak IPv4")
-        };
+    pub fn open(lab: &Lab, family: Family, n: u8) -> Result<Self> {
+        let source = raw_client(family, n);
         lab.netns("client")
             .run(|| open_socket("eth0", source))?
             .map(|socket| Self { socket, source })
@@ -82,27 +77,25 @@ impl RawClient {
     /// Its address.
     #[must_use]
     pub fn address(&self) -> IpAddr {
-        self.source.into()
+        self.source
     }
 
     /// A conversation that has not begun: from `source_port` to `target`, with this initial sequence number.
     ///
     /// # Errors
-    /// The target is not IPv4.
+    /// The target is of another family.
     pub fn conversation(
         &self,
         source_port: u16,
         target: SocketAddr,
         initial: u32,
     ) -> Result<Conversation<'_>> {
-        let IpAddr::V4(address) = target.ip() else {
-            bail!("raw clients speak IPv4")
-        };
+        let same = Family::of(self.source) == Family::of(target.ip());
+        ensure!(same, "{} can not speak to {target}", self.source);
         Ok(Conversation {
             client: self,
             source_port,
-            target: address,
-            target_port: target.port(),
+            target,
             initial,
             next: initial.wrapping_add(1),
             expected: 0,
@@ -127,7 +120,7 @@ impl RawClient {
     }
 
     /// The next segment of a TCP connection to this client, or `None` at the deadline.
-    fn receive(&self, deadline: Instant) -> io::Result<Option<(Ipv4Addr, Segment)>> {
+    fn receive(&self, deadline: Instant) -> io::Result<Option<(IpAddr, Segment)>> {
         let mut frame = [0; 2048];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -154,7 +147,7 @@ impl RawClient {
                 )
             };
             let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
-            if let Some(found) = parse(&frame[..n.min(frame.len())]) {
+            if let Some(found) = packet::parse(&frame[..n.min(frame.len())]) {
                 return Ok(Some(found));
             }
         }
@@ -166,8 +159,7 @@ impl RawClient {
 pub struct Conversation<'a> {
     client: &'a RawClient,
     source_port: u16,
-    target: Ipv4Addr,
-    target_port: u16,
+    target: SocketAddr,
     initial: u32,
     /// The next sequence number to send.
     next: u32,
@@ -366,7 +358,7 @@ impl Conversation<'_> {
     fn receive(&self, deadline: Instant) -> Result<Option<Segment>> {
         while let Some((from, segment)) = self.client.receive(deadline)? {
             let ports = (segment.source_port, segment.target_port);
-            if from == self.target && ports == (self.target_port, self.source_port) {
+            if from == self.target.ip() && ports == (self.target.port(), self.source_port) {
                 return Ok(Some(segment));
             }
         }
@@ -380,43 +372,15 @@ impl Conversation<'_> {
         acknowledgement: u32,
         payload: &[u8],
     ) -> io::Result<()> {
-        // The largest segment size is said once, in the SYN.
-        let [high, low] = SEGMENT_MAX.to_be_bytes();
-        let options: &[u8] = if flags & flag::SYN != 0 {
-            &[2, 4, high, low]
-        } else {
-            &[]
+        let segment = Segment {
+            source_port: self.source_port,
+            target_port: self.target.port(),
+            sequence,
+            acknowledgement,
+            flags,
+            payload: payload.to_vec(),
         };
-        let mut tcp = Vec::with_capacity(TCP + options.len() + payload.len());
-        tcp.extend_from_slice(&self.source_port.to_be_bytes());
-        tcp.extend_from_slice(&self.target_port.to_be_bytes());
-        tcp.extend_from_slice(&sequence.to_be_bytes());
-        tcp.extend_from_slice(&acknowledgement.to_be_bytes());
-        tcp.push(u8::try_from((TCP + options.len()) / 4).unwrap_or(5) << 4);
-        tcp.push(flags);
-        tcp.extend_from_slice(&[0xff, 0xff, 0, 0, 0, 0]);
-        tcp.extend_from_slice(options);
-        tcp.extend_from_slice(payload);
-        let (source, target) = (self.client.source.octets(), self.target.octets());
-        let length = u16::try_from(tcp.len()).map_err(io::Error::other)?;
-        let sum = checksum(&[&source, &target, &[0, 6], &length.to_be_bytes(), &tcp]);
-        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-
-        let total = u16::try_from(IP + tcp.len())
-            .map_err(io::Error::other)?
-            .to_be_bytes();
-        let mut ip = [0; IP];
-        ip[0] = 0x45;
-        ip[2..4].copy_from_slice(&total);
-        ip[6] = 0x40; // do not fragment
-        ip[8] = 64;
-        ip[9] = 6;
-        ip[12..16].copy_from_slice(&source);
-        ip[16..20].copy_from_slice(&target);
-        let sum = checksum(&[&ip]);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-
-        let frame = [&ROUTER_MAC[..], &CLIENT_MAC, &[0x08, 0x00], &ip, &tcp].concat();
+        let frame = packet::frame(self.client.source, self.target.ip(), &segment)?;
         self.client.send(&frame)
     }
 }
@@ -447,49 +411,13 @@ fn http_answer(data: &[u8]) -> Result<Option<RawAnswer>> {
     }))
 }
 
-/// The internet checksum over the pieces, each of even length but the last.
-fn checksum(pieces: &[&[u8]]) -> u16 {
-    let mut sum = 0_u32;
-    for piece in pieces {
-        for pair in piece.chunks(2) {
-            sum += u32::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]));
-        }
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-fn parse(frame: &[u8]) -> Option<(Ipv4Addr, Segment)> {
-    let ip = frame.get(ETHERNET..)?;
-    let ip_length = usize::from(ip.first()? & 0xf) * 4;
-    let total = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
-    if *ip.get(9)? != 6 {
-        return None;
-    }
-    let source = Ipv4Addr::from(<[u8; 4]>::try_from(ip.get(12..16)?).ok()?);
-    let tcp = ip.get(ip_length..total)?;
-    let half = |at: usize| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?));
-    let word = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
-    let data = usize::from(tcp.get(12)? >> 4) * 4;
-    let segment = Segment {
-        source_port: half(0)?,
-        target_port: half(2)?,
-        sequence: word(4)?,
-        acknowledgement: word(8)?,
-        flags: *tcp.get(13)?,
-        payload: tcp.get(data..)?.to_vec(),
+/// A packet socket on an interface of the calling thread's namespace that sees packets to `address` only.
+fn open_socket(interface: &str, address: IpAddr) -> Result<OwnedFd> {
+    let protocol = match address {
+        IpAddr::V4(_) => libc::ETH_P_IP,
+        IpAddr::V6(_) => libc::ETH_P_IPV6,
     };
-    Some((source, segment))
-}
-
-/// A packet socket on an interface of the calling thread's namespace that sees IPv4 to `address` only.
-fn open_socket(interface: &str, address: Ipv4Addr) -> Result<OwnedFd> {
-    let protocol = (libc::ETH_P_IP as u16).to_be();
+    let protocol = (protocol as u16).to_be();
     // Bound later: until then protocol 0 keeps other packets out.
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
@@ -512,30 +440,36 @@ fn open_socket(interface: &str, address: Ipv4Addr) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Classic BPF: keep a frame whose word at offset 30 (IPv4's destination) is `address`.
-fn filter_by_target(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
+/// Classic BPF: keep a frame whose destination is `address`; frames of its family alone come.
+fn filter_by_target(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
     let step = |code: u32, jt, jf, k| libc::sock_filter {
         code: code as u16,
         jt,
         jf,
         k,
     };
-    let mut steps = [
-        step(
-            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-            0,
-            0,
-            (ETHERNET + 16) as u32,
-        ),
-        step(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            1,
-            u32::from(address),
-        ),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0xffff),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-    ];
+    let offset = packet::ETHERNET + if address.is_ipv4() { 16 } else { 24 };
+    let octets = packet::octets(address);
+    let words = octets.chunks_exact(4).map(|word| {
+        word.iter()
+            .fold(0, |number, &byte| number << 8 | u32::from(byte))
+    });
+    let mut steps = Vec::new();
+    for (n, word) in (0_u32..).zip(words) {
+        let at = offset as u32 + 4 * n;
+        // To the last step: over the other words' two steps each, and the one that keeps.
+        let end = octets.len() as u32 / 2 - 2 * n - 1;
+        steps.extend([
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at),
+            step(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                0,
+                end as u8,
+                word,
+            ),
+        ]);
+    }
+    steps.extend([0xffff, 0].map(|bytes| step(libc::BPF_RET | libc::BPF_K, 0, 0, bytes)));
     let program = libc::sock_fprog {
         len: steps.len() as u16,
         filter: steps.as_mut_ptr(),
@@ -560,16 +494,6 @@ fn filter_by_target(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn checksum_of_a_known_header() {
-        // The example of RFC 1071, section 3: the sum of these words is 0xddf2.
-        assert_eq!(
-            checksum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]),
-            !0xddf2
-        );
-        assert_eq!(checksum(&[&[0xff]]), !0xff00);
-    }
 
     #[test]
     fn answer_is_complete_only_with_its_body() {

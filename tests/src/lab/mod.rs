@@ -7,6 +7,9 @@
 //!                 |--- b2                                              `--- ...
 //! ```
 //!
+//! On request a second client, `side`, is on a network of its own with the balancer. Everything has IPv4 and IPv6
+//! addresses ([`address`]).
+//!
 //! Several labs run side by side; each goes with its [`Lab`], and what a killed process left goes with the next
 //! one that is made.
 
@@ -31,6 +34,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_userspace::datapath::pass;
 
+use address::Family;
 pub use child::{Guard, Lifetime};
 pub use ebb::{Cli, Ebb, Reach, find_binary};
 pub use netns::Netns;
@@ -122,6 +126,37 @@ impl Lab {
         Ok(self)
     }
 
+    /// Takes the link between the balancer and the second client away, as a container's goes with it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn unplug_side(&self) -> Result<()> {
+        kernel::ip_batch(Some(&self.prefixed("lb")), "link del side\n")
+    }
+
+    /// Makes that link anew: other interfaces of the same names, with the same addresses.
+    ///
+    /// # Errors
+    /// It is there already.
+    pub fn plug_side(&mut self) -> Result<()> {
+        for (role, script) in plan::side_scripts(&self.prefixed("")) {
+            kernel::ip_batch(Some(&self.prefixed(&role)), &script)?;
+        }
+        for role in ["lb", "side"] {
+            self.netns(role).run(kernel::finish_checksums)??;
+        }
+        let link = self.attach_pass("side", "eth0")?;
+        self._links.push(link);
+        Ok(())
+    }
+
+    fn attach_pass(&self, role: &str, interface: &str) -> Result<OwnedFd> {
+        let attach = || anyhow::Ok(pass::attach_pass(kernel::ifindex(interface)?)?);
+        self.netns(role)
+            .run(attach)?
+            .with_context(|| format!("in {role}"))
+    }
+
     fn attach_pass_programs(&self) -> Result<Vec<OwnedFd>> {
         let mut links = Vec::new();
         let interfaces = match self.options.pass_programs {
@@ -129,11 +164,7 @@ impl Lab {
             false => Vec::new(),
         };
         for (role, interface) in interfaces {
-            let attach = || anyhow::Ok(pass::attach_pass(kernel::ifindex(interface)?)?);
-            let link = self
-                .netns(&role)
-                .run(attach)?
-                .with_context(|| format!("in {role}"))?;
+            let link = self.attach_pass(&role, interface)?;
             if self.lifetime == Lifetime::Detached {
                 pass::pin(
                     link.as_fd(),
@@ -208,6 +239,8 @@ impl Lab {
             backend,
             "--listen",
             &format!("0.0.0.0:{port}"),
+            "--listen",
+            &format!("[::]:{port}"),
         ]);
         let mut guard = self.spawn(&format!("server-{backend}"), command)?;
         if self.lifetime == Lifetime::Parent {
@@ -250,15 +283,24 @@ impl Lab {
         &self.options.backends
     }
 
-    /// Address of a backend.
+    /// IPv4 address of a backend.
     ///
     /// # Panics
     /// There is no such backend: a mistake in the test.
     #[must_use]
     pub fn backend(&self, name: &str) -> IpAddr {
+        self.backend_in(Family::V4, name)
+    }
+
+    /// Address of a backend.
+    ///
+    /// # Panics
+    /// There is no such backend: a mistake in the test.
+    #[must_use]
+    pub fn backend_in(&self, family: Family, name: &str) -> IpAddr {
         let n = self.options.backends.iter().position(|b| b == name);
-        self.options
-            .backend(n.unwrap_or_else(|| panic!("the lab has no backend {name:?}")))
+        let n = n.unwrap_or_else(|| panic!("the lab has no backend {name:?}"));
+        self.options.backend(family, n)
     }
 
     /// How balancer and backends are joined.

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use anyhow::{Result, ensure};
 
-use super::address as at;
+use super::address::{self as at, Family};
 
 /// How balancer and backends are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct LabOptions {
     /// Whether the far ends of the balancer's interfaces get a pass program, without which they take nothing that
     /// XDP sends. Always wanted but in the test that shows so.
     pub pass_programs: bool,
+    /// Whether a second client, `side`, is on a network of its own with the balancer (its interface `side`).
+    pub side_client: bool,
     /// A fixed name, for a lab that outlives its maker; else one is made up from the process id.
     pub name: Option<String>,
 }
@@ -53,17 +55,18 @@ impl LabOptions {
             answers,
             backends,
             pass_programs: true,
+            side_client: false,
             name: None,
         }
     }
 
     /// Address of backend `n`.
     #[must_use]
-    pub fn backend(&self, n: usize) -> IpAddr {
+    pub fn backend(&self, family: Family, n: usize) -> IpAddr {
         let n = u8::try_from(n).unwrap_or(u8::MAX);
         match self.topology {
-            Topology::OneArm => at::one_arm_backend(n),
-            Topology::TwoArm => at::two_arm_backend(n),
+            Topology::OneArm => at::one_arm_backend(family, n),
+            Topology::TwoArm => at::two_arm_backend(family, n),
         }
     }
 
@@ -76,7 +79,7 @@ impl LabOptions {
                 "backend name {name:?}: 1 to 11 letters and digits"
             );
             ensure!(
-                !["client", "router", "lb"].contains(&name.as_str()),
+                !["client", "router", "lb", "side"].contains(&name.as_str()),
                 "backend name {name:?} is taken"
             );
         }
@@ -85,16 +88,16 @@ impl LabOptions {
 
     /// The roles: names of the namespaces without the lab's prefix.
     pub(super) fn roles(&self) -> Vec<&str> {
-        let fixed = ["client", "router", "lb"];
-        fixed
-            .into_iter()
-            .chain(self.backends.iter().map(String::as_str))
-            .collect()
+        let mut roles = vec!["client", "router", "lb"];
+        roles.extend(self.side_client.then_some("side"));
+        roles.extend(self.backends.iter().map(String::as_str));
+        roles
     }
 
     /// Interfaces of the balancer, the one towards the router first.
     pub(super) fn lb_interfaces(&self) -> Vec<String> {
         let mut names = vec!["eth0".to_owned()];
+        names.extend(self.side_client.then(|| "side".to_owned()));
         if self.topology == Topology::TwoArm {
             names.extend(self.backends.iter().map(|name| format!("to-{name}")));
         }
@@ -106,8 +109,11 @@ impl LabOptions {
         let mut scripts = vec![
             ("router".to_owned(), self.router(prefix)),
             ("lb".to_owned(), self.lb(prefix)),
+            ("client".to_owned(), client()),
         ];
-        scripts.push(("client".to_owned(), client()));
+        if self.side_client {
+            scripts.extend(side_scripts(prefix));
+        }
         for (n, name) in self.backends.iter().enumerate() {
             scripts.push((name.clone(), self.backend_script(n)));
         }
@@ -115,99 +121,90 @@ impl LabOptions {
     }
 
     fn router(&self, prefix: &str) -> String {
-        let mut s = String::from("link set lo up\n");
-        veth(&mut s, "client", &format!("{prefix}client"));
-        line(
-            &mut s,
-            format_args!("link set client address {}", mac(at::ROUTER_MAC)),
-        );
-        veth(&mut s, "lb", &format!("{prefix}lb"));
-        line(
-            &mut s,
-            format_args!("addr add {}/24 dev client", at::ROUTER_CLIENT),
-        );
-        match self.topology {
+        let mut s = Script::new();
+        s.veth("client", &format!("{prefix}client"));
+        s.line(format_args!(
+            "link set client address {}",
+            mac(at::ROUTER_MAC)
+        ));
+        s.veth("lb", &format!("{prefix}lb"));
+        let front = match self.topology {
             Topology::OneArm => {
-                line(
-                    &mut s,
-                    format_args!("link add br0 type bridge stp_state 0 mcast_snooping 0"),
-                );
-                line(&mut s, format_args!("link set br0 up"));
-                line(&mut s, format_args!("link set lb master br0"));
+                s.line(format_args!(
+                    "link add br0 type bridge stp_state 0 mcast_snooping 0"
+                ));
+                s.line(format_args!("link set br0 up"));
+                s.line(format_args!("link set lb master br0"));
                 for name in &self.backends {
                     let port = format!("p-{name}");
-                    veth(&mut s, &port, &format!("{prefix}{name}"));
-                    line(&mut s, format_args!("link set {port} master br0"));
+                    s.veth(&port, &format!("{prefix}{name}"));
+                    s.line(format_args!("link set {port} master br0"));
                 }
-                line(
-                    &mut s,
-                    format_args!("addr add {}/24 dev br0", at::ROUTER_FRONT),
-                );
+                "br0"
             }
-            Topology::TwoArm => {
-                line(
-                    &mut s,
-                    format_args!("addr add {}/24 dev lb", at::ROUTER_FRONT),
-                );
-                line(&mut s, format_args!("route add 10.3.0.0/16 via {}", at::LB));
+            Topology::TwoArm => "lb",
+        };
+        for family in Family::BOTH {
+            s.address(at::router_client(family), "client");
+            s.address(at::router_front(family), front);
+            let lb = at::lb(family);
+            if self.topology == Topology::TwoArm {
+                let networks = at::two_arm_networks(family);
+                s.line(format_args!("route add {networks} via {lb}"));
+            }
+            if self.side_client {
+                let network = at::side_network(family);
+                s.line(format_args!("route add {network} via {lb}"));
+            }
+            s.line(format_args!("route add {} via {lb}", vip(family)));
+            for n in 0..at::RAW_CLIENTS {
+                s.line(format_args!(
+                    "neigh add {} lladdr {} nud permanent dev client",
+                    at::raw_client(family, n),
+                    mac(at::CLIENT_MAC)
+                ));
             }
         }
-        line(
-            &mut s,
-            format_args!("route add {}/32 via {}", at::VIP, at::LB),
-        );
-        for n in 0..at::RAW_CLIENTS {
-            let mac = mac(at::CLIENT_MAC);
-            line(
-                &mut s,
-                format_args!(
-                    "neigh add {} lladdr {mac} nud permanent dev client",
-                    at::raw_client(n)
-                ),
-            );
-        }
-        s
+        s.0
     }
 
     fn lb(&self, prefix: &str) -> String {
-        let mut s = String::from("link set lo up\nlink set eth0 up\n");
-        line(&mut s, format_args!("addr add {}/24 dev eth0", at::LB));
-        line(
-            &mut s,
-            format_args!("route add default via {}", at::ROUTER_FRONT),
-        );
-        // What the program does not take must not travel between router and balancer until its TTL ends.
-        line(&mut s, format_args!("route add unreachable {}/32", at::VIP));
+        let mut s = Script::new();
+        s.line(format_args!("link set eth0 up"));
         if self.topology == Topology::TwoArm {
-            for (n, name) in self.backends.iter().enumerate() {
-                let n = u8::try_from(n).unwrap_or(u8::MAX);
-                let port = format!("to-{name}");
-                veth(&mut s, &port, &format!("{prefix}{name}"));
-                line(
-                    &mut s,
-                    format_args!("addr add {}/24 dev {port}", at::two_arm_lb(n)),
-                );
+            for name in &self.backends {
+                s.veth(&format!("to-{name}"), &format!("{prefix}{name}"));
             }
         }
-        s
+        for family in Family::BOTH {
+            s.address(at::lb(family), "eth0");
+            s.default_route(at::router_front(family));
+            // What the program does not take must not travel between router and balancer until its TTL ends.
+            s.line(format_args!("route add unreachable {}", vip(family)));
+            if self.topology == Topology::TwoArm {
+                for (n, name) in (0..=u8::MAX).zip(&self.backends) {
+                    s.address(at::two_arm_lb(family, n), &format!("to-{name}"));
+                }
+            }
+        }
+        s.0
     }
 
     fn backend_script(&self, n: usize) -> String {
-        let mut s = String::from("link set lo up\nlink set eth0 up\n");
-        line(
-            &mut s,
-            format_args!("addr add {}/24 dev eth0", self.backend(n)),
-        );
-        let gateway = match (self.topology, self.answers) {
-            (Topology::OneArm, Answers::ThroughBalancer) => at::LB,
-            (Topology::OneArm, Answers::Direct) => at::ROUTER_FRONT,
-            (Topology::TwoArm, _) => at::two_arm_lb(u8::try_from(n).unwrap_or(u8::MAX)),
-        };
-        line(&mut s, format_args!("route add default via {gateway}"));
-        if self.answers == Answers::Direct {
-            line(&mut s, format_args!("addr add {}/32 dev lo", at::VIP));
+        let mut s = Script::new();
+        s.line(format_args!("link set eth0 up"));
+        for family in Family::BOTH {
+            s.address(self.backend(family, n), "eth0");
+            s.default_route(match (self.topology, self.answers) {
+                (Topology::OneArm, Answers::ThroughBalancer) => at::lb(family),
+                (Topology::OneArm, Answers::Direct) => at::router_front(family),
+                (Topology::TwoArm, _) => at::two_arm_lb(family, u8::try_from(n).unwrap_or(u8::MAX)),
+            });
+            if self.answers == Answers::Direct {
+                s.line(format_args!("addr add {} dev lo", vip(family)));
+            }
         }
-        s
+        s.0
     }
 
     /// Kernel settings of a role: path below /proc/sys/net and value. They come before any interface is made.
@@ -219,12 +216,15 @@ impl LabOptions {
             ("ipv4/conf/default/send_redirects", "0"),
             ("ipv4/conf/all/accept_redirects", "0"),
             ("ipv4/conf/default/accept_redirects", "0"),
+            // Addresses are to be usable at once: nobody else in a lab has them.
             ("ipv6/conf/all/accept_dad", "0"),
             ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/accept_redirects", "0"),
+            ("ipv6/conf/default/router_solicitations", "0"),
             ("ipv4/tcp_no_metrics_save", "1"),
         ];
         match role {
-            "client" => {
+            "client" | "side" => {
                 // Enough ports for many thousand connections, and used ones again at once.
                 settings.extend([
                     ("ipv4/ip_local_port_range", "1024 65535"),
@@ -233,14 +233,16 @@ impl LabOptions {
             }
             "router" => settings.extend([
                 ("ipv4/ip_forward", "1"),
+                ("ipv6/conf/all/forwarding", "1"),
                 // Bridged frames would pass the router's filters and NAT a second time.
                 ("bridge/bridge-nf-call-iptables", "0"),
                 ("bridge/bridge-nf-call-ip6tables", "0"),
                 ("bridge/bridge-nf-call-arptables", "0"),
             ]),
-            "lb" => settings.push(("ipv4/ip_forward", "1")),
+            "lb" => settings.extend([("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]),
             _ if self.answers == Answers::Direct => settings.extend([
-                // A backend that has the VIP on its loopback must not tell the segment so.
+                // A backend that has the VIP on its loopback must not tell the segment so. (IPv6 needs no setting: a
+                // host answers neighbour solicitations for addresses of the interface they come in by alone.)
                 ("ipv4/conf/all/arp_ignore", "1"),
                 ("ipv4/conf/all/arp_announce", "2"),
             ]),
@@ -252,6 +254,7 @@ impl LabOptions {
     /// Interfaces that receive what the balancer's XDP program sends, and need a program of their own: role, name.
     pub(super) fn pass_interfaces(&self) -> Vec<(String, &'static str)> {
         let mut interfaces = vec![("router".to_owned(), "lb")];
+        interfaces.extend(self.side_client.then(|| ("side".to_owned(), "eth0")));
         if self.topology == Topology::TwoArm {
             interfaces.extend(self.backends.iter().map(|name| (name.clone(), "eth0")));
         }
@@ -260,31 +263,67 @@ impl LabOptions {
 }
 
 fn client() -> String {
-    let mut s = String::from("link set lo up\n");
-    line(
-        &mut s,
-        format_args!("link set eth0 address {} up", mac(at::CLIENT_MAC)),
-    );
-    line(&mut s, format_args!("addr add {}/24 dev eth0", at::CLIENT));
-    line(
-        &mut s,
-        format_args!("route add default via {}", at::ROUTER_CLIENT),
-    );
-    s
+    let mut s = Script::new();
+    s.line(format_args!(
+        "link set eth0 address {} up",
+        mac(at::CLIENT_MAC)
+    ));
+    for family in Family::BOTH {
+        s.address(at::client(family), "eth0");
+        s.default_route(at::router_client(family));
+    }
+    s.0
 }
 
-fn line(script: &mut String, text: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    let _ = writeln!(script, "{text}");
+/// The link between the balancer and the second client, both ends: role and script.
+pub(super) fn side_scripts(prefix: &str) -> [(String, String); 2] {
+    let (mut lb, mut client) = (Script::new(), Script::new());
+    lb.veth("side", &format!("{prefix}side"));
+    client.line(format_args!("link set eth0 up"));
+    for family in Family::BOTH {
+        lb.address(at::side_lb(family), "side");
+        client.address(at::side_client(family), "eth0");
+        client.default_route(at::side_lb(family));
+    }
+    [("lb".to_owned(), lb.0), ("side".to_owned(), client.0)]
 }
 
-/// A veth whose other end is `eth0` in the namespace `peer`.
-fn veth(script: &mut String, name: &str, peer: &str) {
-    line(
-        script,
-        format_args!("link add {name} type veth peer name eth0 netns {peer}"),
-    );
-    line(script, format_args!("link set {name} up"));
+/// A script for `ip -batch`.
+struct Script(String);
+
+impl Script {
+    /// One that brings up the loopback.
+    fn new() -> Self {
+        Self("link set lo up\n".into())
+    }
+
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "{text}");
+    }
+
+    /// A veth whose other end is `eth0` in the namespace `peer`.
+    fn veth(&mut self, name: &str, peer: &str) {
+        self.line(format_args!(
+            "link add {name} type veth peer name eth0 netns {peer}"
+        ));
+        self.line(format_args!("link set {name} up"));
+    }
+
+    fn address(&mut self, address: IpAddr, interface: &str) {
+        let bits = Family::of(address).link_bits();
+        self.line(format_args!("addr add {address}/{bits} dev {interface}"));
+    }
+
+    fn default_route(&mut self, gateway: IpAddr) {
+        let everywhere = Family::of(gateway).everywhere();
+        self.line(format_args!("route add {everywhere} via {gateway}"));
+    }
+}
+
+/// The VIP as a prefix.
+fn vip(family: Family) -> String {
+    format!("{}/{}", at::vip(family), family.bits())
 }
 
 fn mac(bytes: [u8; 6]) -> String {

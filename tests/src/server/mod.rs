@@ -120,6 +120,10 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         TcpSocket::new_v6()
     }?;
     socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        // IPv4 has a listener of its own: its clients would be recorded under mapped addresses else.
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &true)?;
+    }
     socket.bind(address)?;
     // Long enough that a burst of thousands of handshakes does not end in SYN retransmissions.
     socket.listen(4096)

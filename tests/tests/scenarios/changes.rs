@@ -25,7 +25,7 @@ fn overlapping(way: Way) -> Result<()> {
     scene.ok("drain web/b1")?;
     let drained = now();
     turnover()?;
-    let at = format!("{}:{}", scene.lab.backend("b4"), scene.service.backend_port);
+    let at = scene.backend_at("b4");
     scene.ok(&format!("add web/blue/b4 {at}"))?;
     scene.wait_backend("b4", |b4| b4["accepting"] == true)?;
     turnover()?;
@@ -106,7 +106,7 @@ fn removed_and_added(way: Way) -> Result<()> {
     let until = scene.moment(&load)?;
 
     // The same server under another name.
-    let at = format!("{}:{}", scene.lab.backend("b1"), scene.service.backend_port);
+    let at = scene.backend_at("b1");
     let said = scene.refused(
         &format!("add web/blue/b2 {at}"),
         "has a backend of this name",

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, time::Duration};
 use anyhow::Result;
 use ebb_tests::{
     client::raw::RawClient,
-    lab::address,
+    lab::address::{self, Family},
     scenario::{LIMIT, Scene, Way, can_run},
 };
 
@@ -17,7 +17,7 @@ fn denied(way: Way) -> Result<()> {
     }
     let scene = Scene::with(way, &["b1", "b2"], |_| {}, "")?;
     let load = scene.load(30, 50.0)?;
-    let client = RawClient::open(&scene.lab, 0)?;
+    let client = RawClient::open(&scene.lab, Family::V4, 0)?;
     let mut open = client.conversation(42_000, scene.target(), 1000)?;
     open.connect(LIMIT)?;
     open.get("/bytes/10?seed=1", LIMIT)?;

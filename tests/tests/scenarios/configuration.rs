@@ -96,7 +96,7 @@ fn reload(way: Way) -> Result<()> {
 
     // b3 leaves, b4 comes, b2 gets three shares.
     scene.service.pools[0].1 = vec!["b1".into(), "b2".into(), "b4".into()];
-    let b2 = format!("{}:{}", scene.lab.backend("b2"), scene.service.backend_port);
+    let b2 = scene.backend_at("b2");
     let text = scene.config().replace(
         &format!("b2 = \"{b2}\""),
         &format!("b2 = {{ address = \"{b2}\", weight = 3 }}"),
@@ -185,8 +185,7 @@ fn capacity_exhausted() -> Result<()> {
         "\n[capacity]\nservices = 3\nbackends = 3\nslots = 2018\nflows = 1024\nhandshakes = 1024\n";
     let scene = Scene::with(Way::Nat, &["b1", "b2", "b3", "b4"], edit, tail)?;
     let load = scene.load(40, 80.0)?;
-    let port = scene.service.backend_port;
-    let at = |name: &str| format!("{}:{port}", scene.lab.backend(name));
+    let at = |name: &str| scene.backend_at(name);
 
     scene.ok(&format!("add web/blue/b3 {}", at("b3")))?;
     let said = scene.refused(

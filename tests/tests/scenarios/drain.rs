@@ -66,6 +66,16 @@ fn under_load_l2() -> Result<()> {
     under_load(Way::L2)
 }
 
+#[test]
+fn under_load_nat_v6() -> Result<()> {
+    under_load(Way::NatV6)
+}
+
+#[test]
+fn under_load_l2_v6() -> Result<()> {
+    under_load(Way::L2V6)
+}
+
 /// At the deadline, `reset` cuts exactly the connections of the draining backend, `leave` none.
 fn deadline(way: Way) -> Result<()> {
     if !can_run() {
@@ -119,6 +129,18 @@ fn deadline_nat() -> Result<()> {
 #[test]
 fn deadline_l2() -> Result<()> {
     deadline(Way::L2)
+}
+
+#[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+fn deadline_nat_v6() -> Result<()> {
+    deadline(Way::NatV6)
+}
+
+#[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+fn deadline_l2_v6() -> Result<()> {
+    deadline(Way::L2V6)
 }
 
 /// To wait for a drain again is not to put its end off.
@@ -214,13 +236,24 @@ fn tables_lost_l2() -> Result<()> {
     tables_lost(Way::L2)
 }
 
+#[test]
+fn tables_lost_nat_v6() -> Result<()> {
+    tables_lost(Way::NatV6)
+}
+
+#[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+fn tables_lost_l2_v6() -> Result<()> {
+    tables_lost(Way::L2V6)
+}
+
 /// Handshakes that a backend has begun before the drain and that the client ends during it.
 fn handshake_held_open(way: Way) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let scene = Scene::new(way, &["b1", "b2", "b3"])?;
-    let client = RawClient::open(&scene.lab, 0)?;
+    let client = scene.raw_client(0)?;
     let mut held = Vec::new();
     for port in 40_000..40_030_u16 {
         let mut conversation = client.conversation(port, scene.target(), u32::from(port) << 12)?;
@@ -262,6 +295,17 @@ fn handshake_held_open_nat() -> Result<()> {
 #[test]
 fn handshake_held_open_l2() -> Result<()> {
     handshake_held_open(Way::L2)
+}
+
+#[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+fn handshake_held_open_nat_v6() -> Result<()> {
+    handshake_held_open(Way::NatV6)
+}
+
+#[test]
+fn handshake_held_open_l2_v6() -> Result<()> {
+    handshake_held_open(Way::L2V6)
 }
 
 /// Established connections of one raw client on b1, with their ports.
@@ -310,7 +354,7 @@ fn port_reused(way: Way) -> Result<()> {
         return Ok(());
     }
     let scene = Scene::new(way, &["b1", "b2", "b3"])?;
-    let client = RawClient::open(&scene.lab, 0)?;
+    let client = scene.raw_client(0)?;
     let on_b1 = established_on_b1(&scene, &client)?;
     scene.ok("drain web/b1 --timeout 60s")?;
     for (port, mut old) in on_b1 {
@@ -337,4 +381,14 @@ fn port_reused_nat() -> Result<()> {
 #[test]
 fn port_reused_l2() -> Result<()> {
     port_reused(Way::L2)
+}
+
+#[test]
+fn port_reused_nat_v6() -> Result<()> {
+    port_reused(Way::NatV6)
+}
+
+#[test]
+fn port_reused_l2_v6() -> Result<()> {
+    port_reused(Way::L2V6)
 }

@@ -6,6 +6,7 @@ mod clients;
 mod configuration;
 mod drain;
 mod health;
+mod interfaces;
 mod nginx;
 mod restart;
 mod truth;

@@ -41,7 +41,7 @@ fn nginx(lab: &Lab, backend: &str, port: u16) -> Result<Guard> {
          http {{\n access_log off; default_type text/plain;\n keepalive_requests 100000000; keepalive_timeout 600s;\n\
          client_body_temp_path {at}/1; proxy_temp_path {at}/2; fastcgi_temp_path {at}/3;\n\
          uwsgi_temp_path {at}/4; scgi_temp_path {at}/5;\n\
-         server {{ listen {port} reuseport backlog=4096;\n\
+         server {{ listen {port} reuseport backlog=4096; listen [::]:{port} reuseport backlog=4096;\n\
          location / {{ return 200 \"{backend} {}\\n\"; }}\n location /health/ready {{ return 200; }} }} }}\n",
         "x".repeat(600)
     );
@@ -170,4 +170,15 @@ fn through_changes_nat() -> Result<()> {
 #[test]
 fn through_changes_l2() -> Result<()> {
     through_changes(Way::L2)
+}
+
+#[test]
+fn through_changes_nat_v6() -> Result<()> {
+    through_changes(Way::NatV6)
+}
+
+#[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+fn through_changes_l2_v6() -> Result<()> {
+    through_changes(Way::L2V6)
 }

@@ -8,7 +8,10 @@ const EXAMPLE: &str = include_str!("../../../../docs/ebb.example.toml");
 #[test]
 fn the_example_is_valid() {
     let spec = check(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(spec.services.keys().collect::<Vec<_>>(), ["mail", "web"]);
+    assert_eq!(
+        spec.services.keys().collect::<Vec<_>>(),
+        ["mail", "web", "web6"]
+    );
     assert_eq!(
         spec.services["mail"].pools["main"].backends["m1"]
             .address

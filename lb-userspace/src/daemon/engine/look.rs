@@ -77,10 +77,30 @@ impl Engine {
         self.step_drains(now_ms)?;
         if now_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now_ms + LOOK_MS;
+            if !self.datapath.missing().is_empty() {
+                // What kept the program off an interface may have gone without a word.
+                self.follow_interfaces();
+            }
             self.clear_flags(now_ms)?;
             self.free_ids(now_ms)?;
         }
         self.settle(now_ms)
+    }
+
+    /// Has the program follow interfaces that have gone or come back.
+    pub fn follow_interfaces(&mut self) {
+        let (attached, missing) = (self.datapath.attachments(), self.datapath.missing());
+        self.datapath.follow_interfaces();
+        for new in self.datapath.attachments() {
+            if !attached.contains(&new) {
+                tracing::info!("XDP program on {}, {} mode", new.interface, new.mode);
+            }
+        }
+        for new in self.datapath.missing() {
+            if !missing.contains(&new) {
+                tracing::warn!("interface {}: {}", new.interface, new.why);
+            }
+        }
     }
 
     /// Looks at every entry.

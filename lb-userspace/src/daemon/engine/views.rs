@@ -59,6 +59,8 @@ impl Engine {
             .collect();
         let mut warnings = self.notes.clone();
         warnings.extend(self.trouble.clone());
+        let missing = self.datapath.missing().into_iter();
+        warnings.extend(missing.map(|m| format!("interface {}: {}", m.interface, m.why)));
         let outside = self.datapath.outcomes(0).unwrap_or([0; Outcome::COUNT]);
         api::Status {
             node: api::NodeStatus {

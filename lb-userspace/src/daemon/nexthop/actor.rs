@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{sleep, sleep_until},
 };
 
@@ -36,6 +36,7 @@ pub struct Actor {
     watch: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     verify: mpsc::Receiver<IpAddr>,
     events: mpsc::Sender<(IpAddr, Resolution)>,
+    links: watch::Sender<u64>,
     kernel: Kernel,
     monitor: Monitor,
     table: Table,
@@ -65,6 +66,7 @@ impl Actor {
         watch: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
         verify: mpsc::Receiver<IpAddr>,
         events: mpsc::Sender<(IpAddr, Resolution)>,
+        links: watch::Sender<u64>,
     ) -> io::Result<Self> {
         let (monitor, kernel) = open_sockets()?;
         let now = Instant::now();
@@ -73,6 +75,7 @@ impl Actor {
             watch,
             verify,
             events,
+            links,
             kernel,
             monitor,
             table: Table::default(),
@@ -126,6 +129,11 @@ impl Actor {
         self.watched = watched;
     }
 
+    fn links_changed(&self) {
+        self.links
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     fn look_up_all(&mut self) {
         self.lookups.extend(&self.watched);
     }
@@ -137,6 +145,7 @@ impl Actor {
                     // Routes that go with a link are not all announced.
                     if self.table.set_link(ifindex, link) {
                         self.look_up_all();
+                        self.links_changed();
                     }
                 }
                 Change::Neighbour(key, entry) => self.table.set_neighbour(key, entry),
@@ -195,7 +204,9 @@ impl Actor {
     async fn read_anew(&mut self) -> Result<(), KernelError> {
         let links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
-        self.table.replace_links(links);
+        if self.table.replace_links(links) {
+            self.links_changed();
+        }
         self.table.replace_neighbours(&neighbours);
         self.look_up_all();
         self.lost = false;

@@ -26,7 +26,10 @@
 
 use std::{collections::BTreeSet, fmt, io, net::IpAddr};
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 mod actor;
 mod attempts;
@@ -103,6 +106,7 @@ impl fmt::Display for Reason {
 pub struct Resolver {
     watched: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     verify: mpsc::Sender<IpAddr>,
+    links: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
@@ -122,10 +126,12 @@ impl Resolver {
     pub fn start(events: mpsc::Sender<(IpAddr, Resolution)>) -> io::Result<Self> {
         let (watched, watched_receiver) = mpsc::unbounded_channel();
         let (verify, verify_receiver) = mpsc::channel(VERIFICATIONS_WAITING);
-        let actor = actor::Actor::open(watched_receiver, verify_receiver, events)?;
+        let (changed, links) = watch::channel(0);
+        let actor = actor::Actor::open(watched_receiver, verify_receiver, events, changed)?;
         Ok(Self {
             watched,
             verify,
+            links,
             task: tokio::spawn(actor.run()),
         })
     }
@@ -136,6 +142,11 @@ impl Resolver {
     pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
         // The task outlives this handle's channel unless it has nobody left to tell.
         let _ = self.watched.send(addresses);
+    }
+
+    /// Counts changes of links: interfaces that came, went, or changed their address, state or MTU.
+    pub fn links(&self) -> watch::Receiver<u64> {
+        self.links.clone()
     }
 
     /// Asks the kernel to check the neighbour behind a watched address now, because its backend stopped answering.

@@ -163,9 +163,11 @@ impl Table {
         }
     }
 
-    /// Replaces all links by a dump.
-    pub fn replace_links(&mut self, links: HashMap<u32, Link>) {
+    /// Replaces all links by a dump; true when it makes a difference.
+    pub fn replace_links(&mut self, links: HashMap<u32, Link>) -> bool {
+        let differs = self.links != links;
         self.links = links;
+        differs
     }
 
     /// Replaces all neighbours by a dump. What is not in it counts as removed.

@@ -10,7 +10,7 @@ use aya::programs::{
 
 use super::chain;
 use crate::{
-    datapath::{Attachment, Error, Result},
+    datapath::{Attachment, Error, Missing, Result},
     model::spec::XdpMode,
 };
 
@@ -25,12 +25,7 @@ fn other(what: &str, interface: &str, error: impl std::fmt::Display) -> Error {
 }
 
 /// Puts `program` on `interface`: into the link that is pinned there, atomically, or by a new one.
-pub fn attach(
-    program: &mut Xdp,
-    pins: &Path,
-    interface: &str,
-    wanted: XdpMode,
-) -> Result<Attachment> {
+fn attach(program: &mut Xdp, pins: &Path, interface: &str, wanted: XdpMode) -> Result<Attachment> {
     let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|error| Error::Kernel {
         what: format!("looking up interface {interface}"),
         source: error.into(),
@@ -114,20 +109,136 @@ fn pin(link: XdpLink, path: &Path, interface: &str) -> Result<()> {
         .map_err(|error| other("pinning the link of", interface, error))
 }
 
-/// Takes the program off every interface that has a pinned link here, but those named.
-pub fn detach_others(pins: &Path, keep: &[Attachment]) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(pins)? {
-        let path = entry?.path();
-        let is_link = path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("link-"));
-        if is_link
-            && !keep
-                .iter()
-                .any(|kept| path == pin_path(pins, &kept.interface, &kept.mode))
-        {
-            std::fs::remove_file(path)?;
+/// Where the program should run, and where it does.
+#[derive(Debug)]
+pub struct Interfaces {
+    pins: PathBuf,
+    mode: XdpMode,
+    wanted: Vec<String>,
+    attached: Vec<Attachment>,
+    missing: Vec<Missing>,
+}
+
+impl Interfaces {
+    /// Puts `program` on every interface of `wanted`, and takes it off all others that it was on.
+    ///
+    /// An interface that is not there is an error unless it was there before: one that has gone meanwhile, as a
+    /// container's does, comes back, and must not keep a daemon from starting again.
+    pub fn open(program: &mut Xdp, pins: &Path, wanted: &[String], mode: XdpMode) -> Result<Self> {
+        let mut interfaces = Self {
+            pins: pins.to_owned(),
+            mode,
+            wanted: wanted.to_owned(),
+            attached: Vec::new(),
+            missing: Vec::new(),
+        };
+        for interface in wanted {
+            if index(interface).is_none() {
+                if !was_attached(pins, interface) {
+                    return Err(Error::NoInterface {
+                        interface: interface.clone(),
+                        known: names(),
+                    });
+                }
+                interfaces.missing.push(gone(interface));
+                continue;
+            }
+            let attachment = attach(program, pins, interface, mode)?;
+            interfaces.attached.push(attachment);
         }
+        interfaces.detach_others().map_err(|source| Error::Kernel {
+            what: "detaching from other interfaces".into(),
+            source,
+        })?;
+        Ok(interfaces)
     }
-    Ok(())
+
+    /// Where it runs.
+    pub fn attached(&self) -> &[Attachment] {
+        &self.attached
+    }
+
+    /// Where it does not.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// Looks again: an interface of the same name with another index is another interface.
+    pub fn follow(&mut self, program: &mut Xdp) {
+        self.missing.clear();
+        for interface in &self.wanted {
+            let now = index(interface);
+            let before = self.attached.iter().position(|a| a.interface == *interface);
+            match (before, now) {
+                (Some(at), Some(now)) if self.attached[at].ifindex == now => continue,
+                (Some(at), _) => drop(self.attached.remove(at)),
+                (None, _) => {}
+            }
+            if now.is_none() {
+                self.missing.push(gone(interface));
+                continue;
+            }
+            match attach(program, &self.pins, interface, self.mode) {
+                Ok(attachment) => self.attached.push(attachment),
+                Err(error) => self.missing.push(Missing {
+                    interface: interface.clone(),
+                    why: error.to_string(),
+                }),
+            }
+        }
+        let place = |a: &Attachment| self.wanted.iter().position(|name| *name == a.interface);
+        self.attached.sort_by_key(place);
+    }
+
+    /// Takes the program off every interface that has a pinned link here, but those wanted in the mode they have.
+    fn detach_others(&self) -> std::io::Result<()> {
+        let keep: Vec<PathBuf> = self
+            .attached
+            .iter()
+            .map(|kept| pin_path(&self.pins, &kept.interface, &kept.mode))
+            .chain(self.missing.iter().flat_map(|missing| {
+                MODES.map(|(mode, _)| pin_path(&self.pins, &missing.interface, mode))
+            }))
+            .collect();
+        for entry in std::fs::read_dir(&self.pins)? {
+            let path = entry?.path();
+            let is_link = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("link-"));
+            if is_link && !keep.contains(&path) {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gone(interface: &str) -> Missing {
+    Missing {
+        interface: interface.to_owned(),
+        why: "it is gone; it is taken up again when it comes back".to_owned(),
+    }
+}
+
+/// Whether a link of this interface is pinned, of whatever is left of it.
+fn was_attached(pins: &Path, interface: &str) -> bool {
+    MODES
+        .iter()
+        .any(|(mode, _)| pin_path(pins, interface, mode).exists())
+}
+
+fn index(interface: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(interface).ok()
+}
+
+/// Names of the interfaces there are, but the loopback.
+fn names() -> Vec<String> {
+    let Ok(interfaces) = nix::net::if_::if_nameindex() else {
+        return Vec::new();
+    };
+    interfaces
+        .iter()
+        .map(|interface| interface.name().to_string_lossy().into_owned())
+        .filter(|name| name != "lo")
+        .collect()
 }

@@ -22,16 +22,17 @@ use lb_common::{
     outcome::Outcome,
 };
 
-use super::{Attachment, Datapath, Error, Outcomes, Question, Result, Table, Verdict};
+use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
 use crate::model::spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode};
 
-pub mod attach;
+mod attach;
 mod barrier;
 mod clients;
 mod frame;
 mod mapped;
 mod slots;
 
+use attach::Interfaces;
 use barrier::Barrier;
 use mapped::Mapped;
 use slots::Region;
@@ -66,7 +67,8 @@ pub struct BpfDatapath {
     clients: clients::Tries,
     barrier: Barrier,
     ticks_per_second: u32,
-    attachments: Vec<Attachment>,
+    /// None while the program is not on any yet.
+    interfaces: Option<Interfaces>,
 }
 
 /// A plain record as aya wants it.
@@ -117,20 +119,9 @@ impl BpfDatapath {
         let mut datapath = Self::load(object, options)?;
         datapath.take_over_control()?;
         let program = program(&mut datapath.ebpf, "ebb")?;
-        let mut attachments = Vec::new();
-        for interface in &options.interfaces {
-            attachments.push(attach::attach(
-                program,
-                &options.pins,
-                interface,
-                options.mode,
-            )?);
-        }
-        attach::detach_others(&options.pins, &attachments).map_err(|source| Error::Kernel {
-            what: "detaching from other interfaces".into(),
-            source,
-        })?;
-        datapath.attachments = attachments;
+        let wanted = &options.interfaces;
+        let interfaces = Interfaces::open(program, &options.pins, wanted, options.mode)?;
+        datapath.interfaces = Some(interfaces);
         Ok(datapath)
     }
 
@@ -173,7 +164,7 @@ impl BpfDatapath {
             clients,
             barrier: Barrier::new()?,
             ticks_per_second: 0,
-            attachments: Vec::new(),
+            interfaces: None,
             ebpf,
         })
     }
@@ -639,7 +630,26 @@ impl Datapath for BpfDatapath {
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        self.attachments.clone()
+        let interfaces = self.interfaces.iter();
+        interfaces
+            .flat_map(|interfaces| interfaces.attached().to_vec())
+            .collect()
+    }
+
+    fn missing(&self) -> Vec<Missing> {
+        let interfaces = self.interfaces.iter();
+        interfaces
+            .flat_map(|interfaces| interfaces.missing().to_vec())
+            .collect()
+    }
+
+    fn follow_interfaces(&mut self) {
+        // The program was there when it was put on its interfaces.
+        if let (Some(interfaces), Ok(program)) =
+            (&mut self.interfaces, program(&mut self.ebpf, "ebb"))
+        {
+            interfaces.follow(program);
+        }
     }
 }
 
