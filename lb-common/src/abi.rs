@@ -74,8 +74,8 @@ pub struct ServiceRecord {
     pub idle_ticks: u32,
     /// Ticks after which an unseen closing flow has ended.
     pub linger_ticks: u32,
-    /// Most flows that a CPU lets begin in one tick; 0 for no limit of its own.
-    pub openings_per_tick: u32,
+    /// Most flows that a CPU lets begin in a second; 0 for no limit.
+    pub flows_per_second: u32,
     /// Zero.
     pub reserved: u32,
     /// With [`service_flags::AFFINITY_CLIENT`]: the bits of a client's address that choose its slot.
@@ -229,8 +229,12 @@ pub struct ControlRecord {
     pub adoptions_per_tick: u32,
     /// Most handshakes a CPU records in one tick.
     pub openings_per_tick: u32,
+    /// Most flows that a CPU lets begin in a second, over all services; 0 for no limit.
+    pub flows_per_second: u32,
+    /// Which of the two tries of client prefixes is live: 1 or 2, 0 for none.
+    pub clients: u32,
     /// Zero.
-    pub reserved: [u32; 8],
+    pub reserved: [u32; 6],
 }
 
 /// A CPU's count of what it did for a backend.

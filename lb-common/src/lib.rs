@@ -19,6 +19,7 @@ pub mod hash;
 pub mod index;
 pub mod limits;
 pub mod outcome;
+pub mod protect;
 pub mod steer;
 pub mod tunnel;
 

@@ -60,6 +60,10 @@ outcomes! {
     ForwardReply = "forward_reply",
     /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.
     ForwardReplyKernel = "forward_reply_kernel",
+    /// Its client's prefix is denied.
+    DropClient = "drop_client",
+    /// More flows would begin than the core or the service may let begin; the client tries again.
+    DropFlowLimit = "drop_flow_limit",
     /// No backend takes new flows.
     DropNoBackend = "drop_no_backend",
     /// The backend's link-layer address is not known.

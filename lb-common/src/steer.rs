@@ -102,6 +102,8 @@ pub trait Env {
     fn may_adopt(&self, now: u32) -> bool;
     /// Takes one opening out of this CPU's allowance.
     fn may_open(&self, now: u32) -> bool;
+    /// Whether one more flow may begin now, by the limits of this CPU and of the service.
+    fn may_begin(&self, id: u32, service: &ServiceRecord) -> bool;
     /// Counts an event of a backend.
     fn count(&self, backend: u32, what: Count);
 }
@@ -124,6 +126,7 @@ pub struct Decision {
 /// A flow within its service: all that the functions below share.
 struct Flow<'a, E: Env> {
     env: &'a E,
+    id: u32,
     service: &'a ServiceRecord,
     key: FlowKey,
     hash: u64,
@@ -176,6 +179,7 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     };
     let flow = Flow {
         env,
+        id,
         service,
         key,
         hash,
@@ -214,6 +218,7 @@ pub fn note_reply<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Pa
     let Some(slot) = env.slot(index) else { return };
     let flow = Flow {
         env,
+        id,
         service,
         key,
         hash,
@@ -320,6 +325,9 @@ impl<E: Env> Flow<'_, E> {
         }
         if !E::WRITES {
             return (Outcome::ForwardOpening, current);
+        }
+        if !self.env.may_begin(self.id, self.service) {
+            return (Outcome::DropFlowLimit, 0);
         }
         let now = self.env.now();
         let new = NewEntry {
@@ -485,6 +493,9 @@ impl<E: Env> Flow<'_, E> {
             if self.repeats(meta, isn) {
                 return self.again(handshake, meta);
             }
+        }
+        if E::WRITES && !self.env.may_begin(self.id, self.service) {
+            return (Outcome::DropFlowLimit, 0);
         }
         let mut stale = false;
         if self.is_tracked()

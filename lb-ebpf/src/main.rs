@@ -22,6 +22,7 @@ mod forward;
 mod maps;
 mod parse;
 mod probe;
+mod protect;
 mod reset;
 mod tables;
 mod thorough;
@@ -100,6 +101,9 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     };
     if service.table as u32 == 0 {
         return pass(ctx, id, Outcome::PassInternal);
+    }
+    if protect::denies(&packet.source) {
+        return drop(ctx, id, Outcome::DropClient);
     }
     let decision = steer::steer(&Kernel::<true>, id, service, &packet.from_client());
     if !decision.outcome.is_forward() {

@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, PerCpuArray, ProgramArray},
+    maps::{Array, LpmTrie, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     abi::{
@@ -16,6 +16,7 @@ use lb_common::{
     entry::FlowEntry,
     index::IndexEntry,
     limits::OUTCOMES_MAX,
+    protect::{Bucket, ClientRule},
 };
 
 /// The node's control record.
@@ -57,6 +58,18 @@ pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::pinned(16_384
 /// Allowance of new entries.
 #[map]
 pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is left of each service's limit of new flows; index 0 is the CPU's own.
+#[map]
+pub static FLOW_LIMITS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1024, 0);
+
+/// Prefixes of clients, one of two tries that take turns.
+#[map]
+pub static CLIENTS_1: LpmTrie<[u8; 16], ClientRule> = LpmTrie::pinned(65_536, 0);
+
+/// The other one.
+#[map]
+pub static CLIENTS_2: LpmTrie<[u8; 16], ClientRule> = LpmTrie::pinned(65_536, 0);
 
 /// A word per CPU to pass a value through, see `thorough::forget`.
 #[map]

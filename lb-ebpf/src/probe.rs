@@ -14,7 +14,7 @@ use lb_common::{
 };
 
 use crate::{
-    maps, service_of,
+    maps, protect, service_of,
     tables::{Kernel, loaded},
     thorough,
 };
@@ -42,6 +42,7 @@ pub fn explain(ctx: XdpContext) -> u32 {
         Err(refused) => nothing(refused.outcome),
         Ok(packet) => match service_of(&packet) {
             None => nothing(Outcome::PassNoService),
+            Some((id, _)) if protect::denies(&packet.source) => (id, decision(Outcome::DropClient)),
             Some((id, service)) => (
                 id,
                 steer::steer(&Kernel::<false>, id, service, &packet.from_client()),

@@ -4,13 +4,13 @@ use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
-    abi::{Allowance, Slot},
+    abi::{Allowance, ServiceRecord, Slot},
     entry::{EntryTable, FlowEntry},
     limits::ANSWERS_PER_TICK,
     steer::{Count, Env},
 };
 
-use crate::{count, maps};
+use crate::{count, maps, protect};
 
 /// Entries of the flow table minus one; the loader sets it with the map's size.
 #[unsafe(no_mangle)]
@@ -140,6 +140,11 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
         }
         allowance.openings += 1;
         true
+    }
+
+    #[inline(always)]
+    fn may_begin(&self, id: u32, service: &ServiceRecord) -> bool {
+        protect::may_begin(id, service, self.now())
     }
 
     #[inline(always)]

@@ -111,8 +111,7 @@ fn parse_v4(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> 
             total,
             header: header_length,
         };
-        let is_plain = header_length == Ipv4Hdr::LEN && offset == EthHdr::LEN;
-        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, is_plain)
+        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, false)
     }
 }
 
@@ -136,8 +135,7 @@ fn parse_v6(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> 
             total,
             header: Ipv6Hdr::LEN + extensions,
         };
-        let is_plain = extensions == 0 && offset == EthHdr::LEN;
-        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, is_plain)
+        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, false)
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `POST /v1/switch` | [`SwitchRequest`] | [`Done`] |
 //! | `POST /v1/reload` | [`ReloadRequest`] | [`Reloaded`] |
 //! | `GET /v1/flows?service=S&backend=B` | | [`Flow`]s |
+//! | `GET /v1/clients` | | [`ClientPrefix`]es |
 //! | `POST /v1/explain` | [`ExplainRequest`] | [`Explained`] |
 //! | `POST /v1/stop` | [`StopRequest`] | [`Done`], then the daemon ends |
 //! | `GET /v1/version` | | [`Version`] |
@@ -22,7 +23,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use crate::datapath::Attachment;
-use crate::model::spec::OnDeadline;
+use crate::model::spec::{ClientAction, OnDeadline, Prefix};
 
 /// The whole node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,6 +91,17 @@ pub struct ServiceStatus {
     pub pools: Vec<PoolStatus>,
     /// What does not work as it should, for people.
     pub warnings: Vec<String>,
+}
+
+/// A prefix of clients.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientPrefix {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// `deny` or `allow`.
+    pub action: ClientAction,
+    /// Packets to services that it decided on, since the prefixes were loaded.
+    pub packets: u64,
 }
 
 /// A pool.

@@ -556,6 +556,30 @@ fn the_capacity_is_what_the_configuration_says() {
     assert!(refused.error.contains("7 of 7 ids are in use"), "{refused}");
 }
 
+/// By hand no more is possible than in the configuration.
+#[test]
+fn addresses_that_no_backend_can_have_are_refused() {
+    let mut node = Node::ready(spec([service("web", false)]));
+    let rows = [
+        (
+            "[2001:db8::1]:80",
+            "is IPv6 and the service is IPv4: forward = \"nat\" can not change the family",
+        ),
+        ("[::ffff:10.0.0.9]:80", "an IPv4 address written as IPv6"),
+        ("127.0.0.1:80", "a loopback address"),
+        ("203.0.113.10:81", "can not be a backend's address"),
+    ];
+    for (text, words) in rows {
+        let spec = BackendSpec {
+            address: text.parse().unwrap(),
+            weight: 1,
+        };
+        let refused = node.engine.add("web/blue/b9", spec, node.now_ms);
+        let said = refused.unwrap_err().error;
+        assert!(said.contains(words), "{text}: {said}");
+    }
+}
+
 #[test]
 fn a_new_daemon_sends_where_the_last_one_did() {
     let node = Node::ready(spec([service("web", true)]));

@@ -296,6 +296,14 @@ impl Rig {
             .set_limits(openings_per_tick, adoptions_per_tick)?)
     }
 
+    /// How many flows a CPU lets begin in a second: over all services, and of the service.
+    pub fn limit_flows(&mut self, all: u32, service: u32, of_service: u32) -> Result<()> {
+        self.datapath.put_flow_limit(all)?;
+        let mut record = self.datapath.service(service)?;
+        record.flows_per_second = of_service;
+        Ok(self.datapath.put_service(service, &record)?)
+    }
+
     /// A backend's counters.
     pub fn stats(&self, backend: u32) -> Result<BackendStats> {
         Ok(self.datapath.backend_stats(backend)?)

@@ -15,7 +15,9 @@ use aya::maps::{Array, Map, MapData};
 use serde_json::Value;
 
 use crate::{
-    client::{Connection, Failure, Late, Load, LoadOptions, Report, begun_within, raw::RawClient},
+    client::{
+        Connection, Failure, Late, Length, Load, LoadOptions, Report, begun_within, raw::RawClient,
+    },
     clock,
     config::{self, Service},
     lab::{
@@ -26,6 +28,9 @@ use crate::{
 
 /// Time in which anything that is waited for must happen.
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Short requests under way at most.
+pub const SHORT_AT_ONCE: usize = 20;
 
 /// Whether scenarios can run here.
 ///
@@ -140,7 +145,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Waits until every backend that the daemon knows of is up and the composition has followed.
+    /// Waits until every backend that the daemon knows of is up and the way to it known.
     ///
     /// # Errors
     /// They are not within [`LIMIT`].
@@ -148,7 +153,7 @@ impl Scene {
         self.ebb
             .wait_status(LIMIT, |status| {
                 let all = backends(status);
-                !all.is_empty() && all.iter().all(|backend| backend["health"] == "up")
+                !all.is_empty() && all.into_iter().all(is_ready)
             })
             .context("wait until every backend is up")
     }
@@ -260,6 +265,7 @@ impl Scene {
             ramp: Duration::from_millis(500),
             echo_every: Duration::from_millis(100),
             short_per_second,
+            short_concurrency: SHORT_AT_ONCE,
             limit,
             ..LoadOptions::new(self.target())
         };
@@ -321,25 +327,25 @@ impl Scene {
         Ok(())
     }
 
-    /// Fails if a connection begun within `window` was accepted half a second later or more: its SYN was lost, and came
-    /// again after a second.
+    /// SYNs that the clients' kernel had to send again so far: their answer had not come within a second.
     ///
     /// # Errors
-    /// One was; or a server does not answer.
-    pub fn no_syn_lost(&self, report: &Report, window: &Range<u64>) -> Result<()> {
-        const LATE_NS: u64 = 500_000_000;
-        for name in self.lab.backends() {
-            for seen in self.begun_on(name, report, window.clone())? {
-                let accepted = seen.accepted.accepted_ns;
-                let took = accepted.saturating_sub(seen.started_ns.unwrap_or(accepted));
-                ensure!(
-                    took < LATE_NS,
-                    "{} was accepted on {name} {took} ns after its beginning: its SYN was lost",
-                    seen.accepted.peer
-                );
-            }
-        }
-        Ok(())
+    /// The kernel's counters cannot be read.
+    pub fn syns_again(&self) -> Result<u64> {
+        let text = self
+            .lab
+            .netns("client")
+            .run(|| fs::read_to_string("/proc/thread-self/net/netstat"))??;
+        counter(&text, "TcpExt:", "TCPSynRetrans").context("no TCPSynRetrans in net/netstat")
+    }
+
+    /// A moment before which connections that then were begun have their handshake behind them; see [`Load::moment`].
+    ///
+    /// # Errors
+    /// One has not within [`LIMIT`].
+    pub fn moment(&self, load: &Load) -> Result<u64> {
+        let moment = load.moment(LIMIT);
+        moment.with_context(|| format!("handshakes do not end: {:?}", load.broken()))
     }
 
     /// Open connections of clients on a backend, as the backend knows them.
@@ -410,14 +416,14 @@ impl Scene {
     /// Lets the users of `backend` leave and begin anew, until `drain` (a waiting command) has ended; its result.
     ///
     /// # Errors
-    /// It does not end within [`LIMIT`].
+    /// It does not end within three times [`LIMIT`]: flows whose end nobody saw are waited for.
     pub fn leave_until_drained(
         &self,
         load: &Load,
         backend: &str,
         drain: JoinHandle<Result<Cli>>,
     ) -> Result<Cli> {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + 3 * LIMIT;
         load.close_long(Some(backend), 1.0, Duration::from_millis(1500), true);
         let mut again = Instant::now() + Duration::from_secs(2);
         while !drain.is_finished() {
@@ -479,6 +485,23 @@ pub fn backend<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
         .find(|backend| backend["name"] == name)
 }
 
+/// Whether a backend in a status is up and can be reached.
+fn is_ready(backend: &Value) -> bool {
+    // `eth0 02:00:00:00:00:01`, or why there is no next hop.
+    let hop = backend["next_hop"].as_str().unwrap_or_default();
+    backend["health"] == "up" && hop.matches(':').count() == 5
+}
+
+/// Clients' ends of the long connections that a backend took.
+#[must_use]
+pub fn long_on(load: &Load, backend: &str) -> BTreeSet<SocketAddr> {
+    let flows = load.flows().into_iter();
+    flows
+        .filter(|flow| flow.length == Length::Long && flow.backend.as_deref() == Some(backend))
+        .map(|flow| flow.local)
+        .collect()
+}
+
 /// Now, ns of `CLOCK_MONOTONIC`.
 #[must_use]
 pub fn now() -> u64 {
@@ -504,6 +527,14 @@ pub fn check_sum(receipt: &Value) -> Result<()> {
         "the receipt does not add up: {receipt}"
     );
     Ok(())
+}
+
+/// A counter of /proc/net/netstat, where a line of names comes before each line of values.
+fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names.split_whitespace().position(|found| found == name)?;
+    values.split_whitespace().nth(at)?.parse().ok()
 }
 
 /// A line of /proc/net/tcp or tcp6, if it is a half-open connection: the other side.
@@ -545,6 +576,14 @@ mod tests {
         assert_eq!(half_open(v6), Some(expected));
         assert_eq!(half_open(&line("01")), None);
         assert_eq!(half_open("  sl  local_address rem_address   st"), None);
+    }
+
+    #[test]
+    fn counters_are_found_by_their_names() {
+        let text = "TcpExt: A B TCPSynRetrans\nTcpExt: 1 2 3\nIpExt: A B\nIpExt: 4 5\n";
+        assert_eq!(counter(text, "TcpExt:", "TCPSynRetrans"), Some(3));
+        assert_eq!(counter(text, "IpExt:", "A"), Some(4));
+        assert_eq!(counter(text, "IpExt:", "TCPSynRetrans"), None);
     }
 
     #[test]

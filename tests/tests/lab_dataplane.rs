@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use ebb_tests::{
     client::{Connection, Load, LoadOptions, Reason},
     lab::{Answers, Lab, LabOptions, Topology, address},
-    scenario::can_run,
+    scenario::{LIMIT, can_run},
 };
 use lb_common::{
     Addr,
@@ -31,7 +31,6 @@ use lb_userspace::{
 const TCP: u8 = 6;
 const PORT: u16 = 8080;
 const SERVICE: u32 = 1;
-const LIMIT: Duration = Duration::from_secs(5);
 const BACKENDS: [&str; 3] = ["b1", "b2", "b3"];
 
 fn answers(mode: u8) -> Answers {

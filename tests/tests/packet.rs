@@ -14,7 +14,10 @@ use lb_common::{
     outcome::Outcome,
     steer::tcp::{ACK, FIN, RST, SYN},
 };
-use lb_userspace::datapath::{Datapath, Table, bpf};
+use lb_userspace::{
+    datapath::{Datapath, Table, bpf},
+    model::spec::{ClientAction, ClientRules},
+};
 
 const OLD: u32 = 1;
 const NEW: u32 = 2;
@@ -833,6 +836,67 @@ fn unrecordable_openings_keep_what_can_live() -> Result<()> {
         send(&mut rig, &syn(1002, 7))?,
         (Outcome::ForwardOpeningUnrecorded, NEW)
     );
+    Ok(())
+}
+
+#[test]
+fn the_longest_prefix_of_a_client_decides() -> Result<()> {
+    let mut rig = rig(&NAT, UNMOVED)?;
+    let mut rules = ClientRules::default();
+    for (text, action) in [
+        ("192.0.2.0/24", ClientAction::Deny),
+        ("192.0.2.7", ClientAction::Allow),
+        ("::/0", ClientAction::Deny),
+    ] {
+        rules.0.insert(text.parse().expect(text), action);
+    }
+    rig.datapath.publish_clients(&rules)?;
+    let other = Segment::new(at("192.0.2.8", 1000), NAT.vip, SYN).build();
+    let (verdict, out, outcome) = rig.run(&other)?;
+    assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropClient));
+    assert_eq!(out, other);
+    assert_eq!(
+        send(&mut rig, &syn(1000, 7))?,
+        (Outcome::ForwardOpening, OLD)
+    );
+    // Nobody else's business: what goes to no service passes, whoever sent it.
+    let elsewhere = Segment::new(at("192.0.2.8", 1000), at("203.0.113.99", 80), SYN).build();
+    assert_eq!(rig.run(&elsewhere)?.2, Outcome::PassNoService);
+    let counted: Vec<u64> = rig.datapath.clients()?.iter().map(|rule| rule.2).collect();
+    assert_eq!(counted.iter().sum::<u64>(), 2);
+    // Replaced whole.
+    rig.datapath.publish_clients(&ClientRules::default())?;
+    assert_eq!(rig.run(&other)?.2, Outcome::ForwardOpening);
+    assert!(rig.datapath.clients()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_limit_of_new_flows_drops_openings_alone() -> Result<()> {
+    for (all, of_service) in [(50, 0), (0, 50)] {
+        let mut rig = rig(&NAT, UNMOVED)?;
+        rig.limit_flows(all, NAT.id, of_service)?;
+        let mut opened = 0;
+        for port in 1000..1200 {
+            let outcome = rig.run(&syn(port, 7).build())?.2;
+            assert!(
+                matches!(outcome, Outcome::ForwardOpening | Outcome::DropFlowLimit),
+                "{outcome:?}"
+            );
+            opened += u32::from(outcome == Outcome::ForwardOpening);
+        }
+        // A second's worth, and what the time of the test adds to it.
+        assert!((50..150).contains(&opened), "{opened}");
+        // A flow that has begun goes on, and so does its handshake.
+        assert_eq!(
+            send(&mut rig, &syn(1000, 7))?,
+            (Outcome::ForwardRetransmit, OLD)
+        );
+        assert_eq!(
+            send(&mut rig, &ack(5000, 7))?,
+            (Outcome::ForwardSteady, OLD)
+        );
+    }
     Ok(())
 }
 

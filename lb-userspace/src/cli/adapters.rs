@@ -187,6 +187,8 @@ mod tests {
         let spec = Spec {
             node,
             services: BTreeMap::new(),
+            clients: Default::default(),
+            new_flows_per_core: 0,
         };
         assert_eq!(
             summary(Path::new("f.toml"), &spec),

@@ -110,6 +110,10 @@ pub enum Command {
         of: Option<Scope>,
     },
 
+    /// List the prefixes of clients that are denied or allowed
+    #[command(long_about = help::CLIENTS)]
+    Clients,
+
     /// Say where a client's packets go, and why
     #[command(long_about = help::EXPLAIN, after_long_help = help::EXPLAIN_AFTER)]
     Explain {

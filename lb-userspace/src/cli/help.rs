@@ -149,6 +149,11 @@ Examples:
   ebb flows
   ebb flows web/b1 --json | jq -r '.[].client'";
 
+/// `ebb clients --help`.
+pub const CLIENTS: &str = "\
+Lists the prefixes of clients that the configuration denies or allows ([clients]), with the packets that each decided \
+on since the list was loaded. The longest prefix that a client is in decides; who is in none may come.";
+
 /// `ebb explain --help`.
 pub const EXPLAIN: &str = "\
 Says where the packets of a client go, and why. The answer is the loaded XDP program's own, for a packet that opens a \

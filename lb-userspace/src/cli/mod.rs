@@ -13,7 +13,7 @@
 //! | `usage` | clap's errors in our form |
 //! | `client` | HTTP over the control socket |
 //! | `adapters` | the only calls into the rest of the crate |
-//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `explain`, `version`, `changes` | the commands |
+//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `version`, `changes` | the commands |
 //! | `human`, `table`, `output`, `error` | how things are shown |
 //!
 //! Results go to stdout; progress and errors to stderr. Nothing here panics when a pipe is closed early.
@@ -22,6 +22,7 @@ mod adapters;
 mod args;
 mod changes;
 mod client;
+mod clients;
 mod drain;
 mod error;
 mod explain;
@@ -101,6 +102,7 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
         Command::Explain { service, from } => {
             block_on(explain::explain(&client, &service, from, out))
         }
+        Command::Clients => block_on(clients::clients(&client, out)),
         Command::Version => block_on(version::version(&client, out)),
     }
 }

@@ -55,6 +55,11 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> =
 /// `idle_timeout` unless told otherwise.
 pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(350);
 
+/// Flows that a core lets begin in a second.
+pub const NEW_FLOWS_PER_CORE: RangeInclusive<u32> = 1..=lb_common::protect::RATE_MAX;
+/// Prefixes of clients, denied and allowed ones together.
+pub const CLIENT_PREFIXES_MAX: usize = 65_536;
+
 /// Time between the starts of two probes.
 pub const PROBE_PERIOD: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);

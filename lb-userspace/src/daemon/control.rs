@@ -20,8 +20,9 @@ use super::{
 };
 use crate::{
     api::{
-        AddRequest, BackendRequest, Done, Drain, DrainRequest, ExplainRequest, Explained, Flow,
-        Refusal, ReloadRequest, Reloaded, Status, StopRequest, SwitchRequest, Version,
+        AddRequest, BackendRequest, ClientPrefix, Done, Drain, DrainRequest, ExplainRequest,
+        Explained, Flow, Refusal, ReloadRequest, Reloaded, Status, StopRequest, SwitchRequest,
+        Version,
     },
     model::{
         command::Terms,
@@ -101,6 +102,7 @@ pub fn router(control: Control) -> Router {
         .route("/v1/switch", post(switch))
         .route("/v1/reload", post(reload_route))
         .route("/v1/flows", get(flows))
+        .route("/v1/clients", get(clients))
         .route("/v1/explain", post(explain))
         .route("/v1/version", get(version))
         .route("/v1/stop", post(stop))
@@ -143,6 +145,12 @@ async fn status(State(control): State<Control>) -> Answer<Status> {
             .handle
             .call(move |engine, now| engine.status(&facts, now))
             .await?,
+    ))
+}
+
+async fn clients(State(control): State<Control>) -> Answer<Vec<ClientPrefix>> {
+    Ok(Json(
+        control.handle.call(|engine, _| engine.clients()).await??,
     ))
 }
 

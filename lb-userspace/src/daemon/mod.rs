@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::Context;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
@@ -95,6 +95,8 @@ pub async fn run(
     datapath: impl FnOnce(&Spec) -> anyhow::Result<Box<dyn Datapath>>,
     ports: Ports,
 ) -> anyhow::Result<()> {
+    // Before anybody can know that it runs: a signal without a handler would kill it.
+    let mut signals = Signals::listen().context("signals")?;
     let spec = (options.load)(&options.config)?;
     let seed = seed::read_or_make(&spec.node.hash_seed_file)
         .with_context(|| format!("hash seed file {}", spec.node.hash_seed_file.display()))?;
@@ -125,7 +127,7 @@ pub async fn run(
     let server = tokio::spawn(control::serve(listener, control.clone(), stopped));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!("ready on {}", options.socket.display());
-    wait(&control).await?;
+    wait(&control, &mut signals).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     let _ = stopping.send(true);
     if tokio::time::timeout(SHUTDOWN_TIME, server).await.is_err() {
@@ -136,17 +138,32 @@ pub async fn run(
     Ok(())
 }
 
+/// The signals that mean something to the daemon.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on none of them is lost, and none ends the process by itself.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
 /// Waits for the order to stop; reloads at every SIGHUP.
-async fn wait(control: &control::Control) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+async fn wait(control: &control::Control, signals: &mut Signals) {
     loop {
         tokio::select! {
-            _ = hangup.recv() => reload(control).await,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            () = control.options.stop.given() => return Ok(()),
+            _ = signals.hangup.recv() => reload(control).await,
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            () = control.options.stop.given() => return,
         }
     }
 }

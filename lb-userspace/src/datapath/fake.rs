@@ -22,6 +22,8 @@ use lb_common::{
     steer::{Count, Decision, Env, Packet, note_reply, steer, tcp},
 };
 
+use crate::model::spec::{ClientAction, ClientRules, Prefix};
+
 use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
 
 /// Ticks in a second of the fake's clock.
@@ -68,6 +70,7 @@ struct Memory {
     services: BTreeMap<u32, ServiceRecord>,
     tables: BTreeMap<u32, Vec<Slot>>,
     index: Vec<IndexEntry>,
+    clients: ClientRules,
     flows: Entries,
     handshakes: Entries,
     stats: RefCell<HashMap<u32, BackendStats>>,
@@ -165,6 +168,10 @@ impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
 
     fn may_open(&self, _now: u32) -> bool {
         take(&self.0.openings_left)
+    }
+
+    fn may_begin(&self, _id: u32, _service: &ServiceRecord) -> bool {
+        true
     }
 
     fn count(&self, backend: u32, what: Count) {
@@ -268,6 +275,7 @@ impl Fake {
             services: BTreeMap::new(),
             tables: BTreeMap::new(),
             index: Vec::new(),
+            clients: ClientRules::default(),
             flows: Entries::new(sizes.flows),
             handshakes: Entries::new(sizes.handshakes),
             stats: RefCell::default(),
@@ -443,6 +451,25 @@ impl Datapath for Fake {
         memory.write("publish_index")?;
         memory.index = entries.to_vec();
         Ok(())
+    }
+
+    fn publish_clients(&mut self, rules: &ClientRules) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("publish the clients")?;
+        memory.clients = rules.clone();
+        Ok(())
+    }
+
+    fn clients(&self) -> Result<Vec<(Prefix, ClientAction, u64)>> {
+        let memory = self.memory();
+        let rules = memory.clients.0.iter();
+        Ok(rules
+            .map(|(prefix, action)| (*prefix, *action, 0))
+            .collect())
+    }
+
+    fn put_flow_limit(&mut self, _flows_per_second: u32) -> Result<()> {
+        self.memory().write("put the limit of new flows")
     }
 
     fn barrier(&mut self) -> Result<()> {

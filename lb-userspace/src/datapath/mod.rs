@@ -12,6 +12,8 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::model::spec::{ClientAction, ClientRules, Prefix};
+
 pub mod bpf;
 pub mod fake;
 pub mod object;
@@ -159,6 +161,15 @@ pub trait Datapath: Send {
 
     /// Publishes the address index whole.
     fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()>;
+
+    /// Replaces the prefixes of clients, all at once. Their counters begin anew.
+    fn publish_clients(&mut self, rules: &ClientRules) -> Result<()>;
+
+    /// The prefixes of clients, each with the packets that it decided on since they were published.
+    fn clients(&self) -> Result<Vec<(Prefix, ClientAction, u64)>>;
+
+    /// Sets how many flows a CPU lets begin in a second, over all services; 0 for no limit.
+    fn put_flow_limit(&mut self, flows_per_second: u32) -> Result<()>;
 
     /// Returns when every packet that was being processed at the call has left the program.
     fn barrier(&mut self) -> Result<()>;

@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     drain::Admin,
     observed::{Hop, Observed},
-    spec::{Affinity, Forward, OnDeadline, Tracking},
+    spec::{Affinity, ClientRules, Forward, OnDeadline, Tracking},
     state::{Backend, Service, State},
 };
 
@@ -31,6 +31,10 @@ pub struct Desired {
     pub services: BTreeMap<u32, DesiredService>,
     /// The address index, in the order of its keys.
     pub index: Vec<IndexEntry>,
+    /// Client prefixes.
+    pub clients: ClientRules,
+    /// The node's limit of new flows.
+    pub flow_limit: u32,
 }
 
 /// A service and its table.
@@ -134,6 +138,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask: Addr::prefix_mask(128),
         tunnel_port: spec.tunnel.port.to_be(),
+        flows_per_second: spec.new_flows_per_core,
         ..ServiceRecord::default()
     }
 }

@@ -7,7 +7,10 @@ use lb_common::{
     index::IndexEntry,
 };
 
-use super::desired::{Desired, DesiredService};
+use super::{
+    desired::{Desired, DesiredService},
+    spec::ClientRules,
+};
 
 /// What has been written: noted only after a write succeeded.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +23,10 @@ pub struct Installed {
     pub tables: BTreeMap<u32, Vec<Slot>>,
     /// The index; `None` when it is not known.
     pub index: Option<Vec<IndexEntry>>,
+    /// Client prefixes; `None` when they are not known.
+    pub clients: Option<ClientRules>,
+    /// The node's limit of new flows; `None` when it is not known.
+    pub flow_limit: Option<u32>,
 }
 
 /// One write.
@@ -40,6 +47,10 @@ pub enum Write {
     Service(u32, ServiceRecord),
     /// The address index.
     Index(Vec<IndexEntry>),
+    /// Client prefixes.
+    Clients(ClientRules),
+    /// The node's limit of new flows.
+    FlowLimit(u32),
     /// A service is gone.
     NoService(u32),
 }
@@ -50,6 +61,13 @@ pub enum Write {
 /// the table that no longer names it, so that `ACCEPTING` is never set on one that takes no flows.
 pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
     let mut writes = Vec::new();
+    // First, so that a new service never serves whom it must not.
+    if installed.clients.as_ref() != Some(&desired.clients) {
+        writes.push(Write::Clients(desired.clients.clone()));
+    }
+    if installed.flow_limit != Some(desired.flow_limit) {
+        writes.push(Write::FlowLimit(desired.flow_limit));
+    }
     for (id, record) in &desired.backends {
         if installed.backends.get(id) != Some(record) {
             writes.push(Write::Backend(*id, *record));
@@ -136,6 +154,8 @@ impl Installed {
                 self.services.insert(id, record);
             }
             Write::Index(index) => self.index = Some(index),
+            Write::Clients(rules) => self.clients = Some(rules),
+            Write::FlowLimit(limit) => self.flow_limit = Some(limit),
             Write::NoService(id) => {
                 self.services.remove(&id);
                 self.tables.remove(&id);

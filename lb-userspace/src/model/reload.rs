@@ -57,6 +57,22 @@ pub fn reload(state: &State, spec: &Spec, now_ms: u64) -> Result<Changes> {
     Ok(changes)
 }
 
+/// What a reload does to the settings that belong to no service and can change while ebb runs.
+pub fn node_words(old: &Spec, new: &Spec) -> Vec<String> {
+    let mut words = Vec::new();
+    if old.clients != new.clients {
+        let (before, after) = (old.clients.0.len(), new.clients.0.len());
+        words.push(format!("replace {before} prefixes of clients by {after}"));
+    }
+    if old.new_flows_per_core != new.new_flows_per_core {
+        words.push(match new.new_flows_per_core {
+            0 => "lift the node's limit of new flows".to_owned(),
+            limit => format!("limit new flows to {limit} a second and core"),
+        });
+    }
+    words
+}
+
 /// Free ids, enough for the whole reload.
 struct Ids {
     backends: std::vec::IntoIter<u32>,

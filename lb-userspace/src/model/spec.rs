@@ -20,6 +20,111 @@ pub struct Spec {
     pub node: NodeSpec,
     /// Services by name, in the order of their names.
     pub services: BTreeMap<String, ServiceSpec>,
+    /// Which clients may use the services.
+    #[serde(default)]
+    pub clients: ClientRules,
+    /// Most flows that a core lets begin in a second, over all services; 0 for no limit.
+    #[serde(default)]
+    pub new_flows_per_core: u32,
+}
+
+/// Prefixes of clients; the longest that a client is in decides, and who is in none may come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientRules(pub BTreeMap<Prefix, ClientAction>);
+
+/// What clients of a prefix may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAction {
+    /// Nothing: their packets to services are dropped.
+    Deny,
+    /// Use the services, although a shorter prefix denies it.
+    Allow,
+}
+
+/// An address and how many of its bits count; the others are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Prefix {
+    /// The prefix of that many bits that the address is in; `None` when there are more than it has.
+    #[must_use]
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let address = match address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(32_u32.checked_sub(length.into())?);
+                (v4.to_bits() & mask.unwrap_or(0)).to_be_bytes().into()
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128_u32.checked_sub(length.into())?);
+                (v6.to_bits() & mask.unwrap_or(0)).to_be_bytes().into()
+            }
+        };
+        Some(Self { address, length })
+    }
+
+    /// First address.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Bits.
+    #[must_use]
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// An address alone is a prefix of all its bits.
+impl std::str::FromStr for Prefix {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "not an address or a prefix";
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| WRONG)?;
+        let all = if address.is_ipv4() { 32 } else { 128 };
+        let length: u8 = match length {
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                digits.parse().map_err(|_| WRONG)?
+            }
+            Some(_) => return Err(WRONG),
+            None => all,
+        };
+        let prefix = Self::new(address, length).ok_or("a prefix longer than the address")?;
+        if prefix.address == address {
+            Ok(prefix)
+        } else {
+            Err("a prefix with bits set behind its length")
+        }
+    }
+}
+
+impl Serialize for Prefix {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
 }
 
 /// Settings of the node itself.
@@ -97,6 +202,9 @@ pub struct ServiceSpec {
     /// A flow not seen for this long has ended.
     #[serde(with = "millis")]
     pub idle_timeout: Duration,
+    /// Most flows that a core lets begin in a second; 0 for no limit.
+    #[serde(default)]
+    pub new_flows_per_core: u32,
     /// Number of slots asked for; chosen from the number of backends when `None`.
     pub slots: Option<u32>,
     /// Health checks.

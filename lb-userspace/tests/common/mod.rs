@@ -64,6 +64,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             spread: Duration::from_secs(2),
         },
         idle_timeout: IDLE,
+        new_flows_per_core: 0,
         slots: Some(1009),
         health: HealthSpec {
             startup: None,
@@ -91,5 +92,7 @@ pub fn spec(services: impl IntoIterator<Item = ServiceSpec>) -> Spec {
             .into_iter()
             .map(|service| (service.name.clone(), service))
             .collect(),
+        clients: Default::default(),
+        new_flows_per_core: 0,
     }
 }

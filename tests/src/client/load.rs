@@ -79,6 +79,8 @@ struct State {
     now: Sample,
     requests_skipped: u64,
     held: HashMap<u64, Held>,
+    /// When the connections were begun whose handshake is under way.
+    opening: HashMap<u64, u64>,
     broken: Vec<Broken>,
     flows: Vec<Flow>,
     samples: Vec<Sample>,
@@ -194,10 +196,30 @@ impl Load {
 
     /// Waits until `done` holds for the current sample; whether it did within `limit`.
     pub fn wait(&self, limit: Duration, mut done: impl FnMut(&Sample) -> bool) -> bool {
+        self.wait_state(limit, |state| done(&state.current()))
+    }
+
+    /// A moment (ns of `CLOCK_MONOTONIC`) with a clean cut: of every connection begun before it the handshake is over
+    /// when this returns. `None` if one is still under way after `limit`.
+    ///
+    /// What is changed after this returns can not have had a say in where those connections went, though the client may
+    /// have been kept from sending for long after it noted their beginning.
+    #[must_use]
+    pub fn moment(&self, limit: Duration) -> Option<u64> {
+        let at = {
+            // Beginnings are noted under the same lock.
+            let _state = self.shared.lock();
+            clock::now_ns()
+        };
+        let is_over = |state: &State| state.opening.values().all(|&started_ns| started_ns >= at);
+        self.wait_state(limit, is_over).then_some(at)
+    }
+
+    fn wait_state(&self, limit: Duration, mut done: impl FnMut(&State) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         let mut state = self.shared.lock();
         loop {
-            if done(&state.current()) {
+            if done(&state) {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -282,21 +304,7 @@ impl Load {
 
     /// Waits until no connection is left; whether that was so within `limit`.
     fn wait_idle(&self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        let mut state = self.shared.lock();
-        while state.tasks > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = self
-                .shared
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        true
+        self.wait_state(limit, |state| state.tasks == 0)
     }
 
     fn end_thread(&mut self) {
@@ -336,6 +344,21 @@ impl Shared {
     fn change(&self, edit: impl FnOnce(&mut State)) {
         edit(&mut self.lock());
         self.changed.notify_all();
+    }
+
+    /// Opens connection `id`; its beginning is noted in `started_ns` just before.
+    async fn open(&self, id: u64, started_ns: &mut u64) -> Result<Connection, Failure> {
+        {
+            let mut state = self.lock();
+            *started_ns = clock::now_ns();
+            state.opening.insert(id, *started_ns);
+        }
+        let LoadOptions { target, limit, .. } = self.options;
+        let opened = Connection::open(self.source(id), target, limit).await;
+        self.change(|state| {
+            state.opening.remove(&id);
+        });
+        opened
     }
 
     fn stopping(&self) -> bool {
@@ -378,7 +401,7 @@ impl Shared {
         }
     }
 
-    fn note_broken(&self, length: Length, started_ns: u64, seen: &Seen, failure: Failure) {
+    fn note_broken(&self, length: Length, seen: &Seen, failure: Failure) {
         self.change(|state| {
             match length {
                 Length::Long => state.now.broken += 1,
@@ -390,7 +413,7 @@ impl Shared {
                 backend: seen.backend.clone(),
                 reason: failure.reason,
                 detail: failure.detail,
-                started_ns,
+                started_ns: seen.started_ns,
                 broken_ns: clock::now_ns(),
             });
         });
@@ -434,6 +457,7 @@ impl Shared {
 /// What is known of a connection while it lasts.
 #[derive(Default)]
 struct Seen {
+    started_ns: u64,
     local: Option<SocketAddr>,
     backend: Option<Arc<str>>,
 }
@@ -494,13 +518,12 @@ async fn short_requests(shared: Arc<Shared>) {
 
 async fn short_request(shared: &Shared) {
     let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-    let started_ns = clock::now_ns();
     let mut seen = Seen::default();
     let result = short_exchange(shared, id, &mut seen).await;
     if let Some(local) = seen.local {
         shared.note_flow(Flow {
             length: Length::Short,
-            started_ns,
+            started_ns: seen.started_ns,
             local,
             backend: seen.backend.clone(),
         });
@@ -511,13 +534,13 @@ async fn short_request(shared: &Shared) {
             *state.now.short.entry(backend).or_default() += 1;
         }),
         (Ok(()), None) => {}
-        (Err(failure), _) => shared.note_broken(Length::Short, started_ns, &seen, failure),
+        (Err(failure), _) => shared.note_broken(Length::Short, &seen, failure),
     }
 }
 
 async fn short_exchange(shared: &Shared, id: u64, seen: &mut Seen) -> Result<(), Failure> {
     let options = &shared.options;
-    let mut connection = Connection::open(shared.source(id), options.target, options.limit).await?;
+    let mut connection = shared.open(id, &mut seen.started_ns).await?;
     seen.local = Some(connection.local());
     let (least, most) = options.short_bytes;
     let answer = connection
@@ -528,10 +551,9 @@ async fn short_exchange(shared: &Shared, id: u64, seen: &mut Seen) -> Result<(),
 }
 
 async fn long_connection(shared: &Arc<Shared>, id: u64) {
-    let started_ns = clock::now_ns();
     shared.change(|state| state.now.opened += 1);
     let mut seen = Seen::default();
-    let result = long_exchange(shared, id, started_ns, &mut seen).await;
+    let result = long_exchange(shared, id, &mut seen).await;
     shared.change(|state| {
         state.held.remove(&id);
         if result.is_ok() {
@@ -539,25 +561,19 @@ async fn long_connection(shared: &Arc<Shared>, id: u64) {
         }
     });
     if let Err(failure) = result {
-        shared.note_broken(Length::Long, started_ns, &seen, failure);
+        shared.note_broken(Length::Long, &seen, failure);
     }
 }
 
-async fn long_exchange(
-    shared: &Arc<Shared>,
-    id: u64,
-    started_ns: u64,
-    seen: &mut Seen,
-) -> Result<(), Failure> {
+async fn long_exchange(shared: &Arc<Shared>, id: u64, seen: &mut Seen) -> Result<(), Failure> {
     let options = &shared.options;
-    let opened = Connection::open(shared.source(id), options.target, options.limit).await;
-    let mut connection = opened?;
+    let mut connection = shared.open(id, &mut seen.started_ns).await?;
     seen.local = Some(connection.local());
     let upgraded = connection.upgrade(id).await;
     seen.backend = connection.first().map(|first| Arc::clone(&first.backend));
     shared.note_flow(Flow {
         length: Length::Long,
-        started_ns,
+        started_ns: seen.started_ns,
         local: connection.local(),
         backend: seen.backend.clone(),
     });

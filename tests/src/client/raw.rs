@@ -35,7 +35,7 @@ pub mod flag {
 }
 
 /// Time after which an unanswered packet is sent again.
-const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A packet socket on the client's interface.
 #[derive(Debug)]
@@ -192,16 +192,20 @@ impl Conversation<'_> {
     /// # Errors
     /// A RST, or nothing within `limit`.
     pub fn await_syn_ack(&mut self, limit: Duration) -> Result<u32> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let segment = self.receive(deadline)?.context("no SYN-ACK in time")?;
+        let came = self.syn_ack_until(Instant::now() + limit)?;
+        came.context("no SYN-ACK in time")
+    }
+
+    fn syn_ack_until(&mut self, deadline: Instant) -> Result<Option<u32>> {
+        while let Some(segment) = self.receive(deadline)? {
             ensure!(segment.flags & flag::RST == 0, "a RST instead of a SYN-ACK");
             let both = flag::SYN | flag::ACK;
             if segment.flags & both == both && segment.acknowledgement == self.next {
                 self.expected = segment.sequence.wrapping_add(1);
-                return Ok(segment.sequence);
+                return Ok(Some(segment.sequence));
             }
         }
+        Ok(None)
     }
 
     /// Sends the ACK that ends the handshake.
@@ -212,14 +216,20 @@ impl Conversation<'_> {
         Ok(self.send(flag::ACK, self.next, self.expected, &[])?)
     }
 
-    /// The whole handshake.
+    /// The whole handshake; a SYN that nobody answers is sent again.
     ///
     /// # Errors
     /// See [`Self::await_syn_ack`].
     pub fn connect(&mut self, limit: Duration) -> Result<()> {
-        self.send_syn()?;
-        self.await_syn_ack(limit)?;
-        self.send_ack()
+        let deadline = Instant::now() + limit;
+        loop {
+            self.send_syn()?;
+            let wait = deadline.min(Instant::now() + AGAIN);
+            if self.syn_ack_until(wait)?.is_some() {
+                return self.send_ack();
+            }
+            ensure!(Instant::now() < deadline, "no SYN-ACK in time");
+        }
     }
 
     /// `GET path` on the open connection, the answer read to its end and acknowledged.
@@ -231,11 +241,17 @@ impl Conversation<'_> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").into_bytes();
         let after = self.next.wrapping_add(u32::try_from(request.len())?);
         let (mut answered, mut data) = (false, Vec::new());
+        let mut again = Instant::now();
         loop {
-            if !answered {
+            if !answered && Instant::now() >= again {
                 self.send(flag::PSH | flag::ACK, self.next, self.expected, &request)?;
+                again = Instant::now() + AGAIN;
             }
-            let wait = deadline.min(Instant::now() + AGAIN);
+            let wait = if answered {
+                deadline
+            } else {
+                deadline.min(again)
+            };
             let Some(segment) = self.receive(wait)? else {
                 ensure!(
                     Instant::now() < deadline,
@@ -285,16 +301,24 @@ impl Conversation<'_> {
         Ok(self.send(flag::RST | flag::ACK, self.next, self.expected, &[])?)
     }
 
-    /// Ends the connection in good order: FIN, and the server's FIN acknowledged.
+    /// Ends the connection in good order: FIN (again when nobody answers), and the server's FIN acknowledged.
     ///
     /// # Errors
     /// A RST, or no FIN within `limit`.
     pub fn close(mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
-        self.send(flag::FIN | flag::ACK, self.next, self.expected, &[])?;
+        let fin = self.next;
         self.next = self.next.wrapping_add(1);
+        let mut again = Instant::now();
         loop {
-            let segment = self.receive(deadline)?.context("no FIN in time")?;
+            if Instant::now() >= again {
+                self.send(flag::FIN | flag::ACK, fin, self.expected, &[])?;
+                again = Instant::now() + AGAIN;
+            }
+            let Some(segment) = self.receive(deadline.min(again))? else {
+                ensure!(Instant::now() < deadline, "no FIN in time");
+                continue;
+            };
             ensure!(segment.flags & flag::RST == 0, "a RST instead of a FIN");
             if segment.flags & flag::FIN != 0 && segment.sequence == self.expected {
                 self.expected = self.expected.wrapping_add(1);

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{Guard, Lab, Netns};
 
-/// Time in which the daemon must answer after its start.
+/// Time in which the daemon must answer, also after its start, and end.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Finds a program of this workspace: named by the environment variable `variable`, or next to the running
@@ -240,10 +240,10 @@ impl Ebb {
     /// Ends the daemon with SIGTERM.
     ///
     /// # Errors
-    /// It does not end in 10 s.
+    /// It does not end in [`START_LIMIT`].
     pub fn stop(&mut self) -> Result<()> {
         match self.guard.take() {
-            Some(mut guard) => guard.terminate(Duration::from_secs(10)).map(drop),
+            Some(mut guard) => guard.terminate(START_LIMIT).map(drop),
             None => Ok(()),
         }
     }
@@ -328,8 +328,8 @@ impl Ebb {
 
 fn get(socket: &Path, path: &str) -> io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(START_LIMIT))?;
+    stream.set_write_timeout(Some(START_LIMIT))?;
     stream.write_all(
         format!("GET {path} HTTP/1.1\r\nHost: ebb\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;

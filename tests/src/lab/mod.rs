@@ -43,6 +43,9 @@ pub use plan::{Answers, LabOptions, Topology};
 
 use crate::{client, server};
 
+/// Time in which a server of the lab must answer, on a machine that has other things to do.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// The fixed name of the lab to play in; its namespaces are `ebb-client`, `ebb-lb` and so on.
 pub const PLAYGROUND: &str = "ebb";
 
@@ -249,7 +252,7 @@ impl Lab {
     }
 
     fn wait_port(&self, backend: &str, port: u16) -> Result<()> {
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        let deadline = std::time::Instant::now() + LIMIT;
         while let Err(error) = self.stats(backend, port) {
             if std::time::Instant::now() > deadline {
                 return Err(error.context(format!("the server on {backend} does not answer")));
@@ -267,8 +270,7 @@ impl Lab {
     pub fn stats(&self, backend: &str, port: u16) -> Result<server::Stats> {
         let target = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
         let asked = self.netns(backend).block_on(|| async move {
-            let mut connection =
-                client::Connection::open(None, target, Duration::from_secs(5)).await?;
+            let mut connection = client::Connection::open(None, target, LIMIT).await?;
             connection.get_text("/stats").await
         })?;
         let (_, body) = asked.with_context(|| format!("GET {target}/stats on {backend}"))?;

@@ -34,12 +34,12 @@ fn overlapping(way: Way) -> Result<()> {
     scene.ok("switch web green")?;
     let green = now();
     turnover()?;
-    let undrain = now();
+    let undrain = scene.moment(&load)?;
     closed.push(("b1", drained..undrain));
     scene.ok("undrain web/b1")?;
     turnover()?;
     // Back to blue: from here on b1 takes flows again, g1 and g2 do not.
-    let back = now();
+    let back = scene.moment(&load)?;
     for name in ["b1", "b2", "b3", "b4"] {
         closed.push((name, green..back));
     }
@@ -103,7 +103,7 @@ fn removed_and_added(way: Way) -> Result<()> {
         .wait_status(LIMIT, |status| backend(status, "b1").is_none())?;
     scene.refused("drain web/b1", "b1")?;
     scene.traffic(&load, 50)?;
-    let until = now();
+    let until = scene.moment(&load)?;
 
     // The same server under another name.
     let at = scene.backend_at("b1");

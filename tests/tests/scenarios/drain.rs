@@ -1,14 +1,20 @@
 //! Drains: nothing breaks, nothing new comes, and the receipt is right.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use ebb_tests::{
     client::{
         Length, Reason,
         raw::{Conversation, RawClient, flag},
     },
-    scenario::{LIMIT, Scene, Way, backend, can_run, check_sum, joined, now},
+    scenario::{
+        LIMIT, SHORT_AT_ONCE, Scene, Way, backend, can_run, check_sum, joined, long_on, now,
+    },
 };
 
 /// A drain under load: nothing breaks, no connection begun after the command returned comes to the backend, and the
@@ -19,10 +25,10 @@ fn under_load(way: Way) -> Result<()> {
     }
     let scene = Scene::new(way, &["b1", "b2", "b3"])?;
     let load = scene.load(150, 150.0)?;
-    let before = scene.open_on("b1")?;
+    // All of these stay open through the command.
+    let least = long_on(&load, "b1").len();
     scene.ok("drain web/b1 --timeout 60s")?;
     let from = now();
-    let after = scene.open_on("b1")?;
     scene.traffic(&load, 50)?;
     let waiting = scene.background("drain web/b1 --wait --json");
     let drained = scene.leave_until_drained(&load, "b1", waiting)?;
@@ -36,11 +42,9 @@ fn under_load(way: Way) -> Result<()> {
     assert_eq!(drained.code, Some(0), "{drained}");
     let receipt = drained.json()?;
     check_sum(&receipt)?;
-    let at_start = receipt["flows_at_start"].as_u64().context("flows")?;
-    // Those open both before and after the command were open when it took effect.
-    let least = before.intersection(&after).count() as u64;
-    // Between a client's last ACK and the server's record lies a moment: a few short ones more or less.
-    let most = before.union(&after).count() as u64 + 20;
+    let at_start = receipt["flows_at_start"].as_u64().context("flows")? as usize;
+    // And of the short ones there are no more at a time.
+    let most = least + SHORT_AT_ONCE;
     assert!(
         (least..=most).contains(&at_start),
         "{least} to {most} flows at the start, the receipt says {receipt}"
@@ -128,11 +132,13 @@ fn deadline_l2() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn deadline_nat_v6() -> Result<()> {
     deadline(Way::NatV6)
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn deadline_l2_v6() -> Result<()> {
     deadline(Way::L2V6)
 }
@@ -152,7 +158,12 @@ fn waiting_again_keeps_the_deadline() -> Result<()> {
     assert_eq!(again.code, Some(3), "{again}");
     let receipt = again.json()?;
     let seconds = receipt["seconds"].as_f64().context("seconds")?;
-    assert!((2.0..4.0).contains(&seconds), "{first} {receipt}");
+    assert!(seconds >= 2.0, "{first} {receipt}");
+    let status = scene.ebb.status()?;
+    let ended = &backend(&status, "b1").context("b1")?["drain"];
+    for key in ["id", "since_ms", "deadline_ms"] {
+        assert_eq!(ended[key], first[key], "{key}: {first} {ended}");
+    }
     let report = load.stop(Duration::from_millis(100));
     assert!(report.is_clean(), "{}", report.summary());
     Ok(())
@@ -169,7 +180,7 @@ fn tables_lost(way: Way) -> Result<()> {
     };
     let scene = Scene::with(way, &["b1", "b2", "b3"], edit, "")?;
     let load = scene.load(200, 100.0)?;
-    let began = now();
+    let began = scene.moment(&load)?;
     scene.ok("drain web/b1 --timeout 60s")?;
     let from = now();
     let mut lost = (0, 0);
@@ -231,6 +242,7 @@ fn tables_lost_nat_v6() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn tables_lost_l2_v6() -> Result<()> {
     tables_lost(Way::L2V6)
 }
@@ -286,6 +298,7 @@ fn handshake_held_open_l2() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn handshake_held_open_nat_v6() -> Result<()> {
     handshake_held_open(Way::NatV6)
 }
@@ -313,6 +326,28 @@ fn established_on_b1<'a>(
     Ok(on_b1)
 }
 
+/// Sends the connection's SYN again until the server's challenge ACK comes: a machine that lags may have data come
+/// again before it, and for half a second after an answer to such a duplicate the kernel sends no other.
+fn challenged(old: &Conversation) -> Result<()> {
+    let (next, expected) = old.numbers();
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        old.send_syn()?;
+        while let Some(segment) = old.next_segment(Duration::from_secs(1))? {
+            ensure!(
+                segment.flags & (flag::SYN | flag::RST) == 0,
+                "taken for a new connection: {segment:?}"
+            );
+            let numbers = (segment.acknowledgement, segment.sequence);
+            if segment.flags == flag::ACK && segment.payload.is_empty() {
+                ensure!(numbers == (next, expected), "{segment:?}");
+                return Ok(());
+            }
+        }
+    }
+    bail!("no challenge ACK")
+}
+
 /// A SYN of a port that has a connection on a draining backend: the old one goes there again, a new one elsewhere.
 fn port_reused(way: Way) -> Result<()> {
     if !can_run() {
@@ -324,18 +359,7 @@ fn port_reused(way: Way) -> Result<()> {
     scene.ok("drain web/b1 --timeout 60s")?;
     for (port, mut old) in on_b1 {
         // A late duplicate of the first SYN: b1 knows the connection and says where it stands (RFC 9293, 3.10.7.4).
-        old.send_syn()?;
-        let (next, expected) = old.numbers();
-        let challenge = old.next_segment(LIMIT)?.context("no challenge ACK")?;
-        assert_eq!(
-            (
-                challenge.flags,
-                challenge.acknowledgement,
-                challenge.sequence
-            ),
-            (flag::ACK, next, expected),
-            "port {port}"
-        );
+        challenged(&old).with_context(|| format!("port {port}"))?;
         assert_eq!(old.get("/bytes/50?seed=2", LIMIT)?.backend, "b1");
 
         // The client begins anew from the same port.

@@ -104,8 +104,8 @@ fn two_networks(forward: &str, family: Family) -> Result<()> {
         // By XDP, not by the kernel that would forward them as well; but for the first ones, when it has yet to
         // resolve the clients.
         let (xdp, kernel) = (
-            outcome(&status, "forward-reply"),
-            outcome(&status, "forward-reply-kernel"),
+            outcome(&status, "forward_reply"),
+            outcome(&status, "forward_reply_kernel"),
         );
         assert!(
             xdp > 1000 && kernel < 20,
@@ -142,11 +142,13 @@ fn two_networks_nat() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn two_networks_l2() -> Result<()> {
     two_networks("l2", Family::V4)
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn two_networks_nat_v6() -> Result<()> {
     two_networks("nat", Family::V6)
 }
@@ -208,7 +210,7 @@ fn an_interface_that_is_missing_from_the_start() -> Result<()> {
         .to_string();
     for part in [
         "error: cannot run the daemon: there is no interface sied",
-        "hint: there are eth0, side, to-b1, to-b2, to-b3; mend `interfaces` in ",
+        "hint: there are eth0, to-b1, to-b2, to-b3, side; mend `interfaces` in ",
     ] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }

@@ -2,6 +2,7 @@
 //! backends. One lab at a time: `--test-threads=1`.
 
 mod changes;
+mod clients;
 mod configuration;
 mod drain;
 mod health;

@@ -1,11 +1,23 @@
 //! Other people's programs: nginx as backends, wrk as the client, both from Debian's packages.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read as _,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ebb_tests::{
     lab::{Guard, Lab},
     scenario::{LIMIT, Scene, Way, can_run, lab},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 /// Where a program is; `cargo xtask setup` installs what is missing.
@@ -58,26 +70,51 @@ fn nginx(lab: &Lab, backend: &str, port: u16) -> Result<Guard> {
     Ok(guard)
 }
 
-/// wrk running in the client's namespace; its report at the end.
-fn wrk(scene: &Scene, seconds: u32, more: &[&str]) -> Result<thread::JoinHandle<Result<String>>> {
-    let mut command: Command = scene.lab.command("client", program("wrk")?);
-    command.args(["-t1", "--timeout", "5s", &format!("-d{seconds}s")]);
-    command
-        .args(more)
-        .arg(format!("http://{}/", scene.target()));
-    Ok(thread::spawn(move || {
-        let output = command.output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "wrk: {} {text}", output.status);
+/// wrk running in the client's namespace, for longer than any test takes.
+struct Wrk {
+    child: Child,
+}
+
+impl Wrk {
+    fn start(scene: &Scene, more: &[&str]) -> Result<Self> {
+        let mut command: Command = scene.lab.command("client", program("wrk")?);
+        command.args(["-t1", "--timeout", "10s", "-d100s"]);
+        command
+            .args(more)
+            .arg(format!("http://{}/", scene.target()));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        Ok(Self {
+            child: child.context("start wrk")?,
+        })
+    }
+
+    /// Ends it as Ctrl-C does; its report. It must not have ended by itself.
+    fn end(mut self) -> Result<String> {
+        let early = self.child.try_wait()?;
+        ensure!(early.is_none(), "wrk ended before the changes did");
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, Signal::SIGINT).context("end wrk")?;
+        let mut text = String::new();
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut text)?;
+        }
+        let status = self.child.wait()?;
+        ensure!(status.success(), "wrk: {status} {text}");
         Ok(text)
-    }))
+    }
+}
+
+impl Drop for Wrk {
+    fn drop(&mut self) {
+        // Nothing to end when it was ended in good order.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// wrk counts every connection that was refused, cut, or not answered; none of it may happen.
-fn judge(wrk: thread::JoinHandle<Result<String>>) -> Result<u64> {
-    let text = wrk
-        .join()
-        .map_err(|_| anyhow::anyhow!("wrk's thread panicked"))??;
+fn judge(wrk: Wrk) -> Result<u64> {
+    let text = wrk.end()?;
     for wrong in ["Socket errors", "Non-2xx"] {
         ensure!(!text.contains(wrong), "{text}");
     }
@@ -99,8 +136,8 @@ fn through_changes(way: Way) -> Result<()> {
         servers.insert(name.clone(), nginx(&lab, name, service.backend_port)?);
     }
     let scene = Scene::over(lab, service, servers, "")?;
-    let kept = wrk(&scene, 8, &["-c60"])?;
-    let short = wrk(&scene, 8, &["-c4", "-H", "Connection: close"])?;
+    let kept = Wrk::start(&scene, &["-c60"])?;
+    let short = Wrk::start(&scene, &["-c4", "-H", "Connection: close"])?;
     let busy = |name: &str, more: u64| -> Result<()> {
         let packets = |b: &serde_json::Value| b["packets"].as_u64().unwrap_or(0);
         let before = packets(&scene.wait_backend(name, |_| true)?);
@@ -120,10 +157,6 @@ fn through_changes(way: Way) -> Result<()> {
     busy("b3", 1000)?;
     scene.ok("switch web blue")?;
     busy("b2", 1000)?;
-    ensure!(
-        !kept.is_finished() && !short.is_finished(),
-        "wrk ended before the changes did"
-    );
     assert!(judge(kept)? > 1000);
     assert!(judge(short)? > 100);
     Ok(())
@@ -145,6 +178,7 @@ fn through_changes_nat_v6() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn through_changes_l2_v6() -> Result<()> {
     through_changes(Way::L2V6)
 }

@@ -1,11 +1,11 @@
 //! The daemon is killed: forwarding goes on, and the next one goes on where it was.
 
-use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use ebb_tests::{
-    client::{Length, Load, Reason},
-    scenario::{LIMIT, Scene, Way, backend, can_run, check_sum, now},
+    client::Reason,
+    scenario::{LIMIT, Scene, Way, backend, can_run, check_sum, long_on, now},
 };
 use serde_json::Value;
 
@@ -54,6 +54,7 @@ fn killed_in_a_drain(way: Way) -> Result<()> {
     scene.ok(&format!("add web/blue/b4 {address}"))?;
     scene.wait_backend("b4", |b| b["accepting"] == true)?;
     let load = scene.load(120, 100.0)?;
+    let syns_again = scene.syns_again()?;
 
     scene.ok("drain web/b1 --timeout 60s --on-deadline leave")?;
     let from = now();
@@ -78,7 +79,7 @@ fn killed_in_a_drain(way: Way) -> Result<()> {
     assert_eq!(receipt["flows_at_start"], receipt["finished"], "{receipt}");
     let report = load.stop(Duration::from_millis(300));
     assert!(report.is_clean(), "{}", report.summary());
-    scene.no_syn_lost(&report, &(from..until))?;
+    assert_eq!(scene.syns_again()?, syns_again, "a SYN was lost");
     scene.none_begun_on("b1", &report, from..until)
 }
 
@@ -93,6 +94,7 @@ fn killed_in_a_drain_l2() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn killed_in_a_drain_nat_v6() -> Result<()> {
     killed_in_a_drain(Way::NatV6)
 }
@@ -111,22 +113,22 @@ fn deadlines_outlast_the_daemon() -> Result<()> {
     let mut scene = Scene::new(Way::Nat, &["b1", "b2", "b3"])?;
     let load = scene.load(60, 50.0)?;
     let on_b1 = long_on(&load, "b1");
-    scene.ok("drain web/b1 --timeout 3s --on-deadline reset")?;
-    let asked = std::time::Instant::now();
+    let drain = scene
+        .ok("drain web/b1 --timeout 3s --on-deadline reset --json")?
+        .json()?;
     scene.ebb.kill9();
     scene.traffic(&load, 20)?;
     scene.ebb.restart(&scene.lab)?;
-    ensure!(
-        asked.elapsed() < Duration::from_secs(3),
-        "the machine is too slow for this test"
-    );
     let drained = scene.run("drain web/b1 --wait --json")?;
     assert_eq!(drained.code, Some(3), "{drained}");
     let receipt = drained.json()?;
     check_sum(&receipt)?;
-    // Deadline, a second in which flows are cut, and some slack.
+    assert_eq!(receipt["reset"], on_b1.len(), "{receipt}");
+    // To the deadline, and a second in which flows are cut.
     let seconds = receipt["seconds"].as_f64().context("seconds")?;
-    assert!((3.0..6.0).contains(&seconds), "{receipt}");
+    assert!(seconds >= 4.0, "{receipt}");
+    let b1 = scene.wait_backend("b1", |b1| b1["admin"] == "drained")?;
+    assert_eq!(b1["drain"]["deadline_ms"], drain["deadline_ms"], "{b1}");
     let cut = load.wait(LIMIT, |now| now.broken >= on_b1.len() as u64);
     assert!(cut, "{:?}", load.now());
 
@@ -161,15 +163,6 @@ fn deadlines_outlast_the_daemon() -> Result<()> {
     Ok(())
 }
 
-/// Long connections that a backend took.
-fn long_on(load: &Load, name: &str) -> BTreeSet<SocketAddr> {
-    let flows = load.flows().into_iter();
-    flows
-        .filter(|flow| flow.length == Length::Long && flow.backend.as_deref() == Some(name))
-        .map(|flow| flow.local)
-        .collect()
-}
-
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |time| {
@@ -184,7 +177,7 @@ fn killed_in_a_switch(way: Way) -> Result<()> {
     }
     let mut scene = Scene::new(way, &["b1", "b2", "g1", "g2"])?;
     let load = scene.load(80, 100.0)?;
-    let begun = now();
+    let syns_again = scene.syns_again()?;
     let mut closed = Vec::new();
     for (round, pool) in ["green", "blue", "green", "blue"].into_iter().enumerate() {
         let line = format!("switch web {pool}");
@@ -219,6 +212,7 @@ fn killed_in_a_switch(way: Way) -> Result<()> {
         let from = now();
         load.close_long(None, 0.2, Duration::from_millis(200), true);
         scene.traffic(&load, 60)?;
+        let until = scene.moment(&load)?;
         let status = scene.ebb.status()?;
         assert_eq!(active(&status), [pool]);
         let other = if pool == "blue" {
@@ -229,7 +223,7 @@ fn killed_in_a_switch(way: Way) -> Result<()> {
         for name in other {
             let accepting = backend(&status, name).context("gone")?["accepting"].clone();
             assert_eq!(accepting, false, "{name}");
-            closed.push((name, from..now()));
+            closed.push((name, from..until));
         }
     }
     let report = load.stop(Duration::from_millis(300));
@@ -237,7 +231,8 @@ fn killed_in_a_switch(way: Way) -> Result<()> {
     for (name, window) in closed {
         scene.none_begun_on(name, &report, window)?;
     }
-    scene.no_syn_lost(&report, &(begun..now()))
+    assert_eq!(scene.syns_again()?, syns_again, "a SYN was lost");
+    Ok(())
 }
 
 #[test]

@@ -3,10 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use ebb_tests::{
-    client::raw::RawClient,
-    scenario::{LIMIT, Scene, Way, backend, can_run},
-};
+use ebb_tests::scenario::{LIMIT, Scene, Way, can_run};
 use serde_json::Value;
 
 fn explain(scene: &Scene, from: SocketAddr) -> Result<Value> {
@@ -50,9 +47,6 @@ fn agrees(way: Way) -> Result<()> {
     }
 
     scene.ok("drain web/b1")?;
-    // Each connection has sent something since.
-    scene.traffic(&load, 0)?;
-    scene.traffic(&load, 0)?;
     for (port, name, conversation) in &mut open {
         let answer = conversation.get("/bytes/10?seed=2", LIMIT)?;
         assert_eq!(&answer.backend, name);
@@ -70,6 +64,18 @@ fn agrees(way: Way) -> Result<()> {
         assert_eq!(said["established"]["backend"], answer.backend, "{said}");
         conversation.close(LIMIT)?;
     }
+    let mut known = on_b1;
+    known.extend(
+        open.iter()
+            .filter(|(_, name, _)| name == "b1")
+            .map(|(port, ..)| from(*port)),
+    );
+    // Each is listed once it has sent something since.
+    let b1 = scene
+        .wait_backend("b1", |b1| b1["drain"]["flows"]["listed"] == known.len())
+        .with_context(|| format!("{} connections are listed", known.len()))?;
+    assert_eq!(b1["flows"], known.len(), "{b1}");
+    assert_eq!(b1["drain"]["flows"]["at_start"], known.len(), "{b1}");
     let listed = scene.ok("flows web/b1 --json")?.json()?;
     let flows = listed
         .as_array()
@@ -80,18 +86,7 @@ fn agrees(way: Way) -> Result<()> {
         .filter(|flow| flow["phase"] == "established")
         .filter_map(|flow| flow["client"].as_str()?.parse().ok())
         .collect();
-    let mut known = on_b1;
-    known.extend(
-        open.iter()
-            .filter(|(_, name, _)| name == "b1")
-            .map(|(port, ..)| from(*port)),
-    );
     assert_eq!(clients, known);
-    let b1 = scene
-        .wait_backend("b1", |b1| b1["drain"]["flows"]["listed"] == known.len())
-        .with_context(|| format!("{} connections are listed", known.len()))?;
-    assert_eq!(b1["flows"], known.len(), "{b1}");
-    assert_eq!(b1["drain"]["flows"]["at_start"], known.len(), "{b1}");
     let people = scene.ok("status web")?.stdout;
     assert!(
         people.contains("b1") && people.contains("draining"),
@@ -118,6 +113,7 @@ fn agrees_nat_v6() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
 fn agrees_l2_v6() -> Result<()> {
     agrees(Way::L2V6)
 }

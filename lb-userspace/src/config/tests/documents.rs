@@ -8,7 +8,10 @@ const EXAMPLE: &str = include_str!("../../../../docs/ebb.example.toml");
 #[test]
 fn the_example_is_valid() {
     let spec = check(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(spec.services.keys().collect::<Vec<_>>(), ["mail", "web"]);
+    assert_eq!(
+        spec.services.keys().collect::<Vec<_>>(),
+        ["mail", "web", "web6"]
+    );
     assert_eq!(
         spec.services["mail"].pools["main"].backends["m1"]
             .address
@@ -35,12 +38,12 @@ fn complete_files_in_the_document_are_valid() {
 /// The keys that a file may have are those that the validator lists when it meets one it does not know.
 #[test]
 fn every_key_is_documented() {
-    let text = "interfaces = [\"eth0\"]\n??? = 0\ncapacity.??? = 0\n[service.web]\n??? = 0\nlisten = \"203.0.113.10:443\"\n\
+    let text = "interfaces = [\"eth0\"]\n??? = 0\ncapacity.??? = 0\nclients.??? = 0\n[service.web]\n??? = 0\nlisten = \"203.0.113.10:443\"\n\
                 drain.??? = 0\nhealth.readiness = { http = \"/\", ??? = 0 }\nhealth.??? = 0\n\
                 pool.blue = { ??? = 0, backends = { b1 = { address = \"10.0.0.1:80\", ??? = 0 } } }\n"
         .replace("???", "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq");
     let error = check(&text).expect_err("unknown keys");
-    assert_eq!(error.problems.len(), 8, "{error}");
+    assert_eq!(error.problems.len(), 9, "{error}");
     for problem in &error.problems {
         let hint = problem.hint.as_deref().unwrap_or_default();
         let keys = hint

@@ -2,6 +2,7 @@
 
 mod accepted;
 mod broken_input;
+mod clients;
 mod documents;
 mod refused;
 

@@ -3,6 +3,7 @@
 //! Every reader asks for all its fields before it uses the first `?`, so one bad field hides no other.
 
 mod address;
+mod clients;
 mod cross;
 mod facts;
 mod health;
@@ -19,6 +20,7 @@ use crate::model::spec::{ServiceSpec, Spec};
 
 use super::{
     file::Section,
+    limits,
     problem::{Problems, Reported},
 };
 use facts::Facts;
@@ -28,11 +30,25 @@ pub(super) fn spec(mut root: Section<'_>, problems: &mut Problems<'_>) -> Result
     let mut facts = Facts::default();
     let node = node::read(&mut root, &mut facts, problems);
     let services = services(&mut root, &mut facts, problems);
+    let clients = clients::read(root.field("clients"), problems);
+    let new_flows_per_core = new_flows_per_core(&mut root, problems);
     root.finish(problems);
     cross::check(&facts, problems);
     Ok(Spec {
         node: node?,
         services: services?,
+        clients: clients?,
+        new_flows_per_core: new_flows_per_core?,
+    })
+}
+
+/// A limit of new flows, of the node or of a service; 0 for none.
+fn new_flows_per_core(
+    section: &mut Section<'_>,
+    problems: &mut Problems<'_>,
+) -> Result<u32, Reported> {
+    section.field("new_flows_per_core").map_or(Ok(0), |field| {
+        field.integer(problems, limits::NEW_FLOWS_PER_CORE)
     })
 }
 

@@ -67,6 +67,7 @@ pub(super) fn read(
     let active_pool = active_pool(section, &pools, problems);
     let min_available = min_available(section, &pools, active_pool, problems);
     let slots = slots(section, facts.capacity.slots, &pools, problems);
+    let new_flows_per_core = super::new_flows_per_core(section, problems);
     section.not_yet("slow_start");
     section.finish(problems);
     facts.services.push(service_facts);
@@ -87,6 +88,7 @@ pub(super) fn read(
         min_available: min_available?,
         drain: drain?,
         idle_timeout: idle_timeout?,
+        new_flows_per_core: new_flows_per_core?,
         slots: slots?,
         health: health?,
         active_pool: active_pool?.to_owned(),

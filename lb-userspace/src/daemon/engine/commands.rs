@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Engine, Fault};
 use crate::{
+    api::ClientPrefix,
     datapath::{self, Table, Verdict},
     model::{
         command::{self, Result, Terms},
@@ -120,16 +121,35 @@ impl Engine {
     /// What a new configuration would change.
     pub fn plan_reload(&self, spec: &Spec, now_ms: u64) -> Result<Vec<String>> {
         self.check_node(spec)?;
-        Ok(reload::reload(&self.state, spec, now_ms)?.words)
+        let mut words = reload::reload(&self.state, spec, now_ms)?.words;
+        words.extend(reload::node_words(&self.spec, spec));
+        Ok(words)
     }
 
     /// Follows a new configuration, whole or not at all.
     pub fn reload(&mut self, spec: Spec, now_ms: u64) -> Result<Vec<String>> {
         self.check_node(&spec)?;
         let changes = reload::reload(&self.state, &spec, now_ms)?;
+        let mut words = changes.words;
+        words.extend(reload::node_words(&self.spec, &spec));
         self.spec = spec;
         self.carry_out("reload", changes.ops, now_ms)?;
-        Ok(changes.words)
+        Ok(words)
+    }
+
+    /// The prefixes of clients, with the packets that each decided on, the busiest first.
+    pub fn clients(&self) -> Result<Vec<ClientPrefix>> {
+        let mut rules = self
+            .datapath
+            .clients()
+            .map_err(|error| failed("clients", &error.into()))?;
+        rules.sort_by_key(|(prefix, _, packets)| (std::cmp::Reverse(*packets), *prefix));
+        let view = |(prefix, action, packets)| ClientPrefix {
+            prefix,
+            action,
+            packets,
+        };
+        Ok(rules.into_iter().map(view).collect())
     }
 
     fn check_node(&self, spec: &Spec) -> Result<()> {

@@ -219,7 +219,10 @@ impl Engine {
             seed: &self.seed,
             cache: &mut self.cache,
         };
-        let desired = desired::desired(&self.state, &self.observed, &node, &mut tables, now_ms);
+        let mut desired = desired::desired(&self.state, &self.observed, &node, &mut tables, now_ms);
+        // What the configuration says of the node alone is no part of the state.
+        desired.clients = self.spec.clients.clone();
+        desired.flow_limit = self.spec.new_flows_per_core;
         for write in plan(&desired, &self.installed) {
             self.write(&write, now_ms)?;
             self.installed.note(write);
@@ -258,6 +261,8 @@ impl Engine {
                 self.datapath.publish_index(index)?;
                 self.datapath.barrier()
             }
+            Write::Clients(rules) => self.datapath.publish_clients(rules),
+            Write::FlowLimit(limit) => self.datapath.put_flow_limit(*limit),
             Write::NoService(id) => self.datapath.remove_service(*id),
             Write::Table {
                 service,

@@ -28,6 +28,10 @@ use super::{
 /// Longer than the kernel takes to give a neighbour up plus the longest wait between two attempts.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Less than the kernel takes to doubt an entry by itself (half of `base_reachable_time`, 15 s, at the least) and than
+/// ebb takes to read everything anew (30 s).
+const UNASKED: Duration = Duration::from_secs(10);
+
 static LABS: AtomicU32 = AtomicU32::new(0);
 
 /// Three namespaces, deleted when dropped.
@@ -288,6 +292,29 @@ fn through_a_gateway() {
 }
 
 #[test]
+fn through_a_link_local_gateway() {
+    let Some(lab) = Lab::new() else { return };
+    // As routing daemons have it; the same gateway address on another link is another neighbour.
+    lab.ip("router", "addr add fe80::1/64 dev r0 nodad");
+    lab.ip("peer", "addr add fe80::1/64 dev p0 nodad");
+    lab.ip("node", "-6 route add fd79::/64 via fe80::1 dev n1");
+    lab.ip("node", "route add 10.80.0.0/24 via inet6 fe80::1 dev n1");
+    lab.ip("node", "-6 route add fd80::/64 via fe80::1 dev n0");
+    lab.run(async || {
+        let router = resolved(lab.next_hop("n1", lab.mac("router", "r0")));
+        let peer = resolved(lab.next_hop("n0", lab.mac("peer", "p0")));
+        for (address, hop) in [
+            ("fd79::5", router),
+            ("10.80.0.5", router),
+            ("fd80::5", peer),
+        ] {
+            let mut watched = Watched::start(&[address]);
+            watched.until(address, hop).await;
+        }
+    });
+}
+
+#[test]
 fn an_announced_new_nic_is_seen_at_once() {
     let Some(lab) = Lab::new() else { return };
     lab.run(async || {
@@ -307,11 +334,7 @@ fn an_announced_new_nic_is_seen_at_once() {
                 .until(address, resolved(lab.next_hop("n0", mac(new))))
                 .await;
             assert_eq!(between, [], "never without a next hop");
-            assert!(
-                before.elapsed() < Duration::from_secs(1),
-                "{:?}",
-                before.elapsed()
-            );
+            assert!(before.elapsed() < UNASKED, "{:?}", before.elapsed());
         }
     });
 }
@@ -321,21 +344,20 @@ fn a_nic_replaced_in_silence_is_found_by_verifying() {
     let Some(lab) = Lab::new() else { return };
     lab.silence("peer", "p0");
     lab.run(async || {
-        let mut watched = Watched::start(&["10.77.0.2"]);
-        watched
-            .until(
-                "10.77.0.2",
-                resolved(lab.next_hop("n0", lab.mac("peer", "p0"))),
-            )
-            .await;
-        lab.ip("peer", "link set p0 address 02:00:00:00:77:03");
-        watched.resolver.verify("10.77.0.2".parse().unwrap());
-        watched
-            .until(
-                "10.77.0.2",
-                resolved(lab.next_hop("n0", mac("02:00:00:00:77:03"))),
-            )
-            .await;
+        for (address, new) in [
+            ("10.77.0.2", "02:00:00:00:77:03"),
+            ("fd77::2", "02:00:00:00:77:04"),
+        ] {
+            let mut watched = Watched::start(&[address]);
+            watched
+                .until(address, resolved(lab.next_hop("n0", lab.mac("peer", "p0"))))
+                .await;
+            lab.ip("peer", &format!("link set p0 address {new}"));
+            watched.resolver.verify(address.parse().unwrap());
+            watched
+                .until(address, resolved(lab.next_hop("n0", mac(new))))
+                .await;
+        }
     });
 }
 

@@ -18,7 +18,7 @@ use crate::model::{
     spec::ProbeKind,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// A server that ends when dropped, and says of every connection that it began.
@@ -88,7 +88,15 @@ async fn listen() -> TcpListener {
 
 /// An address where nothing listens.
 async fn nowhere() -> SocketAddr {
-    listen().await.local_addr().unwrap()
+    let address = listen().await.local_addr().unwrap();
+    // A child of another test has every socket of this process from its fork to its exec.
+    let freed = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(PERIOD).await;
+        }
+    };
+    timeout(PATIENCE, freed).await.expect("somebody listens");
+    address
 }
 
 fn probe(kind: ProbeKind) -> ProbeSpec {
@@ -344,7 +352,7 @@ async fn a_backend_comes_goes_and_dies() {
     );
 
     let busy = Server::on(
-        TcpListener::bind(address).await.unwrap(),
+        listen_again(address).await,
         "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n",
         false,
     );
@@ -405,8 +413,18 @@ async fn stop(mut server: Server) {
     let _ = (&mut server.task).await;
 }
 
+/// At an address that was given up just now; see [`nowhere`] for who may still have it.
 async fn listen_again(address: SocketAddr) -> TcpListener {
-    TcpListener::bind(address).await.unwrap()
+    let bound = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => return listener,
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse),
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    };
+    timeout(PATIENCE, bound).await.expect("still in use")
 }
 
 #[tokio::test]
@@ -541,10 +559,16 @@ async fn tcp_probes_leave_nothing_behind() {
     for _ in 0..5 {
         server.request().await;
     }
-    let port = format!(":{:04X} ", server.address.port());
+    let SocketAddr::V4(address) = server.address else {
+        panic!("it listens on IPv4");
+    };
+    // As the kernel prints it: a number in host order of the bytes in network order.
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    let server = format!(" {ip:08X}:{:04X} ", address.port());
     let sockets = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    assert!(sockets.contains(&server), "its listener is not in the list");
     let time_wait = sockets
         .lines()
-        .filter(|line| line.contains(&port) && line.split_whitespace().nth(3) == Some("06"));
+        .filter(|line| line.contains(&server) && line.split_whitespace().nth(3) == Some("06"));
     assert_eq!(time_wait.count(), 0);
 }

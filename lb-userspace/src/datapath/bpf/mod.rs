@@ -23,10 +23,11 @@ use lb_common::{
 };
 
 use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
-use crate::model::spec::{Capacity, XdpMode};
+use crate::model::spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode};
 
 mod attach;
 mod barrier;
+mod clients;
 mod frame;
 mod mapped;
 mod slots;
@@ -63,6 +64,7 @@ pub struct BpfDatapath {
     handshakes: Mapped<FlowEntry>,
     outcomes: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, Pod<BackendStats>>,
+    clients: clients::Tries,
     barrier: Barrier,
     ticks_per_second: u32,
     /// None while the program is not on any yet.
@@ -90,7 +92,7 @@ fn index_half(capacity: &Capacity) -> u32 {
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose size is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 7] {
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 8] {
     [
         ("SERVICES", capacity.services + 1, "services"),
         ("BACKENDS", capacity.backends + 1, "backends"),
@@ -103,6 +105,7 @@ fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 7] {
             "services",
         ),
         ("BACKEND_STATS", capacity.backends + 1, "backends"),
+        ("FLOW_LIMITS", capacity.services + 1, "services"),
     ]
 }
 
@@ -147,6 +150,7 @@ impl BpfDatapath {
         fill_jumps(&mut ebpf)?;
         let outcomes = PerCpuArray::try_from(take(&mut ebpf, "OUTCOMES")?).map_err(map_error)?;
         let stats = PerCpuArray::try_from(take(&mut ebpf, "BACKEND_STATS")?).map_err(map_error)?;
+        let clients = clients::Tries::new(&mut ebpf)?;
         Ok(Self {
             control: mapped(&ebpf, "CONTROL")?,
             index: mapped(&ebpf, "INDEX")?,
@@ -157,6 +161,7 @@ impl BpfDatapath {
             handshakes: mapped(&ebpf, "HANDSHAKES")?,
             outcomes,
             stats,
+            clients,
             barrier: Barrier::new()?,
             ticks_per_second: 0,
             interfaces: None,
@@ -194,6 +199,8 @@ impl BpfDatapath {
             ticks_per_second: self.ticks_per_second,
             adoptions_per_tick: ADOPTIONS_PER_TICK,
             openings_per_tick: OPENINGS_PER_TICK,
+            flows_per_second: found.flows_per_second,
+            clients: found.clients,
             reserved: found.reserved,
         };
         self.control.write_all(0, &control)
@@ -499,6 +506,30 @@ impl Datapath for BpfDatapath {
         }
         self.control.words(0)?[0].store(Live::new(seed, second, half - 1).0, Ordering::Release);
         self.barrier.wait()
+    }
+
+    fn publish_clients(&mut self, rules: &ClientRules) -> Result<()> {
+        let live = self.control.read(0)?.clients;
+        let next = self.clients.fill(live, rules)?;
+        let control = ControlRecord {
+            clients: next,
+            ..self.control.read(0)?
+        };
+        self.control.write_all(0, &control)?;
+        // The other trie may be emptied for the next list once nobody looks into it.
+        self.barrier.wait()
+    }
+
+    fn clients(&self) -> Result<Vec<(Prefix, ClientAction, u64)>> {
+        self.clients.read(self.control.read(0)?.clients)
+    }
+
+    fn put_flow_limit(&mut self, flows_per_second: u32) -> Result<()> {
+        let control = ControlRecord {
+            flows_per_second,
+            ..self.control.read(0)?
+        };
+        self.control.write_all(0, &control)
     }
 
     fn barrier(&mut self) -> Result<()> {

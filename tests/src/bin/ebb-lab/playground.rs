@@ -64,13 +64,13 @@ fn up(setting: &Setting, no_ebb: bool) -> Result<ExitCode> {
     let lab = setting.lab(true)?;
     let service = setting.service(&lab);
     let servers = lab.serve(service.backend_port)?;
-    let text = config::file(&lab, &[service]);
+    let text = config::file(&lab, std::slice::from_ref(&service));
     let ebb = if no_ebb {
         None
     } else {
         Some(Ebb::start(&lab, &text)?)
     };
-    print!("{}", setting::keep(lab, servers, ebb));
+    print!("{}", setting::keep(lab, &service, servers, ebb));
     Ok(ExitCode::SUCCESS)
 }
 

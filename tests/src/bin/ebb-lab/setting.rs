@@ -1,12 +1,12 @@
 //! What demo and playground have in common: one lab with two pools, and how to enter it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::Result;
 use clap::ValueEnum;
 use ebb_tests::{
     config::Service,
-    lab::{Answers, Ebb, Guard, Lab, LabOptions, PLAYGROUND, Topology},
+    lab::{Answers, Ebb, Guard, Lab, LabOptions, PLAYGROUND, Topology, address::Family},
 };
 
 /// Backends of both pools.
@@ -39,6 +39,9 @@ pub struct Setting {
     /// How packets are forwarded
     #[arg(long, value_enum, default_value_t = Mode::Nat)]
     forward: Mode,
+    /// Service, clients and backends speak IPv6
+    #[arg(long)]
+    ipv6: bool,
 }
 
 impl Setting {
@@ -68,12 +71,30 @@ impl Setting {
             Mode::Nat => "nat",
             Mode::L2 => "l2",
         };
-        Service::blue_green(lab, forward)
+        let mut service = Service::blue_green(lab, forward);
+        if self.ipv6 {
+            service.family = Family::V6;
+        }
+        service
+    }
+}
+
+/// Where a client's browser would find the service.
+fn url(service: &Service) -> String {
+    // An IPv6 address in a URL is in brackets, as it is with a port.
+    match service.target() {
+        SocketAddr::V4(target) => format!("http://{}/", target.ip()),
+        SocketAddr::V6(target) => format!("http://[{}]/", target.ip()),
     }
 }
 
 /// Leaves all of a lab up and says how to enter it.
-pub fn keep(lab: Lab, servers: BTreeMap<String, Guard>, ebb: Option<Ebb>) -> String {
+pub fn keep(
+    lab: Lab,
+    service: &Service,
+    servers: BTreeMap<String, Guard>,
+    ebb: Option<Ebb>,
+) -> String {
     servers.into_values().for_each(Guard::forget);
     let has_ebb = ebb.is_some();
     if let Some(ebb) = ebb {
@@ -84,7 +105,7 @@ pub fn keep(lab: Lab, servers: BTreeMap<String, Guard>, ebb: Option<Ebb>) -> Str
     let mut text = String::from("the lab is up; enter it with\n");
     let mut hint = |command: &str, what: &str| text.push_str(&format!("  {command:<66} {what}\n"));
     hint(
-        "cargo xtask lab exec client curl -i http://203.0.113.10/",
+        &format!("cargo xtask lab exec client curl -i '{}'", url(service)),
         "a request through the balancer",
     );
     if has_ebb {

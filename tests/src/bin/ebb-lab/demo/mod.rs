@@ -54,7 +54,7 @@ impl Demo {
             told.with_context(|| format!("the daemon's log ends with{}", ebb.log_tail()))?;
         self.print(&receipt)?;
         if self.keep {
-            eprint!("\n{}", setting::keep(lab, servers, Some(ebb)));
+            eprint!("\n{}", setting::keep(lab, &service, servers, Some(ebb)));
         }
         Ok(if receipt.is_clean() {
             ExitCode::SUCCESS

@@ -13,7 +13,10 @@ use ebb_tests::{
     client::{Flow, Load, LoadOptions, Report, begun_within},
     clock,
     config::Service,
-    lab::{Ebb, Lab, address},
+    lab::{
+        Ebb, Lab,
+        address::{self, Family},
+    },
     server::Stats,
 };
 use serde_json::Value;
@@ -50,7 +53,8 @@ impl Closed {
         let mut wrong: BTreeSet<(SocketAddr, u64)> = BTreeSet::new();
         for (_, stats) in stats.iter().filter(|(name, _)| is_closed(name)) {
             let window = self.from_ns..self.until_ns;
-            let late = begun_within(stats, &report.flows, &[address::CLIENT], window);
+            let clients = Family::BOTH.map(address::client);
+            let late = begun_within(stats, &report.flows, &clients, window);
             wrong.extend(late.iter().map(|late| {
                 (
                     late.accepted.peer,
@@ -189,7 +193,9 @@ impl Story<'_> {
     }
 
     fn reopen(&mut self) {
-        let now = clock::now_ns();
+        // Of connections begun before, none can be sent on its way only after what comes next.
+        let moment = self.load.moment(LIMIT);
+        let now = moment.unwrap_or_else(clock::now_ns);
         for window in self
             .closed
             .iter_mut()
