@@ -128,7 +128,7 @@ pub mod service_flags {
     pub const DATAGRAM: u32 = 4;
     /// Its datagrams are QUIC.
     pub const QUIC: u32 = 8;
-    /// Echo requests to its address are answered.
+    /// Echo requests to its address are answered, where the address index names it for its address.
     pub const ECHO: u32 = 16;
 }
 
@@ -141,7 +141,7 @@ pub mod jump {
     /// How many places there are.
     pub const PLACES: u32 = 8;
     /// What is loaded into which place.
-    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough")];
+    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough"), (ICMP, "icmp")];
 }
 
 /// One backend, by backend id.

@@ -38,6 +38,8 @@ outcomes! {
     PassInternal = "pass_internal",
     /// From a backend to an address that the node does not forward to (its own, or forwarding is off); to the kernel.
     PassReplyLocal = "pass_reply_local",
+    /// ICMP that is neither an echo request that ebb answers nor an error about a flow of a service; to the kernel.
+    PassIcmp = "pass_icmp",
     /// To the owner of an unmoved slot.
     ForwardSteady = "forward_steady",
     /// To the backend of its flow entry.
@@ -60,6 +62,12 @@ outcomes! {
     ForwardReply = "forward_reply",
     /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.
     ForwardReplyKernel = "forward_reply_kernel",
+    /// An ICMP error about a flow, to the flow's backend.
+    ForwardIcmp = "forward_icmp",
+    /// An ICMP error about a flow, from the backends' side to the client.
+    ForwardIcmpReply = "forward_icmp_reply",
+    /// An echo request to a service's address: answered.
+    AnswerEcho = "answer_echo",
     /// Its client's prefix is denied.
     DropClient = "drop_client",
     /// More flows would begin than the core or the service may let begin; the client tries again.
@@ -84,6 +92,6 @@ impl Outcome {
     /// Whether the packet went on to a backend or a client.
     pub const fn is_forward(self) -> bool {
         self as u32 >= Outcome::ForwardSteady as u32
-            && self as u32 <= Outcome::ForwardReplyKernel as u32
+            && self as u32 <= Outcome::ForwardIcmpReply as u32
     }
 }

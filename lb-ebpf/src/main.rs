@@ -11,6 +11,7 @@
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
+    Addr,
     abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode},
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
@@ -19,6 +20,7 @@ use lb_common::{
 
 mod count;
 mod forward;
+mod icmp;
 mod maps;
 mod parse;
 mod probe;
@@ -26,6 +28,7 @@ mod protect;
 mod reset;
 mod tables;
 mod thorough;
+mod turn;
 
 use parse::{Parsed, Refused};
 use tables::Kernel;
@@ -81,11 +84,16 @@ fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
     } else {
         (&packet.source, packet.source_port)
     };
+    find(address, index::selector(port, packet.protocol(), kind))
+}
+
+/// What the address index says of a key.
+#[inline(always)]
+fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
     let control = maps::CONTROL.get(0)?;
     let live = Live(control.index);
     let first = live.first();
     let seed = control.index_seed ^ live.seed();
-    let selector = index::selector(port, packet.protocol(), kind);
     index::find(seed, live.mask(), address, selector, |place| {
         maps::INDEX.get(first.wrapping_add(place))
     })
@@ -136,7 +144,13 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     ) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
-    let route = forward::route(ctx, packet, service);
+    let route = forward::route(
+        ctx,
+        packet.protocol(),
+        packet.network,
+        &packet.destination,
+        service,
+    );
     if matches!(route, forward::Route::NotForwarded) {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }

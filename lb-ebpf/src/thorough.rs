@@ -1,7 +1,7 @@
 //! Headers of the packets that are not plain: VLAN tags, IPv4 options, IPv6 extension headers.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::outcome::Outcome;
+use lb_common::{Addr, outcome::Outcome};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -46,9 +46,39 @@ struct Extension {
     rest: [u8; 6],
 }
 
-/// Reads the headers, or says why the frame is not for ebb.
+/// A packet whose network header is known, and what comes behind it.
+pub struct Located {
+    /// Network header.
+    pub network: Network,
+    /// Source and destination.
+    pub ends: (Addr, Addr),
+    /// IP protocol number of what follows the network header, options and extension headers included.
+    pub protocol: u8,
+    /// Where things are.
+    pub extent: Extent,
+    /// The frame has no tags, the header no options.
+    pub is_plain: bool,
+}
+
+/// Reads the headers, or says why the frame is not for this program.
 #[inline(always)]
 pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
+    let found = locate(ctx)?;
+    // SAFETY: `locate` has checked the network header.
+    unsafe {
+        transport(
+            found.protocol,
+            found.network,
+            found.ends,
+            &found.extent,
+            found.is_plain,
+        )
+    }
+}
+
+/// Finds the network header, and what follows it.
+#[inline(always)]
+pub fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
     let (start, end) = (ctx.data(), ctx.data_end());
     let ethernet: *mut EthHdr = header(start, end)?;
     // SAFETY: `header` has checked that it lies inside the frame; so for every header below.
@@ -67,8 +97,8 @@ pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
             EthHdr::LEN + TAGS_MAX as usize * size_of::<Tag>(),
         )?;
     match ether_type {
-        ETHERTYPE_IPV4 => parse_v4(start, at, end),
-        ETHERTYPE_IPV6 => parse_v6(start, at, end),
+        ETHERTYPE_IPV4 => locate_v4(start, at, end),
+        ETHERTYPE_IPV6 => locate_v6(start, at, end),
         _ => Err(Outcome::PassNotIp.into()),
     }
 }
@@ -76,7 +106,7 @@ pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
 /// The same value, of which the verifier then knows no more than that it is at most `max`. So the ways that led to
 /// it are one way from there on, where it would prove the rest of the program anew for each of them.
 #[inline(always)]
-fn forget(value: usize, max: usize) -> Result<usize, Refused> {
+pub fn forget(value: usize, max: usize) -> Result<usize, Refused> {
     let Some(place) = maps::SCRATCH.get_ptr_mut(0) else {
         return Err(Outcome::PassInternal.into());
     };
@@ -92,7 +122,7 @@ fn forget(value: usize, max: usize) -> Result<usize, Refused> {
 }
 
 #[inline(always)]
-fn parse_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
+fn locate_v4(start: usize, at: usize, end: usize) -> Result<Located, Refused> {
     let ip: *mut Ipv4Hdr = header(at, end)?;
     unsafe {
         let header_length = usize::from((*ip).vihl & 0xf) << 2;
@@ -110,12 +140,22 @@ fn parse_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total,
             header: header_length,
         };
+<<<<<<< HEAD
         transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, false)
+=======
+        Ok(Located {
+            network: Network::V4(ip),
+            ends: v4_ends(ip),
+            protocol: (*ip).proto,
+            extent,
+            is_plain: header_length == Ipv4Hdr::LEN && at - start == EthHdr::LEN,
+        })
+>>>>>>> 62c0ae8 (ICMP to a service: echo requests are answered, errors find the flow they quote)
     }
 }
 
 #[inline(always)]
-fn parse_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
+fn locate_v6(start: usize, at: usize, end: usize) -> Result<Located, Refused> {
     let ip: *mut Ipv6Hdr = header(at, end)?;
     unsafe {
         if *ip.cast::<u8>() >> 4 != 6 {
@@ -132,7 +172,17 @@ fn parse_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total,
             header: Ipv6Hdr::LEN + extensions,
         };
+<<<<<<< HEAD
         transport(protocol, Network::V6(ip), v6_ends(ip), &extent, false)
+=======
+        Ok(Located {
+            network: Network::V6(ip),
+            ends: v6_ends(ip),
+            protocol,
+            extent,
+            is_plain: extensions == 0 && at - start == EthHdr::LEN,
+        })
+>>>>>>> 62c0ae8 (ICMP to a service: echo requests are answered, errors find the flow they quote)
     }
 }
 

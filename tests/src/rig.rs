@@ -162,6 +162,12 @@ impl Rig {
             service: setup.id,
             backend: 0,
         });
+        self.index.push(IndexEntry {
+            address: record.vip,
+            selector: selector(0, 0, kind::VIP),
+            service: setup.id,
+            backend: 0,
+        });
         self.datapath.publish_index(&self.index)?;
         Ok(())
     }
