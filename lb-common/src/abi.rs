@@ -221,8 +221,16 @@ pub struct ControlRecord {
     pub flows_per_second: u32,
     /// Which of the two tries of client prefixes is live: 1 or 2, 0 for none.
     pub clients: u32,
+    /// [`control_flags`].
+    pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 6],
+    pub reserved: [u32; 5],
+}
+
+/// Bits of [`ControlRecord::flags`].
+pub mod control_flags {
+    /// Later fragments to a service whose first one has not been seen are dropped, not passed to the kernel.
+    pub const DROP_EARLY_FRAGMENTS: u32 = 1;
 }
 
 /// A CPU's count of what it did for a backend.

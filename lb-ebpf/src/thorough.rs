@@ -139,16 +139,12 @@ fn locate_v4(start: usize, at: usize, end: usize) -> Result<Located, Refused> {
             total,
             header: header_length,
         };
-<<<<<<< HEAD
-        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, false)
-=======
         Ok(Located {
             network: Network::V4(ip),
             ends: v4_ends(ip),
             protocol: (*ip).proto,
             extent,
         })
->>>>>>> 62c0ae8 (ICMP to a service: echo requests are answered, errors find the flow they quote)
     }
 }
 
@@ -170,16 +166,12 @@ fn locate_v6(start: usize, at: usize, end: usize) -> Result<Located, Refused> {
             total,
             header: Ipv6Hdr::LEN + extensions,
         };
-<<<<<<< HEAD
-        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, false)
-=======
         Ok(Located {
             network: Network::V6(ip),
             ends: v6_ends(ip),
             protocol,
             extent,
         })
->>>>>>> 62c0ae8 (ICMP to a service: echo requests are answered, errors find the flow they quote)
     }
 }
 

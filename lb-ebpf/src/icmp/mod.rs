@@ -20,7 +20,7 @@ use network_types::eth::EthHdr;
 use crate::{
     count, drop, find, finish, forward, maps,
     parse::{self, Network, Refused, header},
-    pass,
+    pass, protect,
     tables::Kernel,
     thorough::{self, Located},
 };
@@ -127,6 +127,9 @@ fn answer(ctx: &XdpContext, message: &Message) -> u32 {
     let Some(entry) = find(&message.packet.ends.1, index::selector(0, 0, kind::VIP)) else {
         return pass(ctx, 0, Outcome::PassIcmp);
     };
+    if protect::denies(&message.packet.ends.0) {
+        return drop(ctx, entry.service, Outcome::DropClient);
+    }
     let is_wanted = maps::SERVICES
         .get(entry.service)
         .is_some_and(|service| service.flags & service_flags::ECHO != 0);

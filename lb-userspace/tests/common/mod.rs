@@ -64,6 +64,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
         },
         idle_timeout: IDLE,
         new_flows_per_core: 0,
+        icmp_echo: true,
         slots: Some(1009),
         health: HealthSpec {
             startup: None,
@@ -93,5 +94,6 @@ pub fn spec(services: impl IntoIterator<Item = ServiceSpec>) -> Spec {
             .collect(),
         clients: Default::default(),
         new_flows_per_core: 0,
+        fragments_out_of_order: Default::default(),
     }
 }

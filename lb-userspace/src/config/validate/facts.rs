@@ -11,6 +11,8 @@ use super::super::file::{Located, Place};
 pub(super) struct Facts {
     /// Sizes of the maps, or the defaults where they are wrong.
     pub(super) capacity: Capacity,
+    /// What the node says of echo requests, for services that say nothing.
+    pub(super) icmp_echo: bool,
     /// The services in the order of the file.
     pub(super) services: Vec<ServiceFacts>,
 }
