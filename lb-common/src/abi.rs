@@ -134,14 +134,20 @@ pub mod service_flags {
 
 /// Places of the tail-called programs in the map `JUMPS`.
 pub mod jump {
-    /// Frames with tags, options, extension headers, or fragments.
+    /// Frames with tags, options or extension headers; decides what of them is a fragment.
     pub const THOROUGH: u32 = 0;
     /// ICMP and ICMPv6.
     pub const ICMP: u32 = 1;
+    /// Fragments.
+    pub const FRAGMENT: u32 = 3;
     /// How many places there are.
     pub const PLACES: u32 = 8;
     /// What is loaded into which place.
-    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough"), (ICMP, "icmp")];
+    pub const PROGRAMS: &[(u32, &str)] = &[
+        (THOROUGH, "thorough"),
+        (ICMP, "icmp"),
+        (FRAGMENT, "fragment"),
+    ];
 }
 
 /// One backend, by backend id.

@@ -13,6 +13,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr,
     abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode},
+    fragment::TO_CLIENT,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
     steer::{self, Decision},
@@ -20,6 +21,7 @@ use lb_common::{
 
 mod count;
 mod forward;
+mod fragment;
 mod icmp;
 mod maps;
 mod parse;
@@ -126,6 +128,7 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     if backend.flags & backend_flags::NEXT_HOP == 0 {
         return drop(ctx, id, Outcome::DropNoNextHop);
     }
+    fragment::remember(packet, id, decision.backend, 0);
     count::packet_to(decision.backend, packet.length);
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {
         return drop(ctx, id, Outcome::DropTtl);
@@ -160,6 +163,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
         service,
         &packet.to_client(service.port),
     );
+    fragment::remember(packet, entry.service, entry.backend, TO_CLIENT);
     count::reply_from(entry.backend, packet.length);
     match route {
         forward::Route::Known { ethernet, ifindex } => {

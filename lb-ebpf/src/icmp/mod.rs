@@ -101,6 +101,9 @@ fn parse(ctx: &XdpContext) -> Result<Message, Refused> {
         Network::V4(_) => parse::ICMP,
         Network::V6(_) => parse::ICMPV6,
     };
+    if packet.part != 0 {
+        return Err(Outcome::PassFragment.into());
+    }
     if packet.protocol != expected {
         return Err(Outcome::PassProtocol.into());
     }
