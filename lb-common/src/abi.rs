@@ -134,22 +134,29 @@ pub mod service_flags {
     pub const DATAGRAM: u32 = 4;
     /// Its datagrams are QUIC.
     pub const QUIC: u32 = 8;
-    /// Echo requests to its address are answered.
+    /// Echo requests to its address are answered, where the address index names it for its address.
     pub const ECHO: u32 = 16;
 }
 
 /// Places of the tail-called programs in the map `JUMPS`.
 pub mod jump {
-    /// Frames with tags, options, extension headers, or fragments.
+    /// Frames with tags, options or extension headers; decides what of them is a fragment.
     pub const THOROUGH: u32 = 0;
     /// ICMP and ICMPv6.
     pub const ICMP: u32 = 1;
     /// Packets that do not fit their tunnel, after [`super::TooBig`] was laid out for it.
     pub const TOO_BIG: u32 = 2;
+    /// Fragments.
+    pub const FRAGMENT: u32 = 3;
     /// How many places there are.
     pub const PLACES: u32 = 8;
     /// What is loaded into which place.
-    pub const PROGRAMS: &[(u32, &str)] = &[(THOROUGH, "thorough"), (TOO_BIG, "too_big")];
+    pub const PROGRAMS: &[(u32, &str)] = &[
+        (THOROUGH, "thorough"),
+        (ICMP, "icmp"),
+        (TOO_BIG, "too_big"),
+        (FRAGMENT, "fragment"),
+    ];
 }
 
 /// One backend, by backend id.
@@ -233,8 +240,16 @@ pub struct ControlRecord {
     pub flows_per_second: u32,
     /// Which of the two tries of client prefixes is live: 1 or 2, 0 for none.
     pub clients: u32,
+    /// [`control_flags`].
+    pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 6],
+    pub reserved: [u32; 5],
+}
+
+/// Bits of [`ControlRecord::flags`].
+pub mod control_flags {
+    /// Later fragments to a service whose first one has not been seen are dropped, not passed to the kernel.
+    pub const DROP_EARLY_FRAGMENTS: u32 = 1;
 }
 
 /// A CPU's count of what it did for a backend.

@@ -14,6 +14,9 @@ pub mod kind {
     pub const SERVICE: u8 = 1;
     /// A source that is a backend of a `nat` service.
     pub const REPLY: u8 = 2;
+    /// A destination address that services have, whatever the port; port and protocol are 0. Names the service that
+    /// echo requests are counted for.
+    pub const VIP: u8 = 3;
 }
 
 /// One entry.

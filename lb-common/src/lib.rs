@@ -15,6 +15,7 @@ pub mod abi;
 pub mod address;
 pub mod checksum;
 pub mod entry;
+pub mod fragment;
 pub mod hash;
 pub mod index;
 pub mod limits;

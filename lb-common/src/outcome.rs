@@ -28,8 +28,13 @@ outcomes! {
     PassTruncated = "pass_truncated",
     /// A header contradicts itself; to the kernel.
     PassMalformed = "pass_malformed",
-    /// A fragment; to the kernel.
+    /// A fragment that is not known to belong to a service; to the kernel.
     PassFragment = "pass_fragment",
+    /// A later fragment to a service whose first one has not been seen; to the kernel.
+    PassFragmentEarly = "pass_fragment_early",
+    /// A first fragment to a service that ends inside the transport header, or a later one that begins there (RFC 1858);
+    /// to the kernel.
+    PassFragmentTiny = "pass_fragment_tiny",
     /// A protocol that no service can have; to the kernel.
     PassProtocol = "pass_protocol",
     /// To no service and from no backend; to the kernel.
@@ -38,6 +43,8 @@ outcomes! {
     PassInternal = "pass_internal",
     /// From a backend to an address that the node does not forward to (its own, or forwarding is off); to the kernel.
     PassReplyLocal = "pass_reply_local",
+    /// ICMP that is neither an echo request that ebb answers nor an error about a flow of a service; to the kernel.
+    PassIcmp = "pass_icmp",
     /// To the owner of an unmoved slot.
     ForwardSteady = "forward_steady",
     /// To the backend of its flow entry.
@@ -60,6 +67,16 @@ outcomes! {
     ForwardReply = "forward_reply",
     /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.
     ForwardReplyKernel = "forward_reply_kernel",
+    /// An ICMP error about a flow, to the flow's backend.
+    ForwardIcmp = "forward_icmp",
+    /// An ICMP error about a flow, from the backends' side to the client.
+    ForwardIcmpReply = "forward_icmp_reply",
+    /// A later fragment, to where its first one went: a backend or, of an answer, the client.
+    ForwardFragment = "forward_fragment",
+    /// An echo request to a service's address: answered.
+    AnswerEcho = "answer_echo",
+    /// A later fragment to a service whose first one has not been seen: dropped.
+    DropFragmentEarly = "drop_fragment_early",
     /// Its client's prefix is denied.
     DropClient = "drop_client",
     /// More flows would begin than the core or the service may let begin; the client tries again.
@@ -90,6 +107,6 @@ impl Outcome {
     /// Whether the packet went on to a backend or a client.
     pub const fn is_forward(self) -> bool {
         self as u32 >= Outcome::ForwardSteady as u32
-            && self as u32 <= Outcome::ForwardReplyKernel as u32
+            && self as u32 <= Outcome::ForwardFragment as u32
     }
 }

@@ -14,7 +14,10 @@ use lb_common::{
     abi::{BackendRecord, ServiceRecord},
     checksum,
 };
-use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 
 use crate::parse::{Network, Parsed, Transport};
 
@@ -36,23 +39,29 @@ pub enum Route {
     NotForwarded,
 }
 
-/// Asks the kernel's routes and neighbours for the way to the packet's destination, as from the service's address.
+/// Asks the kernel's routes and neighbours for the way to a destination, as from the service's address.
 #[inline(always)]
-pub fn route(ctx: &XdpContext, packet: &Parsed, service: &ServiceRecord) -> Route {
+pub fn route(
+    ctx: &XdpContext,
+    protocol: u8,
+    network: Network,
+    destination: &Addr,
+    service: &ServiceRecord,
+) -> Route {
     // SAFETY: plain integers and arrays of them.
     let mut params: FibParams = unsafe { core::mem::zeroed() };
-    params.l4_protocol = packet.protocol();
+    params.l4_protocol = protocol;
     params.ifindex = ctx.ingress_ifindex() as u32;
-    match packet.network {
+    match network {
         Network::V4(_) => {
             params.family = AF_INET;
             params.__bindgen_anon_3.ipv4_src = service.vip.v4_word();
-            params.__bindgen_anon_4.ipv4_dst = packet.destination.v4_word();
+            params.__bindgen_anon_4.ipv4_dst = destination.v4_word();
         }
         Network::V6(_) => {
             params.family = AF_INET6;
             params.__bindgen_anon_3.ipv6_src = words(&service.vip);
-            params.__bindgen_anon_4.ipv6_dst = words(&packet.destination);
+            params.__bindgen_anon_4.ipv6_dst = words(destination);
         }
     }
     // SAFETY: `params` lives on the stack, its size is given.
@@ -87,10 +96,7 @@ pub fn rewrite_destination(packet: &Parsed, backend: &BackendRecord) -> bool {
     }
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
-        match packet.network {
-            Network::V4(ip) => (*ip).dst_addr = backend.address.v4_word().to_ne_bytes(),
-            Network::V6(ip) => store(ip.cast::<u8>().add(24), &backend.address),
-        }
+        set_destination(packet.network, &backend.address);
         let delta = u64::from(backend.to_backend)
             + checksum::field_delta(packet.destination_port, backend.port);
         packet
@@ -116,10 +122,7 @@ pub fn rewrite_source(
     }
     // SAFETY: as above.
     unsafe {
-        match packet.network {
-            Network::V4(ip) => (*ip).src_addr = service.vip.v4_word().to_ne_bytes(),
-            Network::V6(ip) => store(ip.cast::<u8>().add(8), &service.vip),
-        }
+        set_source(packet.network, &service.vip);
         let delta =
             u64::from(backend.to_client) + checksum::field_delta(packet.source_port, service.port);
         packet.transport.ports().write_unaligned(service.port);
@@ -154,6 +157,34 @@ unsafe fn amend(transport: Transport, delta: u64) {
     }
 }
 
+/// Stores an address of the header's family.
+///
+/// # Safety
+/// The header lies inside the frame.
+#[inline(always)]
+pub unsafe fn set_source(network: Network, address: &Addr) {
+    unsafe {
+        match network {
+            Network::V4(ip) => (*ip).src_addr = address.v4_word().to_ne_bytes(),
+            Network::V6(ip) => store(ip.cast::<u8>().add(8), address),
+        }
+    }
+}
+
+/// As [`set_source`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub unsafe fn set_destination(network: Network, address: &Addr) {
+    unsafe {
+        match network {
+            Network::V4(ip) => (*ip).dst_addr = address.v4_word().to_ne_bytes(),
+            Network::V6(ip) => store(ip.cast::<u8>().add(24), address),
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn store(place: *mut u8, address: &Addr) {
     let place = place.cast::<u64>();
@@ -166,7 +197,7 @@ unsafe fn store(place: *mut u8, address: &Addr) {
 
 /// The network header's own part: checksum for a changed address, time to live when this node counts as a hop.
 #[inline(always)]
-fn hop(network: Network, address_delta: u32, counts: bool) -> bool {
+pub fn hop(network: Network, address_delta: u32, counts: bool) -> bool {
     // SAFETY: the headers were checked by `parse`.
     unsafe {
         match network {
@@ -210,13 +241,17 @@ unsafe fn hop_v6(ip: *mut Ipv6Hdr, counts: bool) -> bool {
 #[inline(always)]
 pub fn out(ctx: &XdpContext, packet: &Parsed, ethernet: &[u8; 12], ifindex: u32) -> u32 {
     // SAFETY: the Ethernet header was checked by `parse`.
-    unsafe {
-        packet
-            .ethernet
-            .cast::<[u8; 12]>()
-            .write_unaligned(*ethernet)
-    };
+    unsafe { address(packet.ethernet, ethernet) };
     leave(ctx, ifindex)
+}
+
+/// Puts these MAC addresses into an Ethernet header: destination, source.
+///
+/// # Safety
+/// The header lies inside the frame.
+#[inline(always)]
+pub unsafe fn address(header: *mut EthHdr, ethernet: &[u8; 12]) {
+    unsafe { header.cast::<[u8; 12]>().write_unaligned(*ethernet) };
 }
 
 /// Sends the frame as it is out by `ifindex`.

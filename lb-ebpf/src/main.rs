@@ -11,7 +11,9 @@
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
+    Addr,
     abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode},
+    fragment::TO_CLIENT,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
     steer::{self, Decision},
@@ -19,6 +21,8 @@ use lb_common::{
 
 mod count;
 mod forward;
+mod fragment;
+mod icmp;
 mod maps;
 mod parse;
 mod probe;
@@ -28,6 +32,7 @@ mod tables;
 mod thorough;
 mod too_big;
 mod tunnel;
+mod turn;
 
 use parse::{Parsed, Refused};
 use tables::Kernel;
@@ -83,11 +88,16 @@ fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
     } else {
         (&packet.source, packet.source_port)
     };
+    find(address, index::selector(port, packet.protocol(), kind))
+}
+
+/// What the address index says of a key.
+#[inline(always)]
+fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
     let control = maps::CONTROL.get(0)?;
     let live = Live(control.index);
     let first = live.first();
     let seed = control.index_seed ^ live.seed();
-    let selector = index::selector(port, packet.protocol(), kind);
     index::find(seed, live.mask(), address, selector, |place| {
         maps::INDEX.get(first.wrapping_add(place))
     })
@@ -123,6 +133,7 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     if mode::is_tunnel(service.mode) {
         return to_tunnel(ctx, packet, id, service, &decision, backend);
     }
+    fragment::remember(packet, id, decision.backend, 0);
     count::packet_to(decision.backend, packet.length);
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {
         return drop(ctx, id, Outcome::DropTtl);
@@ -165,7 +176,13 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     ) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
-    let route = forward::route(ctx, packet, service);
+    let route = forward::route(
+        ctx,
+        packet.protocol(),
+        packet.network,
+        &packet.destination,
+        service,
+    );
     if matches!(route, forward::Route::NotForwarded) {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }
@@ -175,6 +192,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
         service,
         &packet.to_client(service.port),
     );
+    fragment::remember(packet, entry.service, entry.backend, TO_CLIENT);
     count::reply_from(entry.backend, packet.length);
     match route {
         forward::Route::Known { ethernet, ifindex } => {

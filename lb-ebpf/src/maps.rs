@@ -14,6 +14,7 @@ use lb_common::{
         ServiceRecord, Slot, TooBig, jump,
     },
     entry::FlowEntry,
+    fragment,
     index::IndexEntry,
     limits::OUTCOMES_MAX,
     protect::{Bucket, ClientRule},
@@ -46,6 +47,10 @@ pub static FLOWS: Array<FlowEntry> = Array::pinned(1 << 18, BPF_F_MMAPABLE);
 /// The handshake table.
 #[map]
 pub static HANDSHAKES: Array<FlowEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
+
+/// First fragments that were steered.
+#[map]
+pub static FRAGMENTS: Array<FlowEntry> = Array::with_max_entries(fragment::REMEMBERED, 0);
 
 /// Packets by service and outcome: index `service * OUTCOMES_MAX + outcome`.
 #[map]

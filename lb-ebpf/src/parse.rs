@@ -4,7 +4,7 @@
 //! and shares the checks of single headers.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::{Addr, abi::jump, outcome::Outcome, steer::Packet};
+use lb_common::{Addr, abi::jump, fragment::Key, outcome::Outcome, steer::Packet};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -89,6 +89,8 @@ pub struct Parsed {
     pub network_offset: usize,
     /// Length of the frame in bytes.
     pub length: u32,
+    /// What its later fragments are known by, when it is a first one.
+    pub fragment: Option<Key>,
 }
 
 impl Parsed {
@@ -160,6 +162,8 @@ pub struct Extent {
     pub total: usize,
     /// From the network header to the transport header.
     pub header: usize,
+    /// More of the packet comes in later fragments.
+    pub is_part: bool,
 }
 
 /// Reads the headers of a plain packet, or says who else may know it.
@@ -202,6 +206,7 @@ fn quick_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             offset: EthHdr::LEN,
             total: usize::from(u16::from_be_bytes((*ip).tot_len)),
             header: Ipv4Hdr::LEN,
+            is_part: false,
         };
         transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, true)
     }
@@ -225,6 +230,7 @@ fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             offset: EthHdr::LEN,
             total: usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN,
             header: Ipv6Hdr::LEN,
+            is_part: false,
         };
         transport(protocol, Network::V6(ip), v6_ends(ip), &extent, true)
     }
@@ -299,8 +305,9 @@ pub unsafe fn transport(
             if length < UdpHdr::LEN {
                 return Err(Outcome::PassMalformed.into());
             }
+            let needed = if extent.is_part { UdpHdr::LEN } else { length };
             let packet = (Transport::Udp(udp), 0, 0);
-            whole(network, ends, extent, is_plain, length, packet)
+            whole(network, ends, extent, is_plain, needed, packet)
         }
         ICMP | ICMPV6 => Err(Refused {
             outcome: Outcome::PassProtocol,
@@ -344,6 +351,7 @@ fn whole(
         is_plain,
         network_offset: extent.offset,
         length: frame as u32,
+        fragment: None,
     })
 }
 

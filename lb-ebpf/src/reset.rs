@@ -11,9 +11,10 @@ use network_types::{
     tcp::TcpHdr,
 };
 
-use crate::parse::{Network, Parsed};
-
-const TIME_TO_LIVE: u8 = 64;
+use crate::{
+    parse::{Network, Parsed},
+    turn,
+};
 
 /// Turns the packet to its own answer. False (and nothing changed) for a packet that must not or can not be
 /// answered so: a datagram, a reset, a segment without an acknowledgement, one behind tags, options or extension headers.
@@ -42,57 +43,15 @@ pub fn answer(ctx: &XdpContext, packet: &Parsed) -> bool {
     }
     // SAFETY: `wanted` bytes lie inside the frame.
     unsafe {
-        turn_ethernet(start as *mut [u8; 12]);
+        turn::ethernet(start as *mut EthHdr);
         let at = (start + EthHdr::LEN) as *mut u8;
         match packet.network {
-            Network::V4(_) => turn_v4(at.cast()),
-            Network::V6(_) => turn_v6(at.cast()),
+            Network::V4(_) => turn::v4(at.cast(), (Ipv4Hdr::LEN + TcpHdr::LEN) as u16),
+            Network::V6(_) => turn::v6(at.cast(), TcpHdr::LEN as u16),
         }
         turn_tcp(at.add(network_length).cast(), packet);
     }
     true
-}
-
-#[inline(always)]
-unsafe fn turn_ethernet(macs: *mut [u8; 12]) {
-    unsafe {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = macs.read_unaligned();
-        macs.write_unaligned([g, h, i, j, k, l, a, b, c, d, e, f]);
-    }
-}
-
-#[inline(always)]
-unsafe fn turn_v4(ip: *mut Ipv4Hdr) {
-    unsafe {
-        core::ptr::swap(&raw mut (*ip).src_addr, &raw mut (*ip).dst_addr);
-        let length = ((Ipv4Hdr::LEN + TcpHdr::LEN) as u16).to_be_bytes();
-        let old_hop = u16::from_ne_bytes([(*ip).ttl, (*ip).proto]);
-        let new_hop = u16::from_ne_bytes([TIME_TO_LIVE, (*ip).proto]);
-        let delta = checksum::field_delta(
-            u16::from_ne_bytes((*ip).tot_len),
-            u16::from_ne_bytes(length),
-        ) + checksum::field_delta(old_hop, new_hop);
-        (*ip).tot_len = length;
-        (*ip).ttl = TIME_TO_LIVE;
-        (*ip).check = checksum::apply(u16::from_ne_bytes((*ip).check), delta).to_ne_bytes();
-    }
-}
-
-#[inline(always)]
-unsafe fn turn_v6(ip: *mut Ipv6Hdr) {
-    unsafe {
-        let words = ip.cast::<u64>();
-        for half in [1, 2] {
-            let (a, b) = (
-                words.add(half).read_unaligned(),
-                words.add(half + 2).read_unaligned(),
-            );
-            words.add(half).write_unaligned(b);
-            words.add(half + 2).write_unaligned(a);
-        }
-        (*ip).payload_len = (TcpHdr::LEN as u16).to_be_bytes();
-        (*ip).hop_limit = TIME_TO_LIVE;
-    }
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
     abi::{Allowance, ServiceRecord, Slot},
     entry::{EntryTable, FlowEntry},
+    fragment,
     limits::ANSWERS_PER_TICK,
     steer::{Count, Env},
 };
@@ -35,6 +36,9 @@ pub struct Flows;
 /// The handshake table.
 pub struct Handshakes;
 
+/// The table of first fragments.
+pub struct Fragments;
+
 /// The maps. `WRITES` is false where nothing may be left behind.
 pub struct Kernel<const WRITES: bool>;
 
@@ -62,6 +66,23 @@ impl EntryTable for Flows {
     #[inline(always)]
     fn entry(&self, index: u32) -> Option<NonNull<FlowEntry>> {
         maps::FLOWS.get_ptr_mut(index).and_then(NonNull::new)
+    }
+
+    #[inline(always)]
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        unsafe { compare_exchange(word, old, new) }
+    }
+}
+
+impl EntryTable for Fragments {
+    #[inline(always)]
+    fn mask(&self) -> u32 {
+        fragment::REMEMBERED - 1
+    }
+
+    #[inline(always)]
+    fn entry(&self, index: u32) -> Option<NonNull<FlowEntry>> {
+        maps::FRAGMENTS.get_ptr_mut(index).and_then(NonNull::new)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Headers of the packets that are not plain: VLAN tags, IPv4 options, IPv6 extension headers.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::outcome::Outcome;
+use lb_common::{Addr, abi::jump, outcome::Outcome};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -10,8 +10,8 @@ use network_types::{
 use crate::{
     maps,
     parse::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extent, FRAGMENT_MASK,
-        Network, Parsed, Refused, header, transport, v4_ends, v6_ends,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extent, Network, Parsed,
+        Refused, header, transport, v4_ends, v6_ends,
     },
 };
 
@@ -46,9 +46,49 @@ struct Extension {
     rest: [u8; 6],
 }
 
-/// Reads the headers, or says why the frame is not for ebb.
+/// A packet whose network header is known, and what comes behind it.
+pub struct Located {
+    /// Network header.
+    pub network: Network,
+    /// Source and destination.
+    pub ends: (Addr, Addr),
+    /// IP protocol number of what follows the network header, options and extension headers included.
+    pub protocol: u8,
+    /// Where things are.
+    pub extent: Extent,
+    /// Of a fragment: its offset in bytes, and in bit 0 whether more follow (as RFC 8200 section 4.5 has it, host
+    /// order); 0 for a whole packet.
+    pub part: u16,
+    /// Of a fragment: the packet's identification, as loaded.
+    pub id: u32,
+}
+
+/// Reads the headers, or says why the frame is not for this program.
 #[inline(always)]
 pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
+    let found = locate(ctx)?;
+    if found.part != 0 {
+        return Err(Refused {
+            outcome: Outcome::PassFragment,
+            program: jump::FRAGMENT,
+        });
+    }
+    // SAFETY: `locate` has checked the network header.
+    unsafe {
+        transport(
+            found.protocol,
+            found.network,
+            found.ends,
+            &found.extent,
+            // What is plain does not come here; and one way less for the verifier to go.
+            false,
+        )
+    }
+}
+
+/// Finds the network header, and what follows it.
+#[inline(always)]
+pub fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
     let (start, end) = (ctx.data(), ctx.data_end());
     let ethernet: *mut EthHdr = header(start, end)?;
     // SAFETY: `header` has checked that it lies inside the frame; so for every header below.
@@ -66,8 +106,8 @@ pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
         EthHdr::LEN + TAGS_MAX as usize * size_of::<Tag>(),
     )?;
     match ether_type {
-        ETHERTYPE_IPV4 => parse_v4(start, offset, end),
-        ETHERTYPE_IPV6 => parse_v6(start, offset, end),
+        ETHERTYPE_IPV4 => locate_v4(start, offset, end),
+        ETHERTYPE_IPV6 => locate_v6(start, offset, end),
         _ => Err(Outcome::PassNotIp.into()),
     }
 }
@@ -75,7 +115,7 @@ pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
 /// The same value, of which the verifier then knows no more than that it is at most `max`. So the ways that led to
 /// it are one way from there on, where it would prove the rest of the program anew for each of them.
 #[inline(always)]
-fn forget(value: usize, max: usize) -> Result<usize, Refused> {
+pub fn forget(value: usize, max: usize) -> Result<usize, Refused> {
     let Some(place) = maps::SCRATCH.get_ptr_mut(0) else {
         return Err(Outcome::PassInternal.into());
     };
@@ -91,7 +131,7 @@ fn forget(value: usize, max: usize) -> Result<usize, Refused> {
 }
 
 #[inline(always)]
-fn parse_v4(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> {
+fn locate_v4(start: usize, offset: usize, end: usize) -> Result<Located, Refused> {
     let at = start + offset;
     let ip: *mut Ipv4Hdr = header(at, end)?;
     unsafe {
@@ -100,9 +140,8 @@ fn parse_v4(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> 
         if (*ip).vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN || total < header_length {
             return Err(Outcome::PassMalformed.into());
         }
-        if u16::from_ne_bytes((*ip).frags) & FRAGMENT_MASK != 0 {
-            return Err(Outcome::PassFragment.into());
-        }
+        let part = u16::from_be_bytes((*ip).frags);
+        let part = part << 3 | (part >> 13) & 1;
         let extent = Extent {
             start,
             end,
@@ -110,13 +149,21 @@ fn parse_v4(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> 
             offset,
             total,
             header: header_length,
+            is_part: part != 0,
         };
-        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, false)
+        Ok(Located {
+            network: Network::V4(ip),
+            ends: v4_ends(ip),
+            protocol: (*ip).proto,
+            extent,
+            part,
+            id: u32::from(u16::from_ne_bytes((*ip).id)),
+        })
     }
 }
 
 #[inline(always)]
-fn parse_v6(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> {
+fn locate_v6(start: usize, offset: usize, end: usize) -> Result<Located, Refused> {
     let at = start + offset;
     let ip: *mut Ipv6Hdr = header(at, end)?;
     unsafe {
@@ -124,9 +171,11 @@ fn parse_v6(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> 
             return Err(Outcome::PassMalformed.into());
         }
         let total = usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN;
-        let (protocol, extensions) = skip_extensions((*ip).next_hdr, at + Ipv6Hdr::LEN, end)?;
-        let extensions = forget(extensions, EXTENSIONS_BYTES)?;
-        let protocol = forget(usize::from(protocol), 255)? as u8;
+        let skipped = skip_extensions((*ip).next_hdr, at + Ipv6Hdr::LEN, end)?;
+        let extensions = forget(skipped.bytes, EXTENSIONS_BYTES)?;
+        let protocol = forget(usize::from(skipped.protocol), 255)? as u8;
+        let part = forget(usize::from(skipped.part), 0xffff)? as u16;
+        let id = forget(skipped.id as usize, u32::MAX as usize)? as u32;
         let extent = Extent {
             start,
             end,
@@ -134,41 +183,69 @@ fn parse_v6(start: usize, offset: usize, end: usize) -> Result<Parsed, Refused> 
             offset,
             total,
             header: Ipv6Hdr::LEN + extensions,
+            is_part: part != 0,
         };
-        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, false)
+        Ok(Located {
+            network: Network::V6(ip),
+            ends: v6_ends(ip),
+            protocol,
+            extent,
+            part,
+            id,
+        })
     }
 }
 
-/// The transport protocol behind the extension headers at `at`, and how many bytes these have.
+/// What extension headers say.
+struct Skipped {
+    /// The protocol behind them.
+    protocol: u8,
+    /// How many bytes they have.
+    bytes: usize,
+    /// As in [`Located`].
+    part: u16,
+    /// As in [`Located`].
+    id: u32,
+}
+
+/// Goes over the extension headers at `at`, no further than a later fragment's own.
 #[inline(always)]
-fn skip_extensions(first: u8, at: usize, end: usize) -> Result<(u8, usize), Refused> {
-    let mut protocol = first;
-    let mut skipped = 0;
+fn skip_extensions(first: u8, at: usize, end: usize) -> Result<Skipped, Refused> {
+    let mut skipped = Skipped {
+        protocol: first,
+        bytes: 0,
+        part: 0,
+        id: 0,
+    };
     let mut count = 0;
     while matches!(
-        protocol,
+        skipped.protocol,
         extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION | extension::FRAGMENT
     ) {
-        if protocol == extension::FRAGMENT {
-            return Err(Outcome::PassFragment.into());
+        if count == EXTENSIONS_MAX || skipped.bytes >= EXTENSIONS_BYTES || skipped.part > 1 {
+            break;
         }
-        if count == EXTENSIONS_MAX || skipped >= EXTENSIONS_BYTES {
-            return Err(Outcome::PassProtocol.into());
-        }
-        let place: *mut Extension = header(at + skipped, end)?;
+        let place: *mut Extension = header(at + skipped.bytes, end)?;
         // SAFETY: `header` has checked it.
-        let (next, length, segments_left) =
-            unsafe { ((*place).next, (*place).length, (*place).rest[1]) };
-        // On its way to somewhere else first (RFC 8200 section 4.4).
-        if protocol == extension::ROUTING && segments_left != 0 {
-            return Err(Outcome::PassProtocol.into());
+        let Extension { next, length, rest } = unsafe { place.read_unaligned() };
+        if skipped.protocol == extension::FRAGMENT {
+            let [high, low, a, b, c, d] = rest;
+            // Two bits between offset and "more fragments" are reserved.
+            skipped.part = u16::from_be_bytes([high, low]) & !6;
+            skipped.id = u32::from_ne_bytes([a, b, c, d]);
+            skipped.bytes += size_of::<Extension>();
+        } else {
+            // On its way to somewhere else first (RFC 8200 section 4.4).
+            if skipped.protocol == extension::ROUTING && rest[1] != 0 {
+                return Err(Outcome::PassProtocol.into());
+            }
+            skipped.bytes += (usize::from(length) + 1) << 3;
         }
-        skipped += (usize::from(length) + 1) << 3;
-        protocol = next;
+        skipped.protocol = next;
         count += 1;
     }
-    if skipped > EXTENSIONS_BYTES {
+    if skipped.bytes > EXTENSIONS_BYTES {
         return Err(Outcome::PassProtocol.into());
     }
-    Ok((protocol, skipped))
+    Ok(skipped)
 }

@@ -8,6 +8,7 @@ use common::{IDLE, address, service, spec};
 use lb_common::{
     Addr,
     abi::{Slot, backend_flags},
+    index::{kind, selector},
     steer::{Packet, tcp},
 };
 use lb_userspace::{
@@ -73,6 +74,7 @@ impl Node {
                 source_mac: [2; 6],
                 destination_mac: [4; 6],
                 mtu: 1500,
+                source: None,
             };
             self.engine.way(ip, Way::Known(hop), self.now_ms);
         }
@@ -328,6 +330,45 @@ fn with_nobody_up_the_last_ones_go_on() {
         .warnings
         .join("; ");
     assert!(warnings.contains("is up"), "{warnings}");
+}
+
+/// Who answers echo requests to an address, by the services on its ports 80, 81 and 82.
+#[test]
+fn an_address_is_in_the_index_once_and_names_a_service_that_answers() {
+    for (wishes, expected) in [
+        ([true, true, true], 80),
+        ([false, true, true], 81),
+        ([false, false, true], 82),
+        ([false, false, false], 80),
+    ] {
+        let services = (80..).zip(wishes).map(|(port, wish)| {
+            let mut service = service(&format!("s{port}"), false);
+            (service.listen.port, service.icmp_echo) = (port, wish);
+            let backends = service
+                .pools
+                .values_mut()
+                .flat_map(|pool| pool.backends.values_mut());
+            backends.for_each(|backend| backend.address.set_port(port));
+            service
+        });
+        let node = Node::ready(spec(services));
+        let address = selector(0, 0, kind::VIP);
+        let index = node.fake.index();
+        let entries: Vec<_> = index
+            .iter()
+            .filter(|entry| entry.selector == address)
+            .collect();
+        assert_eq!(entries.len(), 1, "{wishes:?}");
+        let named = node.engine.state().services.values();
+        let named = named
+            .into_iter()
+            .find(|service| service.id == entries[0].service);
+        assert_eq!(
+            named.expect("a service").spec.listen.port,
+            expected,
+            "{wishes:?}"
+        );
+    }
 }
 
 #[test]

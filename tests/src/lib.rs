@@ -7,6 +7,8 @@ pub mod bench;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod fragments;
+pub mod icmp;
 pub mod lab;
 pub mod outer;
 pub mod packets;

@@ -702,7 +702,11 @@ fn what_is_not_served_passes_untouched() -> Result<()> {
         ("ARP", edit(12, &[0x08, 0x06]), Outcome::PassNotIp),
         ("VLAN", edit(12, &[0x81, 0x00]), Outcome::PassNotIp),
         ("GRE", edit(23, &[47]), Outcome::PassProtocol),
-        ("ICMP", edit(23, &[1]), Outcome::PassProtocol),
+        (
+            "ICMP error with half a quote",
+            edit(23, &[1]),
+            Outcome::PassTruncated,
+        ),
         (
             "more fragments",
             edit(20, &[0x20, 0x00]),

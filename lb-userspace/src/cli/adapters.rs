@@ -189,6 +189,7 @@ mod tests {
             services: BTreeMap::new(),
             clients: Default::default(),
             new_flows_per_core: 0,
+            fragments_out_of_order: Default::default(),
         };
         assert_eq!(
             summary(Path::new("f.toml"), &spec),

@@ -472,6 +472,10 @@ impl Datapath for Fake {
         self.memory().write("put the limit of new flows")
     }
 
+    fn put_node_flags(&mut self, _flags: u32) -> Result<()> {
+        self.memory().write("put the node's flags")
+    }
+
     fn barrier(&mut self) -> Result<()> {
         self.memory().write("barrier")
     }

@@ -171,6 +171,9 @@ pub trait Datapath: Send {
     /// Sets how many flows a CPU lets begin in a second, over all services; 0 for no limit.
     fn put_flow_limit(&mut self, flows_per_second: u32) -> Result<()>;
 
+    /// Sets the node's [`lb_common::abi::control_flags`].
+    fn put_node_flags(&mut self, flags: u32) -> Result<()>;
+
     /// Returns when every packet that was being processed at the call has left the program.
     fn barrier(&mut self) -> Result<()>;
 

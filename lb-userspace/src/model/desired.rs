@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, hash::Hasher, sync::Arc};
 
 use lb_common::{
     Addr,
-    abi::{BackendRecord, ServiceRecord, backend_flags, mode, service_flags},
+    abi::{BackendRecord, ServiceRecord, backend_flags, control_flags, mode, service_flags},
     checksum::address_delta,
     hash::HashKey,
     index::{IndexEntry, kind, selector},
@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     drain::Admin,
     observed::{Hop, Observed},
-    spec::{Affinity, ClientRules, Forward, OnDeadline, Tracking},
+    spec::{Affinity, ClientRules, Forward, OnDeadline, OutOfOrder, Spec, Tracking},
     state::{Backend, Service, State},
 };
 
@@ -35,6 +35,8 @@ pub struct Desired {
     pub clients: ClientRules,
     /// The node's limit of new flows.
     pub flow_limit: u32,
+    /// The node's [`control_flags`].
+    pub node_flags: u32,
 }
 
 /// A service and its table.
@@ -121,6 +123,11 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         Affinity::Client => service_flags::AFFINITY_CLIENT,
         Affinity::Flow => 0,
     };
+    let echo = if spec.icmp_echo {
+        service_flags::ECHO
+    } else {
+        0
+    };
     ServiceRecord {
         table: ServiceRecord::table_word(0, service.slots),
         key: flow_key(node.seed, name),
@@ -133,7 +140,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
             Forward::Ipip => mode::IPIP,
             Forward::Gue => mode::GUE,
         },
-        flags: tracking | affinity,
+        flags: tracking | affinity | echo,
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask: Addr::prefix_mask(128),
@@ -205,7 +212,15 @@ fn set_tunnel(record: &mut BackendRecord, service: &Service, backend: &Backend, 
     record.tunnel_sum = fixed_sum(&record.tunnel_source, &record.address, tunnel.port.to_be());
 }
 
-/// The index: every service, and every source that a `nat` backend answers from until the backend is removed.
+/// The node's [`control_flags`], by its configuration.
+pub fn node_flags(spec: &Spec) -> u32 {
+    match spec.fragments_out_of_order {
+        OutOfOrder::Pass => 0,
+        OutOfOrder::Drop => control_flags::DROP_EARLY_FRAGMENTS,
+    }
+}
+
+/// The index: every service, every address of one, and every source that a `nat` backend answers from until the backend is removed.
 fn index(state: &State) -> Vec<IndexEntry> {
     let mut entries = BTreeMap::new();
     for service in state.services.values() {
@@ -217,6 +232,17 @@ fn index(state: &State) -> Vec<IndexEntry> {
             backend: 0,
         };
         entries.insert((vip.address, entry.selector), entry);
+        let address = IndexEntry {
+            selector: selector(0, 0, kind::VIP),
+            ..entry
+        };
+        // Of several services at one address, one that wants echo requests answered.
+        let place = entries
+            .entry((vip.address, address.selector))
+            .or_insert(address);
+        if service.spec.icmp_echo && !answers_echo(state, place.service) {
+            *place = address;
+        }
         if service.spec.forward != Forward::Nat {
             continue;
         }
@@ -233,4 +259,9 @@ fn index(state: &State) -> Vec<IndexEntry> {
         }
     }
     entries.into_values().collect()
+}
+
+fn answers_echo(state: &State, id: u32) -> bool {
+    let mut services = state.services.values();
+    services.any(|service| service.id == id && service.spec.icmp_echo)
 }

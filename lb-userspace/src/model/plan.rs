@@ -27,6 +27,8 @@ pub struct Installed {
     pub clients: Option<ClientRules>,
     /// The node's limit of new flows; `None` when it is not known.
     pub flow_limit: Option<u32>,
+    /// The node's flags; `None` when they are not known.
+    pub node_flags: Option<u32>,
 }
 
 /// One write.
@@ -51,6 +53,8 @@ pub enum Write {
     Clients(ClientRules),
     /// The node's limit of new flows.
     FlowLimit(u32),
+    /// The node's flags.
+    NodeFlags(u32),
     /// A service is gone.
     NoService(u32),
 }
@@ -67,6 +71,9 @@ pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
     }
     if installed.flow_limit != Some(desired.flow_limit) {
         writes.push(Write::FlowLimit(desired.flow_limit));
+    }
+    if installed.node_flags != Some(desired.node_flags) {
+        writes.push(Write::NodeFlags(desired.node_flags));
     }
     for (id, record) in &desired.backends {
         if installed.backends.get(id) != Some(record) {
@@ -156,6 +163,7 @@ impl Installed {
             Write::Index(index) => self.index = Some(index),
             Write::Clients(rules) => self.clients = Some(rules),
             Write::FlowLimit(limit) => self.flow_limit = Some(limit),
+            Write::NodeFlags(flags) => self.node_flags = Some(flags),
             Write::NoService(id) => {
                 self.services.remove(&id);
                 self.tables.remove(&id);

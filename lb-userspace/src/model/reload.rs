@@ -6,7 +6,7 @@ use super::{
     command::{Result, Target, Terms, begin, check_address, free_backend_ids, taken_back},
     drain::Admin,
     refused::Refused,
-    spec::{BackendSpec, Capacity, ServiceSpec, Spec},
+    spec::{BackendSpec, Capacity, OutOfOrder, ServiceSpec, Spec},
     state::{Op, Origin, Service, State},
     table,
 };
@@ -68,6 +68,12 @@ pub fn node_words(old: &Spec, new: &Spec) -> Vec<String> {
         words.push(match new.new_flows_per_core {
             0 => "lift the node's limit of new flows".to_owned(),
             limit => format!("limit new flows to {limit} a second and core"),
+        });
+    }
+    if old.fragments_out_of_order != new.fragments_out_of_order {
+        words.push(match new.fragments_out_of_order {
+            OutOfOrder::Pass => "pass fragments that are out of order".to_owned(),
+            OutOfOrder::Drop => "drop fragments that are out of order".to_owned(),
         });
     }
     words

@@ -26,6 +26,20 @@ pub struct Spec {
     /// Most flows that a core lets begin in a second, over all services; 0 for no limit.
     #[serde(default)]
     pub new_flows_per_core: u32,
+    /// What becomes of a later fragment to a service whose first one has not been seen.
+    #[serde(default)]
+    pub fragments_out_of_order: OutOfOrder,
+}
+
+/// What becomes of a later fragment to a service whose first one has not been seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutOfOrder {
+    /// The kernel gets it, which does with it what its routes say.
+    #[default]
+    Pass,
+    /// It is dropped.
+    Drop,
 }
 
 /// Prefixes of clients; the longest that a client is in decides, and who is in none may come.
@@ -205,6 +219,9 @@ pub struct ServiceSpec {
     /// Most flows that a core lets begin in a second; 0 for no limit.
     #[serde(default)]
     pub new_flows_per_core: u32,
+    /// Whether echo requests to its address are answered. Of several services at one address, one that says so is enough.
+    #[serde(default = "yes")]
+    pub icmp_echo: bool,
     /// Number of slots asked for; chosen from the number of backends when `None`.
     pub slots: Option<u32>,
     /// Health checks.
@@ -421,6 +438,10 @@ pub struct BackendSpec {
     pub address: SocketAddr,
     /// Its share relative to the other backends of its pool, 0 to 1000; 0 takes no new flows.
     pub weight: u32,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// Durations as whole milliseconds.

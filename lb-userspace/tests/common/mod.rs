@@ -54,7 +54,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             protocol: Protocol::Tcp,
         },
         forward: Forward::Nat,
-        tunnel: TunnelSpec::default(),
+        tunnel: Default::default(),
         affinity: Affinity::Flow,
         tracking: Tracking::Moved,
         min_available: 1,
@@ -65,6 +65,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
         },
         idle_timeout: IDLE,
         new_flows_per_core: 0,
+        icmp_echo: true,
         slots: Some(1009),
         health: HealthSpec {
             startup: None,
@@ -94,5 +95,6 @@ pub fn spec(services: impl IntoIterator<Item = ServiceSpec>) -> Spec {
             .collect(),
         clients: Default::default(),
         new_flows_per_core: 0,
+        fragments_out_of_order: Default::default(),
     }
 }

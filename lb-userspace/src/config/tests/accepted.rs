@@ -4,8 +4,8 @@ use std::{path::Path, time::Duration};
 
 use super::check;
 use crate::model::spec::{
-    Affinity, BackendSpec, Capacity, Forward, HealthSpec, OnDeadline, ProbeKind, ProbeSpec,
-    Protocol, ServiceSpec, Tracking, XdpMode,
+    Affinity, BackendSpec, Capacity, Forward, HealthSpec, OnDeadline, OutOfOrder, ProbeKind,
+    ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
 };
 
 /// The service `web` of a file that has these lines in its section.
@@ -241,4 +241,33 @@ fn a_specification_goes_through_json_and_back() {
         serde_json::from_str::<crate::model::spec::Spec>(&json).expect("the same shape"),
         spec
     );
+}
+
+#[test]
+fn echo_requests_are_answered_unless_the_node_or_the_service_says_no() {
+    let two = |node: &str, service: &str| {
+        let spec = check(&format!(
+            "interfaces = [\"eth0\"]\n{node}\n\
+             [service.a]\n{service}\nlisten = \"203.0.113.10:80\"\npool.p.backends = {{ x = \"10.0.0.1:80\" }}\n\
+             [service.b]\nlisten = \"203.0.113.10:81\"\npool.p.backends = {{ x = \"10.0.0.1:81\" }}\n"
+        ))
+        .unwrap_or_else(|error| panic!("{error}"));
+        (spec.services["a"].icmp_echo, spec.services["b"].icmp_echo)
+    };
+    assert_eq!(two("", ""), (true, true));
+    assert_eq!(two("icmp_echo = false", ""), (false, false));
+    assert_eq!(two("icmp_echo = false", "icmp_echo = true"), (true, false));
+    assert_eq!(two("", "icmp_echo = false"), (false, true));
+}
+
+#[test]
+fn fragments_out_of_order_are_passed_or_dropped() {
+    let what = |line: &str| {
+        let spec = check(&format!("interfaces = [\"eth0\"]\n{line}\n"));
+        spec.unwrap_or_else(|error| panic!("{error}"))
+            .fragments_out_of_order
+    };
+    assert_eq!(what(""), OutOfOrder::Pass);
+    assert_eq!(what("fragments_out_of_order = \"pass\""), OutOfOrder::Pass);
+    assert_eq!(what("fragments_out_of_order = \"drop\""), OutOfOrder::Drop);
 }

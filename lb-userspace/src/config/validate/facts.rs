@@ -13,6 +13,8 @@ pub(super) struct Facts {
     pub(super) capacity: Capacity,
     /// What services use for a tunnel unless they say otherwise.
     pub(super) tunnel: TunnelSpec,
+    /// What the node says of echo requests, for services that say nothing.
+    pub(super) icmp_echo: bool,
     /// The services in the order of the file.
     pub(super) services: Vec<ServiceFacts>,
 }

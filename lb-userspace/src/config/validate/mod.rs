@@ -16,7 +16,7 @@ mod tunnel;
 
 use std::collections::BTreeMap;
 
-use crate::model::spec::{ServiceSpec, Spec};
+use crate::model::spec::{OutOfOrder, ServiceSpec, Spec};
 
 use super::{
     file::Section,
@@ -29,9 +29,12 @@ use facts::Facts;
 pub(super) fn spec(mut root: Section<'_>, problems: &mut Problems<'_>) -> Result<Spec, Reported> {
     let mut facts = Facts::default();
     let node = node::read(&mut root, &mut facts, problems);
+    let icmp_echo = boolean(&mut root, "icmp_echo", true, problems);
+    facts.icmp_echo = icmp_echo.unwrap_or(true);
     let services = services(&mut root, &mut facts, problems);
     let clients = clients::read(root.field("clients"), problems);
     let new_flows_per_core = new_flows_per_core(&mut root, problems);
+    let fragments_out_of_order = fragments_out_of_order(&mut root, problems);
     root.finish(problems);
     cross::check(&facts, problems);
     Ok(Spec {
@@ -39,7 +42,30 @@ pub(super) fn spec(mut root: Section<'_>, problems: &mut Problems<'_>) -> Result
         services: services?,
         clients: clients?,
         new_flows_per_core: new_flows_per_core?,
+        fragments_out_of_order: icmp_echo.and(fragments_out_of_order)?,
     })
+}
+
+fn fragments_out_of_order(
+    root: &mut Section<'_>,
+    problems: &mut Problems<'_>,
+) -> Result<OutOfOrder, Reported> {
+    let choices = [("pass", OutOfOrder::Pass), ("drop", OutOfOrder::Drop)];
+    root.field("fragments_out_of_order")
+        .map_or(Ok(OutOfOrder::default()), |field| {
+            field.choice(problems, &choices, &[])
+        })
+}
+
+fn boolean(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: bool,
+    problems: &mut Problems<'_>,
+) -> Result<bool, Reported> {
+    section
+        .field(key)
+        .map_or(Ok(default), |field| field.boolean(problems))
 }
 
 /// A limit of new flows, of the node or of a service; 0 for none.

@@ -68,6 +68,7 @@ pub(super) fn read(
     let min_available = min_available(section, &pools, active_pool, problems);
     let slots = slots(section, facts.capacity.slots, &pools, problems);
     let new_flows_per_core = super::new_flows_per_core(section, problems);
+    let icmp_echo = super::boolean(section, "icmp_echo", facts.icmp_echo, problems);
     section.not_yet("slow_start");
     section.finish(problems);
     facts.services.push(service_facts);
@@ -89,6 +90,7 @@ pub(super) fn read(
         drain: drain?,
         idle_timeout: idle_timeout?,
         new_flows_per_core: new_flows_per_core?,
+        icmp_echo: icmp_echo?,
         slots: slots?,
         health: health?,
         active_pool: active_pool?.to_owned(),

@@ -223,6 +223,7 @@ impl Engine {
         // What the configuration says of the node alone is no part of the state.
         desired.clients = self.spec.clients.clone();
         desired.flow_limit = self.spec.new_flows_per_core;
+        desired.node_flags = desired::node_flags(&self.spec);
         for write in plan(&desired, &self.installed) {
             self.write(&write, now_ms)?;
             self.installed.note(write);
@@ -263,6 +264,7 @@ impl Engine {
             }
             Write::Clients(rules) => self.datapath.publish_clients(rules),
             Write::FlowLimit(limit) => self.datapath.put_flow_limit(*limit),
+            Write::NodeFlags(flags) => self.datapath.put_node_flags(*flags),
             Write::NoService(id) => self.datapath.remove_service(*id),
             Write::Table {
                 service,

@@ -201,6 +201,7 @@ impl BpfDatapath {
             openings_per_tick: OPENINGS_PER_TICK,
             flows_per_second: found.flows_per_second,
             clients: found.clients,
+            flags: found.flags,
             reserved: found.reserved,
         };
         self.control.write_all(0, &control)
@@ -527,6 +528,14 @@ impl Datapath for BpfDatapath {
     fn put_flow_limit(&mut self, flows_per_second: u32) -> Result<()> {
         let control = ControlRecord {
             flows_per_second,
+            ..self.control.read(0)?
+        };
+        self.control.write_all(0, &control)
+    }
+
+    fn put_node_flags(&mut self, flags: u32) -> Result<()> {
+        let control = ControlRecord {
+            flags,
             ..self.control.read(0)?
         };
         self.control.write_all(0, &control)

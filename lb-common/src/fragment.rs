@@ -1,0 +1,103 @@
+//! What is remembered of first fragments, so that later ones, which have no ports, follow them.
+//!
+//! The table is one of flow entries ([`crate::entry`]): the source and the identification are kept whole; the hash, of
+//! which 63 bits are kept as the tag, covers the destination and the protocol too, and 32 bits of another one stand
+//! beside the identification. So one fragment is taken for another's with a chance of 1 in 2^95, and only at random:
+//! both hashes are keyed.
+
+use crate::{
+    Addr,
+    entry::{FlowKey, Meta},
+    hash::{self, HashKey},
+};
+
+/// Fragments that can be remembered, a power of two. Where a group of them is full the oldest gives way: under a flood
+/// of F first fragments a second to services, each is remembered for about this many over F seconds.
+pub const REMEMBERED: u32 = 1 << 14;
+
+/// Seconds that a packet's fragments have to arrive in (as Linux has for IPv4; RFC 8200 section 4.5 allows 60).
+pub const SECONDS: u32 = 30;
+
+/// Bit of a [`Meta`]'s state: the packet is an answer, on its way from the backend to a client.
+pub const TO_CLIENT: u64 = 1;
+
+/// A packet that came in fragments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Key {
+    /// Keyed hash of all of it.
+    pub hash: u64,
+    /// Its place in a table of flows.
+    pub flow: FlowKey,
+}
+
+/// The key of a packet (RFC 791 section 3.2, RFC 8200 section 4.5): `id` is its identification, `protocol` that of
+/// IPv4, or 0 for IPv6, where it does not count. `seed` is secret.
+#[inline(always)]
+pub fn key(seed: u64, source: &Addr, destination: &Addr, id: u32, protocol: u8) -> Key {
+    let first = HashKey {
+        k0: seed,
+        k1: 0x6672_6167_6d65_6e74,
+    };
+    let other = hash::sip13(&first, destination, protocol as u32);
+    let second = HashKey {
+        k0: seed,
+        k1: other,
+    };
+    Key {
+        hash: hash::sip13(&second, source, id),
+        flow: FlowKey {
+            client: *source,
+            ports: id as u64 | (other & !0xffff_ffff),
+        },
+    }
+}
+
+/// What is remembered: the service, its backend, and which way.
+#[inline(always)]
+pub const fn meta(service: u32, backend: u32, way: u64) -> Meta {
+    Meta::new(service, backend, way)
+}
+
+/// The service out of it.
+#[inline(always)]
+pub const fn service(meta: Meta) -> u32 {
+    meta.isn()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_part_counts(
+            seed: u64, source: [u8; 16], destination: [u8; 16], id: u32, protocol: u8, other: u32, bit in 0..128_u32,
+        ) {
+            let flip = |bytes: [u8; 16]| (u128::from_be_bytes(bytes) ^ (1 << bit)).to_be_bytes();
+            let of = |source, destination, id, protocol| {
+                key(seed, &Addr::from_bytes(source), &Addr::from_bytes(destination), id, protocol)
+            };
+            let one = of(source, destination, id, protocol);
+            prop_assert_eq!(one, of(source, destination, id, protocol));
+            for different in [
+                of(flip(source), destination, id, protocol),
+                of(source, flip(destination), id, protocol),
+                of(source, destination, id ^ (other | 1), protocol),
+                of(source, destination, id, protocol ^ (other | 1) as u8),
+            ] {
+                prop_assert_ne!(one.hash, different.hash);
+                prop_assert_ne!(one.hash | 1, different.hash | 1);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_read_back() {
+        let meta = meta(4096, crate::limits::BACKEND_ID_MAX, TO_CLIENT);
+        assert_eq!(service(meta), 4096);
+        assert_eq!(meta.backend(), crate::limits::BACKEND_ID_MAX);
+        assert!(meta.has(TO_CLIENT));
+    }
+}
