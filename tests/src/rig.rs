@@ -139,6 +139,11 @@ impl Rig {
         })
     }
 
+    /// Where its maps are pinned.
+    pub fn pins(&self) -> &std::path::Path {
+        &self.pins
+    }
+
     /// A service whose slots all have this owner.
     pub fn service(&mut self, setup: ServiceSetup, slots: &[Slot]) -> Result<()> {
         let record = ServiceRecord {
