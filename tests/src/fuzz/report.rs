@@ -183,8 +183,20 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
         ],
     ),
     (Shape::Stranger, &[Outcome::PassNoService]),
-    (Shape::Udp, &[Outcome::PassProtocol]),
-    (Shape::Quic, &[Outcome::PassProtocol]),
+    (
+        Shape::Udp,
+        &[
+            Outcome::PassNoService,
+            Outcome::ForwardOpening,
+            Outcome::ForwardOpeningUnrecorded,
+            Outcome::ForwardFlow,
+            Outcome::DropNoBackend,
+        ],
+    ),
+    (
+        Shape::Quic,
+        &[Outcome::PassNoService, Outcome::ForwardOpening],
+    ),
     (Shape::Echo, &[Outcome::PassProtocol]),
     (Shape::Error, &[Outcome::PassProtocol]),
     (

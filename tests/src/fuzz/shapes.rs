@@ -115,7 +115,8 @@ impl Flow {
 /// A backend that answers through the balancer: of the service itself, or of another of its family.
 fn answering(world: &World, service: &Service, random: &mut SmallRng) -> Option<SocketAddr> {
     let nat = |s: &&Service| s.row.mode == mode::NAT && s.vip.is_ipv4() == service.vip.is_ipv4();
-    let service = world.services.iter().find(nat)?;
+    let services: Vec<_> = world.services.iter().filter(nat).collect();
+    let service = services.choose(random)?;
     Some(one(&service.backends, random).address)
 }
 
@@ -252,7 +253,12 @@ fn reply(flow: &Flow, random: &mut SmallRng) -> Frame {
         _ => flow.client.ip(),
     };
     let flags = *one(&[SYN | ACK, ACK, ACK | PSH, FIN | ACK, RST], random);
-    let mut tcp = Tcp::new((from.port(), flow.client.port()), flags);
+    let ports = (from.port(), flow.client.port());
+    if random.random_ratio(1, 4) {
+        let checked = from.is_ipv6() || random.random();
+        return Frame::between(from.ip(), to, Transport::Udp { ports, checked });
+    }
+    let mut tcp = Tcp::new(ports, flags);
     (tcp.sequence, tcp.acknowledged) = (random.random(), random.random());
     Frame::between(from.ip(), to, Transport::Tcp(tcp))
 }

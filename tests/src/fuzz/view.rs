@@ -51,8 +51,10 @@ pub struct View {
     pub header: usize,
     /// Length of the packet as its network header says.
     pub total: usize,
-    /// Whether IPv6 extension headers stand before the transport header.
-    pub extensions: bool,
+    /// IPv6 extension headers before the transport header.
+    pub extensions: usize,
+    /// Whether a routing header sends it elsewhere first (RFC 8200 section 4.4).
+    pub rerouted: bool,
     /// Place in a fragmented datagram.
     pub fragment: Fragment,
     /// Transport protocol.
@@ -162,7 +164,8 @@ fn v4(frame: &[u8], network: usize) -> Result<View, Unsound> {
         family: Family::V4,
         header,
         total,
-        extensions: false,
+        extensions: 0,
+        rerouted: false,
         fragment: fragment(word(fixed, 6)? & 0x2000 != 0, word(fixed, 6)? & 0x1fff),
         protocol: fixed[9],
         transport: network + header,
@@ -189,7 +192,8 @@ fn v6(frame: &[u8], network: usize) -> Result<View, Unsound> {
         family: Family::V6,
         header: 40,
         total: 40 + usize::from(word(fixed, 4)?),
-        extensions: false,
+        extensions: 0,
+        rerouted: false,
         fragment: Fragment::Whole,
         protocol: fixed[6],
         transport: network + 40,
@@ -208,7 +212,8 @@ fn extensions(frame: &[u8], view: &mut View) -> Result<(), Unsound> {
     while matches!(view.protocol, 0 | 43 | 44 | 60) {
         let at = view.transport;
         let fixed = frame.get(at..at + 8).ok_or(Unsound::Short)?;
-        view.extensions = true;
+        view.extensions += 1;
+        view.rerouted |= view.protocol == 43 && fixed[3] != 0;
         let mut length = 8;
         if view.protocol == 44 {
             view.fragment = fragment(fixed[3] & 1 != 0, word(fixed, 2)? >> 3);

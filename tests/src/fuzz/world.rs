@@ -15,7 +15,7 @@ use lb_common::{
 use lb_userspace::{datapath::Datapath as _, model::spec::Capacity};
 
 use super::{
-    sums::TCP,
+    sums::{TCP, UDP},
     view::{Fragment, View},
 };
 use crate::rig::{INGRESS, Rig, ServiceSetup};
@@ -27,8 +27,6 @@ pub struct Row {
     pub name: &'static str,
     /// Where it listens.
     pub vip: &'static str,
-    /// IP protocol number.
-    pub protocol: u8,
     /// A [`mode`].
     pub mode: u8,
     /// [`service_flags`].
@@ -39,9 +37,28 @@ const fn tcp(name: &'static str, vip: &'static str, mode: u8, flags: u32) -> Row
     Row {
         name,
         vip,
-        protocol: TCP,
         mode,
         flags,
+    }
+}
+
+const fn udp(name: &'static str, vip: &'static str, mode: u8) -> Row {
+    tcp(
+        name,
+        vip,
+        mode,
+        service_flags::DATAGRAM | service_flags::TRACK_ALL,
+    )
+}
+
+impl Row {
+    /// IP protocol number.
+    pub const fn protocol(&self) -> u8 {
+        if self.flags & service_flags::DATAGRAM == 0 {
+            TCP
+        } else {
+            UDP
+        }
     }
 }
 
@@ -63,14 +80,23 @@ pub const ROWS: &[Row] = &[
         mode::L2,
         service_flags::AFFINITY_CLIENT,
     ),
+    udp("nat v4 udp", "203.0.113.10:53", mode::NAT),
+    udp("nat v6 udp", "[2001:db8:f::10]:53", mode::NAT),
+    udp("l2 v4 udp", "203.0.113.11:443", mode::L2),
 ];
 
 /// What sound packets to a service the data plane takes up. The others must pass untouched.
 pub fn is_taken(view: &View) -> bool {
-    let (tags, fragments, extensions) = (0, false, false);
-    view.tags <= tags
-        && (fragments || view.fragment == Fragment::Whole)
-        && (extensions || !view.extensions)
+    /// As the program's parser has them.
+    const TAGS_MAX: usize = 2;
+    const EXTENSIONS_MAX: usize = 6;
+    const EXTENSIONS_BYTES: usize = 256;
+    let extensions = view.transport - view.network - view.header;
+    view.tags <= TAGS_MAX
+        && view.fragment == Fragment::Whole
+        && !view.rerouted
+        && view.extensions <= EXTENSIONS_MAX
+        && extensions <= EXTENSIONS_BYTES
 }
 
 /// A backend's part in every service.
@@ -229,7 +255,7 @@ impl World {
         let of_protocol = || {
             self.services
                 .iter()
-                .filter(|s| s.row.protocol == view.protocol)
+                .filter(|s| s.row.protocol() == view.protocol)
         };
         let to = SocketAddr::new(view.to, view.to_port);
         if let Some(service) = of_protocol().find(|service| service.vip == to) {

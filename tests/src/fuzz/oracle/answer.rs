@@ -5,8 +5,8 @@ use lb_common::outcome::Outcome;
 use super::{Broken, Run, forward::Change, opinion, rule, same, unchanged};
 use crate::{
     fuzz::{
-        sums::{network_error, transport_error},
-        view::{Family, View},
+        sums::{TCP, network_error, transport_error},
+        view::{ETHERNET, Family, View},
         world::{Backend, NEIGHBOUR, NEIGHBOUR_MACS, NODE, NOWHERE, Service},
     },
     rig::Verdict,
@@ -70,12 +70,10 @@ pub fn from_backend(
 
 /// A segment that was turned into a reset (RFC 9293 section 3.10.7.1).
 pub fn reset(view: &View, run: &Run<'_>) -> Result<(), Broken> {
-    let tcp = &run.input[view.transport..];
+    let plain = (view.network, view.transport) == (ETHERNET, ETHERNET + fixed(view.family));
     rule!(
-        tcp[13] & (RST | ACK) == ACK && view.header == fixed(view.family),
-        "a segment with flags {:02x} and a network header of {} bytes is not answered",
-        tcp[13],
-        view.header
+        plain && view.protocol == TCP && run.input[view.transport + 13] & (RST | ACK) == ACK,
+        "only a plain segment with ACK and without RST is answered with a reset"
     );
     let mut expected = run.input[..view.transport + 20].to_vec();
     expected[..12].rotate_left(6);

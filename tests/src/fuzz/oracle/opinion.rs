@@ -22,23 +22,36 @@ pub fn of(frame: &[u8]) -> Option<Opinion> {
         }
         _ => true,
     };
-    let transport = match (packet.net.as_ref()?, packet.transport.as_ref()) {
+    let sum = match (packet.net.as_ref()?, packet.transport.as_ref()) {
         (NetSlice::Ipv4(net), Some(TransportSlice::Tcp(tcp))) => {
-            let header = net.header();
-            let sum = tcp
-                .calc_checksum_ipv4(header.source(), header.destination())
-                .ok();
-            sum.map(|sum| zero(sum) == zero(tcp.checksum()))
+            let (from, to) = (net.header().source(), net.header().destination());
+            tcp.calc_checksum_ipv4(from, to)
+                .ok()
+                .map(|sum| (sum, tcp.checksum()))
         }
         (NetSlice::Ipv6(net), Some(TransportSlice::Tcp(tcp))) => {
-            let header = net.header();
-            let sum = tcp
-                .calc_checksum_ipv6(header.source(), header.destination())
-                .ok();
-            sum.map(|sum| zero(sum) == zero(tcp.checksum()))
+            let (from, to) = (net.header().source(), net.header().destination());
+            tcp.calc_checksum_ipv6(from, to)
+                .ok()
+                .map(|sum| (sum, tcp.checksum()))
+        }
+        (NetSlice::Ipv4(net), Some(TransportSlice::Udp(udp))) => {
+            let (from, to) = (net.header().source(), net.header().destination());
+            let sum = udp
+                .to_header()
+                .calc_checksum_ipv4_raw(from, to, udp.payload());
+            sum.ok().map(|sum| (sum, udp.checksum()))
+        }
+        (NetSlice::Ipv6(net), Some(TransportSlice::Udp(udp))) => {
+            let (from, to) = (net.header().source(), net.header().destination());
+            let sum = udp
+                .to_header()
+                .calc_checksum_ipv6_raw(from, to, udp.payload());
+            sum.ok().map(|sum| (sum, udp.checksum()))
         }
         _ => None,
     };
+    let transport = sum.map(|(sum, found)| zero(sum) == zero(found));
     Some(Opinion { network, transport })
 }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     fuzz::{
         frame::{Frame, Tcp, Transport},
-        sums::checksum,
+        sums::{TCP, UDP, checksum},
         world::{NEIGHBOUR, NEIGHBOUR_MACS, Role, Service},
     },
     rig::backend_macs,
@@ -32,8 +32,16 @@ fn client_of(service: &Service, role: Role) -> SocketAddr {
     clients.find(owned).expect("a slot of this kind")
 }
 
-fn tcp(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    let transport = Transport::Tcp(Tcp::new((from.port(), to.port()), ACK));
+fn packet(protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let ports = (from.port(), to.port());
+    let transport = if protocol == UDP {
+        Transport::Udp {
+            ports,
+            checked: true,
+        }
+    } else {
+        Transport::Tcp(Tcp::new(ports, ACK))
+    };
     let mut frame = Frame::between(from.ip(), to.ip(), transport);
     frame.data = b"odd".to_vec();
     frame.build()
@@ -44,9 +52,10 @@ fn tcp(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
 fn pair(service: &Service, wrong: bool) -> (Vec<u8>, Vec<u8>) {
     let client = client_of(service, Role::Old);
     let backend = service.backends[0].address;
-    let mut input = tcp(client, service.vip);
+    let protocol = service.row.protocol();
+    let mut input = packet(protocol, client, service.vip);
     let mut output = if service.row.name.starts_with("nat") {
-        hop(tcp(client, backend))
+        hop(packet(protocol, client, backend))
     } else {
         input.clone()
     };
@@ -234,8 +243,8 @@ fn answers_must_come_from_the_service() {
     let world = World::imagined();
     let service = &world.services[0];
     let client = SocketAddr::new(NEIGHBOUR[0].parse().unwrap(), 1000);
-    let input = tcp(service.backends[0].address, client);
-    let mut output = hop(tcp(service.vip, client));
+    let input = packet(TCP, service.backends[0].address, client);
+    let mut output = hop(packet(TCP, service.vip, client));
     output[..12].copy_from_slice(&NEIGHBOUR_MACS);
     let judged = |output: &[u8]| {
         let run = Run {
