@@ -8,6 +8,7 @@ use super::{
     edits::{Edit, FRAME_MAX, Mutation, edits},
     frame::Frame,
     shapes::{Flow, Shape, frame},
+    sums::{TCP, UDP},
     view::View,
     world::World,
 };
@@ -56,7 +57,11 @@ impl Case {
         let mixed =
             (seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let mut random = SmallRng::seed_from_u64(mixed ^ (mixed >> 32));
-        let flows: Vec<Flow> = (0..3).map(|_| Flow::new(world, &mut random)).collect();
+        let mut flows = |protocol| -> Vec<Flow> {
+            let flow = |_| Flow::new(world, protocol, &mut random);
+            (0..3).map(flow).collect()
+        };
+        let flows = [flows(TCP), flows(UDP)];
         let records = random.random_ratio(7, 8);
         let inputs = (0..CASE_INPUTS)
             .map(|_| input(&flows, &mut random))
@@ -65,14 +70,17 @@ impl Case {
     }
 }
 
-fn input(flows: &[Flow], random: &mut SmallRng) -> Input {
+fn input(flows: &[Vec<Flow>; 2], random: &mut SmallRng) -> Input {
     // Half of them the course of a flow, half anything.
     let shape = if random.random() {
         *Shape::ALL[..4].choose(random).expect("shapes")
     } else {
         *Shape::ALL.choose(random).expect("shapes")
     };
-    let flow = flows.choose(random).expect("flows");
+    // Now and then a protocol that the service does not have.
+    let fits = random.random_ratio(7, 8);
+    let of_protocol = &flows[usize::from((shape.protocol() == UDP) == fits)];
+    let flow = of_protocol.choose(random).expect("flows");
     let frame = frame(shape, flow, random);
     let mut input = Input {
         shape,

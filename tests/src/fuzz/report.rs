@@ -199,14 +199,23 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
     ),
     (Shape::Echo, &[Outcome::PassProtocol]),
     (Shape::Error, &[Outcome::PassProtocol]),
+    (Shape::Fragment, &[Outcome::PassFragment]),
     (
-        Shape::Fragment,
-        &[Outcome::PassFragment, Outcome::PassProtocol],
+        Shape::Tagged,
+        &[
+            Outcome::ForwardOpening,
+            Outcome::ForwardSteady,
+            Outcome::DropNoReset,
+            Outcome::PassNotIp,
+        ],
     ),
-    (Shape::Tagged, &[Outcome::PassNotIp]),
     (
         Shape::Extensions,
-        &[Outcome::PassProtocol, Outcome::ForwardSteady],
+        &[
+            Outcome::ForwardOpening,
+            Outcome::ForwardSteady,
+            Outcome::PassProtocol,
+        ],
     ),
     (Shape::Protocol, &[Outcome::PassProtocol]),
     (Shape::NotIp, &[Outcome::PassNotIp]),

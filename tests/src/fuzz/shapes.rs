@@ -6,6 +6,8 @@ use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{
     frame::{Frame, Network, Tcp, Transport},
+    sums::{TCP, UDP},
+    view::View,
     world::{NEIGHBOUR, NODE, NOWHERE, Service, World},
 };
 use lb_common::{
@@ -73,20 +75,34 @@ shapes! {
     Noise = "noise",
 }
 
+impl Shape {
+    /// Protocol of the services that such frames are for.
+    pub const fn protocol(self) -> u8 {
+        match self {
+            Self::Udp | Self::Quic => UDP,
+            _ => TCP,
+        }
+    }
+}
+
 /// A client's flow, which several inputs of a case are of.
 #[derive(Debug, Clone)]
 pub struct Flow {
     client: SocketAddr,
     vip: SocketAddr,
     isn: u32,
-    /// A backend of the service, for answers.
+    /// A backend of the service.
+    owner: SocketAddr,
+    /// A backend that answers through the balancer, of this or another service.
     backend: Option<SocketAddr>,
 }
 
 impl Flow {
-    /// A flow to one of the services.
-    pub fn new(world: &World, random: &mut SmallRng) -> Self {
-        let service = one(&world.services, random);
+    /// A flow to one of the services of this protocol.
+    pub fn new(world: &World, protocol: u8, random: &mut SmallRng) -> Self {
+        let of_protocol = |service: &&Service| service.row.protocol() == protocol;
+        let services: Vec<_> = world.services.iter().filter(of_protocol).collect();
+        let service = one(&services, random);
         let host = random.random_range(1..=9u8);
         let ip = match service.vip {
             SocketAddr::V4(_) => IpAddr::from([192, 0, 2, host]),
@@ -96,6 +112,7 @@ impl Flow {
             client: SocketAddr::new(ip, random.random()),
             vip: service.vip,
             isn: random.random(),
+            owner: one(&service.backends, random).address,
             backend: answering(world, service, random),
         }
     }
@@ -170,6 +187,9 @@ pub fn frame(shape: Shape, flow: &Flow, random: &mut SmallRng) -> Frame {
     if shape == Shape::Quic {
         quic(&mut frame.data, random);
     }
+    if matches!(shape, Shape::Udp | Shape::Quic) && random.random_ratio(1, 4) {
+        edge(&mut frame, flow.owner);
+    }
     if random.random_ratio(1, 8) {
         frame.trailer = vec![0; random.random_range(1..20)];
     }
@@ -193,6 +213,31 @@ fn data(random: &mut SmallRng) -> Vec<u8> {
             let mut bytes = vec![0; length];
             random.fill(&mut bytes[..]);
             bytes
+        }
+    }
+}
+
+/// Chooses the first bytes of data so that the datagram's checksum becomes zero when its destination becomes `to`: the
+/// one value that must not be sent as it is (RFC 768).
+fn edge(frame: &mut Frame, to: SocketAddr) {
+    frame.data.resize(frame.data.len().max(2), 0);
+    frame.data[..2].fill(0);
+    let mut turned = frame.clone();
+    match (&mut turned.network, to) {
+        (Network::V4(header), SocketAddr::V4(to)) => header.to = *to.ip(),
+        (Network::V6(header), SocketAddr::V6(to)) => header.to = *to.ip(),
+        _ => return,
+    }
+    if let Transport::Udp {
+        ports,
+        checked: true,
+    } = &mut turned.transport
+    {
+        ports.1 = to.port();
+        let bytes = turned.build();
+        if let Ok(view) = View::parse(&bytes) {
+            let check = view.transport + 6;
+            frame.data[..2].copy_from_slice(&bytes[check..check + 2]);
         }
     }
 }

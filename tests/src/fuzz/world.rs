@@ -290,6 +290,7 @@ impl Service {
             record: ServiceRecord {
                 table: ServiceRecord::table_word(0, slots.len() as u32),
                 flags: row.flags,
+                affinity_mask: Addr::prefix_mask(128),
                 ..ServiceRecord::default()
             },
             slots,

@@ -4,6 +4,7 @@
 mod changes;
 mod configuration;
 mod drain;
+mod flood;
 mod health;
 mod nginx;
 mod restart;
