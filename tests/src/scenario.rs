@@ -448,8 +448,22 @@ impl Scene {
 /// # Errors
 /// The lab cannot be made.
 pub fn lab(way: Way, backends: &[&str]) -> Result<(Lab, Service)> {
+    lab_with(way, backends, |_| {})
+}
+
+/// The same with options changed by `edit`.
+///
+/// # Errors
+/// As [`lab`].
+pub fn lab_with(
+    way: Way,
+    backends: &[&str],
+    edit: impl FnOnce(&mut LabOptions),
+) -> Result<(Lab, Service)> {
     let (topology, answers, forward) = way.parts();
-    let lab = Lab::create(LabOptions::new(topology, answers, backends))?;
+    let mut options = LabOptions::new(topology, answers, backends);
+    edit(&mut options);
+    let lab = Lab::create(options)?;
     let mut service = Service::blue_green(&lab, forward);
     service.family = way.family();
     service.pools.retain(|(_, members)| !members.is_empty());

@@ -14,6 +14,7 @@ mod demo;
     reason = "the file is shared with the daemon's build script, which uses the rest"
 )]
 mod ebpf;
+mod fuzz;
 mod lab;
 mod nightly;
 mod passed;
@@ -44,6 +45,8 @@ enum Command {
     Lab(passed::Args),
     /// Run every test (some need root)
     Test(test::Args),
+    /// Send sound and broken packets through the loaded program and judge what becomes of each (needs root)
+    Fuzz(passed::Args),
     /// Measure what a packet costs (needs root)
     Bench(passed::Args),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Test(args) => test::run(&args),
+        Command::Fuzz(args) => fuzz::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {

@@ -11,6 +11,9 @@ pub const XDP: &[u8] = EBB_XDP;
 /// The programs of `cargo xtask bench`.
 pub const BENCH: &[u8] = EBB_BENCH;
 
+/// The programs of the lab's flood.
+pub const FLOOD: &[u8] = EBB_FLOOD;
+
 #[cfg(test)]
 mod tests {
     use super::XDP;

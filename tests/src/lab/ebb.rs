@@ -259,6 +259,23 @@ impl Ebb {
             .signal(signal)
     }
 
+    /// Memory that the daemon has in use, bytes (`VmRSS`).
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let pid = self
+            .guard
+            .as_ref()
+            .context("the daemon does not run")?
+            .pid();
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes =
+            line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
+        Ok(kilobytes.context("no VmRSS in its status")? * 1024)
+    }
+
     /// How to reach it; can be used from other threads.
     #[must_use]
     pub fn reach(&self) -> &Reach {

@@ -160,7 +160,7 @@ impl Lab {
     fn attach_pass_programs(&self) -> Result<Vec<OwnedFd>> {
         let mut links = Vec::new();
         let interfaces = match self.options.pass_programs {
-            true => self.options.pass_interfaces(),
+            true => self.far_interfaces(),
             false => Vec::new(),
         };
         for (role, interface) in interfaces {
@@ -315,6 +315,13 @@ impl Lab {
         self.options.lb_interfaces()
     }
 
+    /// Where what the balancer sends arrives, and an XDP program is needed: role and interface. The one towards the
+    /// router first.
+    #[must_use]
+    pub fn far_interfaces(&self) -> Vec<(String, &'static str)> {
+        self.options.pass_interfaces()
+    }
+
     /// Index and MAC address of an interface of a namespace.
     ///
     /// # Errors
@@ -385,6 +392,14 @@ impl Lab {
                 ),
             }
         })
+    }
+
+    /// MAC address of an interface of a namespace.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn mac_in(netns: &Netns, name: &str) -> Result<[u8; 6]> {
+        netns.run(|| kernel::mac(name))?
     }
 
     /// Directory of a kept lab, by name.

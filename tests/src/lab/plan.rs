@@ -37,7 +37,7 @@ pub struct LabOptions {
     /// Names of the backends' namespaces, at most 11 characters each.
     pub backends: Vec<String>,
     /// Whether the far ends of the balancer's interfaces get a pass program, without which they take nothing that
-    /// XDP sends. Always wanted but in the test that shows so.
+    /// XDP sends. Always wanted but where another program takes their place, and in the test that shows so.
     pub pass_programs: bool,
     /// Whether a second client, `side`, is on a network of its own with the balancer (its interface `side`).
     pub side_client: bool,

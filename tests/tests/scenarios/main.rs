@@ -5,6 +5,7 @@ mod changes;
 mod clients;
 mod configuration;
 mod drain;
+mod flood;
 mod health;
 mod interfaces;
 mod nginx;

@@ -1,6 +1,7 @@
 //! The lab from the command line: servers, a lab to play in, and the demo.
 
 mod demo;
+mod fuzz;
 mod playground;
 mod serve;
 mod setting;
@@ -23,6 +24,8 @@ enum Command {
     Serve(serve::Serve),
     /// A drain, a switch and a rollback under real traffic, with a receipt
     Demo(demo::Demo),
+    /// Sound and broken packets through the loaded program, each judged
+    Fuzz(fuzz::Fuzz),
     /// A lab that stays, to play in
     #[command(subcommand)]
     Lab(playground::Playground),
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Fuzz(fuzz) => fuzz.run(),
         Command::Lab(lab) => lab.run(),
     };
     result.unwrap_or_else(|error| {

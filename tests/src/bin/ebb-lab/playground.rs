@@ -3,14 +3,17 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    net::SocketAddrV4,
     os::unix::process::CommandExt as _,
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use ebb_tests::{
     config,
+    flood::{Flood, FloodOptions, Kind},
     lab::{Ebb, Lab, PLAYGROUND, find_binary},
 };
 
@@ -27,6 +30,8 @@ pub enum Playground {
         #[arg(long)]
         no_ebb: bool,
     },
+    /// Send the balancer a flood from sources that nobody has
+    Flood(Flooding),
     /// Take the lab down, with all that runs in it
     Down,
     /// Run a command in one of the lab's namespaces: client, router, lb, b1 to b3, g1 to g3
@@ -39,11 +44,29 @@ pub enum Playground {
     },
 }
 
+/// Arguments of `ebb-lab lab flood`.
+#[derive(Debug, clap::Args)]
+pub struct Flooding {
+    /// What is sent
+    #[arg(long, value_enum, default_value_t = Kind::Syn)]
+    kind: Kind,
+    /// Frames a second, as far as the machine makes them
+    #[arg(long, default_value_t = 2_000_000)]
+    rate: u64,
+    /// How long
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Where to
+    #[arg(long, default_value = "203.0.113.10:80")]
+    target: SocketAddrV4,
+}
+
 impl Playground {
     /// Does it.
     pub fn run(self) -> Result<ExitCode> {
         match self {
             Self::Up { setting, no_ebb } => up(&setting, no_ebb),
+            Self::Flood(flooding) => flood(&flooding),
             Self::Down => {
                 println!(
                     "{}",
@@ -71,6 +94,27 @@ fn up(setting: &Setting, no_ebb: bool) -> Result<ExitCode> {
         Some(Ebb::start(&lab, &text)?)
     };
     print!("{}", setting::keep(lab, &service, servers, ebb));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn flood(flooding: &Flooding) -> Result<ExitCode> {
+    let router = Lab::find_netns(PLAYGROUND, "router")?;
+    let balancer = Lab::find_netns(PLAYGROUND, "lb")?;
+    let options = FloodOptions {
+        kind: flooding.kind,
+        target: flooding.target,
+        interface: "lb".into(),
+        to_mac: Lab::mac_in(&balancer, "eth0")?,
+        per_second: flooding.rate,
+    };
+    let flood = Flood::start(&router, options)?;
+    std::thread::sleep(Duration::from_secs(flooding.seconds));
+    let sent = flood.stop()?;
+    println!(
+        "{} frames sent, {:.2} million a second",
+        sent.frames,
+        sent.mpps()
+    );
     Ok(ExitCode::SUCCESS)
 }
 

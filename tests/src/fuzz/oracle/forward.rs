@@ -1,0 +1,260 @@
+//! Rules for packets from clients to a service, and how a forwarded frame follows from the one that came in.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::{
+    abi::{Slot, cut_position, mode},
+    outcome::Outcome,
+};
+
+use super::{Broken, Run, answer, opinion, rule, same, unchanged};
+use crate::{
+    fuzz::{
+        sums::{TCP, UDP, network_error, transport_error},
+        view::{Family, View},
+        world::{Backend, Role, Service},
+    },
+    rig::{Verdict, backend_macs},
+};
+
+/// A packet from a client to `service`.
+pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
+    let client = SocketAddr::new(view.from, view.from_port);
+    let slot = service.slot(client);
+    if run.outcome.is_forward() {
+        let backend = receiver(service, run)?;
+        allowed(service, backend, client, slot, run.outcome)?;
+        return forwarded(service, backend, view, run);
+    }
+    match run.outcome {
+        Outcome::ResetDeadline => return answer::reset(view, run),
+        Outcome::DropTtl => {
+            let routed = service.row.mode != mode::L2;
+            rule!(
+                view.ttl <= 1 && routed,
+                "a time to live of {} is not used up",
+                view.ttl
+            );
+        }
+        Outcome::DropNoBackend => {
+            rule!(
+                slot.current() == 0 || slot.base() == 0,
+                "{slot:?} has backends"
+            );
+        }
+        Outcome::DropNoNextHop => owned(service, slot, Role::NoNextHop)?,
+        Outcome::DropNoReset => owned(service, slot, Role::Reset)?,
+        Outcome::DropDeadline => {
+            owned(service, slot, Role::Dropped)?;
+            rule!(
+                is_cut(service, client),
+                "the flow's turn to be cut has not come"
+            );
+        }
+        Outcome::DropOpeningUnrecorded => {}
+        other => rule!(false, "{other:?} is no outcome of a packet to a service"),
+    }
+    unchanged(run)
+}
+
+/// One of the slot's owners has this role.
+fn owned(service: &Service, slot: Slot, role: Role) -> Result<(), Broken> {
+    let is = |id| {
+        service
+            .backend(id)
+            .is_some_and(|backend| backend.role == role)
+    };
+    rule!(
+        is(slot.current()) || is(slot.base()),
+        "no owner of {slot:?} is {role:?}"
+    );
+    Ok(())
+}
+
+fn is_cut(service: &Service, client: SocketAddr) -> bool {
+    cut_position(service.hash(client)) < u32::MAX / 2
+}
+
+/// The backend that a frame goes to, by the MAC addresses that it got.
+fn receiver<'a>(service: &'a Service, run: &Run<'_>) -> Result<&'a Backend, Broken> {
+    let id = run.output.get(5).map_or(0, |byte| u32::from(*byte));
+    let Some(backend) = service.backend(id) else {
+        return Err(Broken(format!(
+            "service {} has no backend {id}",
+            service.id
+        )));
+    };
+    let (to, from) = backend_macs(id);
+    rule!(
+        run.output[..12] == [to, from].concat(),
+        "the MAC addresses are backend {id}'s"
+    );
+    Ok(backend)
+}
+
+/// The backend may have this packet.
+fn allowed(
+    service: &Service,
+    backend: &Backend,
+    client: SocketAddr,
+    slot: Slot,
+    outcome: Outcome,
+) -> Result<(), Broken> {
+    let id = backend.id;
+    let owner = match outcome {
+        Outcome::ForwardOpening | Outcome::ForwardOrphan => id == slot.current(),
+        Outcome::ForwardSteady | Outcome::ForwardBase | Outcome::ForwardAdopted => {
+            id == slot.base()
+        }
+        // A datagram that is not recorded goes where the next one will; a handshake must not be split.
+        Outcome::ForwardOpeningUnrecorded if service.row.protocol() == UDP => id == slot.current(),
+        Outcome::ForwardOpeningUnrecorded => id == slot.base() && id == slot.current(),
+        _ => id == slot.current() || id == slot.base(),
+    };
+    rule!(
+        owner,
+        "{outcome:?} to backend {id}, but the slot is {slot:?}"
+    );
+    let reachable = match backend.role {
+        Role::Old | Role::New | Role::Elsewhere => true,
+        Role::Dropped => !is_cut(service, client),
+        Role::NoNextHop | Role::Reset | Role::Ended => false,
+    };
+    rule!(
+        reachable,
+        "{outcome:?} to a backend that is {:?}",
+        backend.role
+    );
+    Ok(())
+}
+
+/// A forwarded frame is what came in, but for what the service's mode rewrites.
+fn forwarded(
+    service: &Service,
+    backend: &Backend,
+    view: &View,
+    run: &Run<'_>,
+) -> Result<(), Broken> {
+    let verdict = match backend.role {
+        Role::Elsewhere => Verdict::Redirect,
+        _ => Verdict::Tx,
+    };
+    rule!(
+        run.verdict == verdict,
+        "backend {} is reached by {verdict:?}",
+        backend.id
+    );
+    let (to, from) = backend_macs(backend.id);
+    let mut change = Change {
+        macs: Some([to, from].concat()),
+        ..Change::default()
+    };
+    match service.row.mode {
+        mode::L2 => {}
+        mode::NAT => {
+            change.to = Some(backend.address);
+            change.hop = true;
+        }
+        other => return Err(Broken(format!("the oracle does not know mode {other}"))),
+    }
+    change.check(view, run)
+}
+
+/// What is rewritten.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Destination and source MAC address.
+    pub macs: Option<Vec<u8>>,
+    /// Source address and port.
+    pub from: Option<SocketAddr>,
+    /// Destination address and port.
+    pub to: Option<SocketAddr>,
+    /// The time to live goes down by one.
+    pub hop: bool,
+}
+
+impl Change {
+    /// The output is the input with this change and nothing else, and its checksums are as right or as wrong as they
+    /// were.
+    pub fn check(&self, view: &View, run: &Run<'_>) -> Result<(), Broken> {
+        let mut expected = self.applied(view, run.input)?;
+        for at in checksums(view) {
+            // Checked by what they say, not by their bytes: zero has two representations.
+            if let (Some(to), Some(from)) =
+                (expected.get_mut(at..at + 2), run.output.get(at..at + 2))
+            {
+                to.copy_from_slice(from);
+            }
+        }
+        same(&expected, run.output)?;
+        let before = (
+            network_error(run.input, view),
+            transport_error(run.input, view),
+        );
+        let after = (
+            network_error(run.output, view),
+            transport_error(run.output, view),
+        );
+        if !is_unchecked(view, run.input) {
+            rule!(
+                before == after,
+                "checksums are as right or as wrong as before (errors of IP and transport header): {before:04x?} became {after:04x?}"
+            );
+        }
+        rule!(
+            is_unchecked(view, run.input) == is_unchecked(view, run.output),
+            "UDP without checksum stays so, and with one keeps one"
+        );
+        let (before, after) = (opinion::of(run.input), opinion::of(run.output));
+        rule!(
+            before == after,
+            "another parser says {before:?} of the input, {after:?} of the output"
+        );
+        Ok(())
+    }
+
+    fn applied(&self, view: &View, input: &[u8]) -> Result<Vec<u8>, Broken> {
+        let mut frame = input.to_vec();
+        let mut put = |at: usize, bytes: &[u8]| frame[at..at + bytes.len()].copy_from_slice(bytes);
+        if let Some(macs) = &self.macs {
+            put(0, macs);
+        }
+        let (source_at, destination_at, ttl_at) = match view.family {
+            Family::V4 => (view.network + 12, view.network + 16, view.network + 8),
+            Family::V6 => (view.network + 8, view.network + 24, view.network + 7),
+        };
+        for (end, at, port_at) in [(self.from, source_at, 0), (self.to, destination_at, 2)] {
+            let Some(end) = end else { continue };
+            match end.ip() {
+                IpAddr::V4(ip) => put(at, &ip.octets()),
+                IpAddr::V6(ip) => put(at, &ip.octets()),
+            }
+            put(view.transport + port_at, &end.port().to_be_bytes());
+        }
+        if self.hop {
+            rule!(
+                view.ttl > 1,
+                "a packet with time to live {} goes no further",
+                view.ttl
+            );
+            put(ttl_at, &[view.ttl - 1]);
+        }
+        Ok(frame)
+    }
+}
+
+/// Where the checksums of a packet are.
+fn checksums(view: &View) -> Vec<usize> {
+    let network = (view.family == Family::V4).then_some(view.network + 10);
+    let transport = match view.protocol {
+        TCP => Some(view.transport + 16),
+        UDP => Some(view.transport + 6),
+        _ => None,
+    };
+    network.into_iter().chain(transport).collect()
+}
+
+/// A UDP datagram whose sender computed no checksum (RFC 768).
+fn is_unchecked(view: &View, frame: &[u8]) -> bool {
+    view.protocol == UDP && frame[view.transport + 6..view.transport + 8] == [0, 0]
+}
