@@ -21,6 +21,7 @@ mod setup;
 mod shell;
 mod test;
 mod tools;
+mod vm;
 
 #[derive(Parser)]
 #[command(
@@ -44,6 +45,8 @@ enum Command {
     Lab(passed::Args),
     /// Run every test (some need root)
     Test(test::Args),
+    /// Run the packet tests on other kernels, each in a virtual machine
+    Vm(vm::Args),
     /// Measure what a packet costs (needs root)
     Bench(passed::Args),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Test(args) => test::run(&args),
+        Command::Vm(args) => vm::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {
