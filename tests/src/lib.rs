@@ -18,4 +18,5 @@ pub mod pattern;
 pub mod rig;
 pub mod scenario;
 pub mod server;
+pub mod vm;
 pub mod wire;

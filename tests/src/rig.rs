@@ -305,7 +305,9 @@ impl Rig {
 
     fn all_outcomes(&self) -> Result<Vec<u64>> {
         let mut sums = vec![0; Outcome::COUNT];
-        for service in 0..8 {
+        // What belongs to no service is counted for id 0.
+        let last = self.services.iter().map(|service| service.id).max();
+        for service in 0..=last.unwrap_or(0) {
             for (sum, count) in sums.iter_mut().zip(self.datapath.outcomes(service)?) {
                 *sum += count;
             }

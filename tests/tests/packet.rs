@@ -1,7 +1,7 @@
 //! The loaded program, packet by packet: every line of the steering table, both modes, both families, every
 //! truncation. Needs root.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use anyhow::Result;
 use ebb_tests::{
@@ -877,7 +877,9 @@ fn the_longest_prefix_of_a_client_decides() -> Result<()> {
 
 #[test]
 fn a_limit_of_new_flows_drops_openings_alone() -> Result<()> {
-    for (all, of_service) in [(50, 0), (0, 50)] {
+    const RATE: u32 = 5;
+    for (all, of_service) in [(RATE, 0), (0, RATE)] {
+        let started = Instant::now();
         let mut rig = rig(&NAT, UNMOVED)?;
         rig.limit_flows(all, NAT.id, of_service)?;
         let mut opened = 0;
@@ -889,8 +891,11 @@ fn a_limit_of_new_flows_drops_openings_alone() -> Result<()> {
             );
             opened += u32::from(outcome == Outcome::ForwardOpening);
         }
-        // A second's worth, and what the time of the test adds to it.
-        assert!((50..150).contains(&opened), "{opened}");
+        // A second's worth, and what the time of the test adds to it, on each CPU that the test came to.
+        let cpus = aya::util::nr_cpus().expect("the number of CPUs") as u32;
+        let seconds = started.elapsed().as_secs() as u32 + 1;
+        let allowed = RATE..=(RATE * (1 + seconds) * cpus).min(199);
+        assert!(allowed.contains(&opened), "{opened}, not {allowed:?}");
         // A flow that has begun goes on, and so does its handshake.
         assert_eq!(
             send(&mut rig, &syn(1000, 7))?,
@@ -904,20 +909,13 @@ fn a_limit_of_new_flows_drops_openings_alone() -> Result<()> {
     Ok(())
 }
 
-/// What the verifier may take to prove a program: well below its own limit of a million, which is what older kernels,
-/// with verifiers that prune less, need as room.
-const INSTRUCTIONS_MAX: u32 = 300_000;
-
 #[test]
 fn verifier_budget_is_kept() -> Result<()> {
     let rig = Rig::new()?;
-    for name in bpf::program_names() {
-        let info = rig.datapath.program_named(name)?.info()?;
-        let instructions = info
-            .verified_instruction_count()
-            .expect("a kernel of 5.16 or later says it");
-        println!("{name}: {instructions} instructions verified, budget {INSTRUCTIONS_MAX}");
-        assert!(instructions <= INSTRUCTIONS_MAX, "{name}: {instructions}");
+    for program in rig.datapath.verified()? {
+        println!("{program}");
+        let instructions = program.instructions.expect("Linux 5.16 or later says it");
+        assert!(instructions <= bpf::instructions_max(), "{program}");
     }
     Ok(())
 }

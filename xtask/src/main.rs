@@ -22,6 +22,7 @@ mod setup;
 mod shell;
 mod test;
 mod tools;
+mod vm;
 
 #[derive(Parser)]
 #[command(
@@ -47,6 +48,8 @@ enum Command {
     Test(test::Args),
     /// Send sound and broken packets through the loaded program and judge what becomes of each (needs root)
     Fuzz(passed::Args),
+    /// Run the packet tests on other kernels, each in a virtual machine
+    Vm(vm::Args),
     /// Measure what a packet costs (needs root)
     Bench(passed::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         Command::Test(args) => test::run(&args),
         Command::Fuzz(args) => fuzz::run(args),
+        Command::Vm(args) => vm::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {

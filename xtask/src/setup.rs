@@ -39,6 +39,8 @@ pub enum Purpose {
     Build,
     /// The demo, the lab and the benchmarks
     Demo,
+    /// Virtual machines with other kernels
+    Vm,
     /// The tests
     Test,
 }

@@ -15,7 +15,12 @@ use crate::{
     build,
     setup::{self, Purpose},
     shell::{self, Root},
+    vm,
 };
+
+/// The kernel of the stage with virtual machines: one is enough to see that older verifiers were not forgotten, and all
+/// take longer than the other stages together.
+const VM_KERNEL: &str = "6.1";
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -42,6 +47,8 @@ pub enum Stage {
     Host,
     /// Packet, lab and command-line tests, in network namespaces; need root
     Lab,
+    /// The packet tests on another kernel, in a virtual machine
+    Vm,
     /// The demo, whose exit code says whether a connection broke; needs root
     Demo,
 }
@@ -64,6 +71,9 @@ impl Stage {
                 .args(["test", "--no-fail-fast", "--release", "-p", "ebb-tests"])
                 .args(["--", "--test-threads=1"])
                 .args(filter),
+            Self::Vm => cargo
+                .args(["run", "--quiet", "-p", "xtask", "--", "vm"])
+                .args(["--no-install", "--kernel", VM_KERNEL]),
             Self::Demo => cargo
                 .args(["run", "--release", "--quiet", "-p", "ebb-tests"])
                 .args(["--bin", "ebb-lab", "--", "demo", "--no-tty"]),
@@ -139,10 +149,10 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn run_stage(stage: Stage, filter: &[OsString]) -> Outcome {
     let mut command = stage.command(filter);
+    if let Err(why) = possible(stage) {
+        return Outcome::Skipped(why);
+    }
     if matches!(stage, Stage::Lab | Stage::Demo) {
-        if let Root::No(why) = shell::root() {
-            return Outcome::Skipped(why.to_owned());
-        }
         // The command-line tests start the daemon that a user would.
         let prepared = build::daemon_and_lab().and_then(|()| shell::run_as_root(&mut command));
         if let Err(error) = prepared {
@@ -154,6 +164,15 @@ fn run_stage(stage: Stage, filter: &[OsString]) -> Outcome {
         Ok(status) if status.success() => Outcome::Passed,
         Ok(status) => Outcome::Failed(status.to_string()),
         Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// Whether this machine can run the stage; if not, why.
+fn possible(stage: Stage) -> Result<(), String> {
+    match (stage, shell::root()) {
+        (Stage::Lab | Stage::Demo, Root::No(why)) => Err(why.to_owned()),
+        (Stage::Vm, _) => vm::possible(),
+        _ => Ok(()),
     }
 }
 

@@ -8,11 +8,13 @@ use crate::{
     apt, ebpf,
     setup::Purpose,
     shell::{self, failure},
+    vm,
 };
 
-/// A program that is called by name.
+/// A program that is called by name, or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tool {
+    /// A file's begins with a slash.
     name: &'static str,
     /// Debian's and Ubuntu's package.
     package: &'static str,
@@ -27,11 +29,20 @@ const fn tool(name: &'static str, package: &'static str, needed_for: Purpose) ->
     }
 }
 
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 13] = [
     tool("ip", "iproute2", Purpose::Demo),
     tool("ethtool", "ethtool", Purpose::Demo),
     tool("nsenter", "util-linux", Purpose::Demo),
     tool("sysctl", "procps", Purpose::Demo),
+    // Without what it recommends: qemu-utils is there in versions that do not go together.
+    tool("qemu-system-x86_64", "qemu-system-x86", Purpose::Vm),
+    tool("strip", "binutils", Purpose::Vm),
+    tool("xz", "xz-utils", Purpose::Vm),
+    tool(
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+        Purpose::Vm,
+    ),
     tool(NGINX, "nginx-light", Purpose::Test),
     tool("wrk", "wrk", Purpose::Test),
     tool("iperf3", "iperf3", Purpose::Test),
@@ -47,7 +58,7 @@ const NGINX: &str = "nginx";
 ///
 /// One is missing, and it must not or cannot be installed.
 pub fn ready(purpose: Purpose, install: bool) -> Result<()> {
-    let missing = missing(purpose, |name| ebpf::program(name).is_some());
+    let missing = missing(purpose, present);
     if !missing.is_empty() {
         let names = join(&missing, |tool| tool.name);
         let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
@@ -73,10 +84,18 @@ pub fn ready(purpose: Purpose, install: bool) -> Result<()> {
     Ok(())
 }
 
+fn present(name: &str) -> bool {
+    match name.starts_with('/') {
+        true => Path::new(name).exists(),
+        false => ebpf::program(name).is_some(),
+    }
+}
+
 fn wanted(purpose: Purpose) -> Vec<Tool> {
+    let possible = |tool: &Tool| tool.needed_for != Purpose::Vm || vm::possible().is_ok();
     TOOLS
         .into_iter()
-        .filter(|tool| tool.needed_for <= purpose)
+        .filter(|tool| tool.needed_for <= purpose && possible(tool))
         .collect()
 }
 

@@ -8,7 +8,7 @@ use crate::{
     api::Refusal,
     config::{self, ConfigError},
     daemon::assemble::{NodeOptions, run_node},
-    datapath::pass,
+    datapath::{bpf, pass},
     model::spec::Spec,
 };
 
@@ -101,6 +101,11 @@ fn invalid(path: &Path, error: &ConfigError) -> CliError {
     let count = human::plural(count, "problem");
     CliError::failed(format!("{} is not valid: {count}", path.display()))
         .details(error.to_string(), json)
+}
+
+/// What the kernel's verifier says of the program, or why it refuses it, with its log.
+pub fn verified() -> Result<Vec<bpf::Verified>, String> {
+    bpf::try_out().map_err(|error| error.to_string())
 }
 
 /// `ebb check`.

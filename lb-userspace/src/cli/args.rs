@@ -124,6 +124,10 @@ pub enum Command {
         from: SocketAddr,
     },
 
+    /// Try whether this kernel takes the XDP program
+    #[command(long_about = help::VERIFY)]
+    Verify,
+
     /// Attach a passing XDP program to the far end of a veth
     #[command(long_about = help::PASS, after_long_help = help::PASS_AFTER)]
     Pass {

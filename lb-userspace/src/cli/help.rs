@@ -175,6 +175,11 @@ Ends the daemon. Forwarding goes on without it: the program stays attached and k
 nobody checks backends or ends drains until the next `ebb run`. With --detach the program is taken off the interfaces \
 and the pinned maps are removed: forwarding ends, and with it the flows.";
 
+/// `ebb verify --help`.
+pub const VERIFY: &str = "\
+Loads the XDP program into this machine's kernel without attaching it, and removes it again: whether the kernel's \
+verifier takes it, and how many instructions it had to look at. Needs root and no daemon; one that runs is not touched.";
+
 /// `ebb pass --help`.
 pub const PASS: &str = "\
 Attaches an XDP program that passes every packet to the far end of a veth pair, or takes it off again.

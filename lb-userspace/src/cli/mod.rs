@@ -13,7 +13,7 @@
 //! | `usage` | clap's errors in our form |
 //! | `client` | HTTP over the control socket |
 //! | `adapters` | the only calls into the rest of the crate |
-//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `version`, `changes` | the commands |
+//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `verify`, `version`, `changes` | the commands |
 //! | `human`, `table`, `output`, `error` | how things are shown |
 //!
 //! Results go to stdout; progress and errors to stderr. Nothing here panics when a pipe is closed early.
@@ -36,6 +36,7 @@ mod receipt;
 mod status;
 mod table;
 mod usage;
+mod verify;
 mod version;
 mod wait;
 
@@ -87,6 +88,7 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
             trace: args.log_packets,
         }),
         Command::Check { file } => adapters::check(&file, out),
+        Command::Verify => verify::verify(out),
         Command::Pass { interface, detach } => adapters::pass(&interface, detach, out),
         Command::Status(args) => block_on(status::status(&client, &args, out)),
         Command::Drain(args) => block_on(drain::drain(&client, &args, out)),

@@ -20,6 +20,7 @@ mod kernel;
 mod netns;
 mod place;
 mod plan;
+mod vm;
 
 use std::{
     collections::BTreeMap,
@@ -40,6 +41,7 @@ pub use ebb::{Cli, Ebb, Reach, find_binary};
 pub use netns::Netns;
 use place::Place;
 pub use plan::{Answers, LabOptions, Topology};
+pub use vm::{VmBackend, VmOptions};
 
 use crate::{client, server};
 

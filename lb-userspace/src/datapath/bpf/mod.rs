@@ -31,11 +31,13 @@ mod clients;
 mod frame;
 mod mapped;
 mod slots;
+mod verified;
 
 use attach::Interfaces;
 use barrier::Barrier;
 use mapped::Mapped;
 use slots::Region;
+pub use verified::{Verified, instructions_max, try_out};
 
 /// What [`BpfDatapath::open`] needs to know.
 #[derive(Debug, Clone)]

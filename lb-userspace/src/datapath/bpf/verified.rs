@@ -1,0 +1,103 @@
+//! What the verifier of the running kernel had to do for the object.
+
+use std::{fmt, path::PathBuf};
+
+use aya::util::KernelVersion;
+use serde::Serialize;
+
+use super::{BpfDatapath, Options, chain, program_names, remove_pins};
+use crate::{
+    datapath::{Error, Result, object},
+    model::spec::{Capacity, XdpMode},
+};
+
+/// The budget of each program, of the kernel's own limit of a million (BPF_COMPLEXITY_LIMIT_INSNS).
+const INSTRUCTIONS_MAX: u32 = 300_000;
+/// The same for older kernels, whose verifiers prune less: 6.1 looks at 1.6 to 2.1 times as many as 6.12.
+const INSTRUCTIONS_MAX_BEFORE_6_12: u32 = 700_000;
+
+/// What this kernel's verifier may look at to prove a program.
+#[must_use]
+pub fn instructions_max() -> u32 {
+    match KernelVersion::current() {
+        Ok(version) if version < KernelVersion::new(6, 12, 0) => INSTRUCTIONS_MAX_BEFORE_6_12,
+        _ => INSTRUCTIONS_MAX,
+    }
+}
+
+/// A program that the kernel took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Instructions that the verifier looked at until it was sure, each as often as it came by. `None` before Linux
+    /// 5.16.
+    pub instructions: Option<u32>,
+    /// Bytes of machine code; `None` where the kernel does not compile.
+    pub machine_code_bytes: Option<u32>,
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_unknown = |n: Option<u32>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        write!(
+            f,
+            "{:<10}{:>7} instructions verified (budget {}), {:>6} bytes of machine code",
+            self.name,
+            or_unknown(self.instructions),
+            instructions_max(),
+            or_unknown(self.machine_code_bytes)
+        )
+    }
+}
+
+impl BpfDatapath {
+    /// The object's programs, as the kernel took them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn verified(&self) -> Result<Vec<Verified>> {
+        program_names().map(|name| self.verified_as(name)).collect()
+    }
+
+    fn verified_as(&self, name: &'static str) -> Result<Verified> {
+        let info = self
+            .loaded(name)?
+            .info()
+            .map_err(|error| Error::Other(format!("asking about {name}: {}", chain(&error))))?;
+        Ok(Verified {
+            name,
+            instructions: info.verified_instruction_count(),
+            machine_code_bytes: Some(info.size_jitted()).filter(|bytes| *bytes > 0),
+        })
+    }
+}
+
+/// Loads the object into the running kernel, attaches it nowhere, and removes it again.
+///
+/// # Errors
+/// The kernel refuses it; with what its verifier says.
+pub fn try_out() -> Result<Vec<Verified>> {
+    let pins = PathBuf::from(format!("/sys/fs/bpf/ebb-verify-{}", std::process::id()));
+    let options = Options {
+        pins: pins.clone(),
+        interfaces: Vec::new(),
+        mode: XdpMode::Auto,
+        // The sizes mean nothing to the verifier.
+        capacity: Capacity {
+            services: 8,
+            backends: 32,
+            slots: 4096,
+            flows: 1024,
+            handshakes: 256,
+        },
+        trace: false,
+    };
+    let verified =
+        BpfDatapath::open(object::XDP, &options).and_then(|datapath| datapath.verified());
+    remove_pins(&pins).map_err(|source| Error::Kernel {
+        what: format!("removing {}", pins.display()),
+        source,
+    })?;
+    verified
+}
