@@ -132,13 +132,13 @@ fn deadline_l2() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn deadline_nat_v6() -> Result<()> {
     deadline(Way::NatV6)
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn deadline_l2_v6() -> Result<()> {
     deadline(Way::L2V6)
 }
@@ -242,7 +242,7 @@ fn tables_lost_nat_v6() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn tables_lost_l2_v6() -> Result<()> {
     tables_lost(Way::L2V6)
 }
@@ -298,7 +298,7 @@ fn handshake_held_open_l2() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn handshake_held_open_nat_v6() -> Result<()> {
     handshake_held_open(Way::NatV6)
 }

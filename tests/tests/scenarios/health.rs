@@ -195,7 +195,7 @@ fn next_hop_nat_v6() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn next_hop_l2_v6() -> Result<()> {
     next_hop(Way::L2V6, &[(1, true), (2, false)])
 }

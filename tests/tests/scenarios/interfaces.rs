@@ -142,13 +142,13 @@ fn two_networks_nat() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn two_networks_l2() -> Result<()> {
     two_networks("l2", Family::V4)
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn two_networks_nat_v6() -> Result<()> {
     two_networks("nat", Family::V6)
 }

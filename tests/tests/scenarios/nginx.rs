@@ -178,7 +178,7 @@ fn through_changes_nat_v6() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn through_changes_l2_v6() -> Result<()> {
     through_changes(Way::L2V6)
 }

@@ -94,7 +94,7 @@ fn killed_in_a_drain_l2() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn killed_in_a_drain_nat_v6() -> Result<()> {
     killed_in_a_drain(Way::NatV6)
 }

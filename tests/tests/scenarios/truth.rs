@@ -113,7 +113,7 @@ fn agrees_nat_v6() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the other way, and this one over IPv4, show it already; `--ignored` runs it too"]
+#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
 fn agrees_l2_v6() -> Result<()> {
     agrees(Way::L2V6)
 }
