@@ -145,6 +145,7 @@ fn way() -> Way {
         source_mac: [2; 6],
         destination_mac: [4; 6],
         mtu: 1500,
+        source: None,
     })
 }
 

@@ -10,3 +10,4 @@ mod interfaces;
 mod nginx;
 mod restart;
 mod truth;
+mod tunnel;
