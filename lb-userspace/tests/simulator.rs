@@ -173,6 +173,7 @@ impl Simulator {
                 source_mac: [2; 6],
                 destination_mac: [4; 6],
                 mtu: 1500,
+                source: None,
             };
             self.engine.way(ip, Way::Known(hop), self.now_ms);
         }

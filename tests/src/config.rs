@@ -12,13 +12,15 @@ use crate::lab::{
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Family of its address and of its backends' addresses.
+    /// Family of its address and, unless `backend_family` says otherwise, of its backends' addresses.
     pub family: Family,
+    /// Family of its backends' addresses, where it is not the service's own.
+    pub backend_family: Option<Family>,
     /// Its port on the VIP.
     pub port: u16,
-    /// Port of the backends; in `l2` the service's own.
+    /// Port of the backends; but in `nat` the service's own.
     pub backend_port: u16,
-    /// `nat` or `l2`.
+    /// `nat`, `l2`, `ipip` or `gue`.
     pub forward: String,
     /// The pool that takes new flows.
     pub active_pool: String,
@@ -44,8 +46,9 @@ impl Service {
         Self {
             name: "web".into(),
             family: Family::V4,
+            backend_family: None,
             port: 80,
-            backend_port: if forward == "l2" { 80 } else { 8080 },
+            backend_port: if forward == "nat" { 8080 } else { 80 },
             forward: forward.into(),
             active_pool: "blue".into(),
             pools: vec![pool("blue", 'b'), pool("green", 'g')],
@@ -62,7 +65,8 @@ impl Service {
     /// Where it reaches a backend of the lab.
     #[must_use]
     pub fn backend(&self, lab: &Lab, name: &str) -> SocketAddr {
-        SocketAddr::new(lab.backend_in(self.family, name), self.backend_port)
+        let family = self.backend_family.unwrap_or(self.family);
+        SocketAddr::new(lab.backend_in(family, name), self.backend_port)
     }
 }
 

@@ -4,7 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::model::spec::OnDeadline;
+use lb_common::tunnel::PORT_DEFAULT;
+
+use crate::model::spec::{OnDeadline, Prefix, XdpMode};
 
 use super::{
     help,
@@ -139,6 +141,10 @@ pub enum Command {
         detach: bool,
     },
 
+    /// On a backend: take the outer headers of ebb's tunnels off
+    #[command(long_about = help::DECAP, after_long_help = help::DECAP_AFTER)]
+    Decap(DecapArgs),
+
     /// End the daemon; forwarding goes on
     #[command(long_about = help::STOP)]
     Stop {
@@ -150,6 +156,50 @@ pub enum Command {
     /// Show versions
     #[command(long_about = help::VERSION)]
     Version,
+}
+
+/// `ebb decap`.
+#[derive(Debug, Args)]
+pub struct DecapArgs {
+    /// The interface that tunnels come in by, in this network namespace
+    #[arg(long, value_name = "INTERFACE", value_parser = names::interface)]
+    pub interface: String,
+    /// UDP port of `gue` tunnels
+    #[arg(long, value_name = "PORT", default_value_t = PORT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Only from these sources (several times, or with commas); from anywhere when not given
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub from: Vec<Prefix>,
+    /// How the program is attached
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = AttachMode::Auto)]
+    pub mode: AttachMode,
+    /// Take it off again
+    #[arg(long, conflicts_with_all = ["port", "from", "mode", "counts"])]
+    pub detach: bool,
+    /// Only show what the attached program has counted
+    #[arg(long, conflicts_with_all = ["port", "from", "mode"])]
+    pub counts: bool,
+}
+
+/// How an XDP program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AttachMode {
+    /// Native where the driver can, else generic
+    Auto,
+    /// By the driver
+    Native,
+    /// By the kernel, with every driver
+    Generic,
+}
+
+impl From<AttachMode> for XdpMode {
+    fn from(mode: AttachMode) -> Self {
+        match mode {
+            AttachMode::Auto => Self::Auto,
+            AttachMode::Native => Self::Native,
+            AttachMode::Generic => Self::Generic,
+        }
+    }
 }
 
 /// `ebb run`.

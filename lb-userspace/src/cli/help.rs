@@ -6,7 +6,7 @@ ebb is a layer-4 load balancer in XDP whose drains break no connection: a backen
 connections it has, and takes no new ones from the moment the command returns.
 
 `ebb run` is the daemon. Every other command asks it over its control socket, which speaks HTTP and JSON \
-(`curl --unix-socket` works too), except `check` and `pass`, which need no daemon.";
+(`curl --unix-socket` works too), except `check`, `pass` and `decap`, which need no daemon.";
 
 /// Below `ebb --help`.
 pub const EBB_AFTER: &str = "\
@@ -193,3 +193,24 @@ pub const PASS_AFTER: &str = "\
 Examples:
   ip netns exec backend1 ebb pass eth0
   ip netns exec backend1 ebb pass eth0 --detach";
+
+/// `ebb decap --help`.
+pub const DECAP: &str = "\
+Runs on a backend. Attaches an XDP program that takes the outer headers of ebb's tunnels (`forward = \"ipip\"` and \
+`\"gue\"`, over IPv4 and IPv6) off and hands the packet inside to the kernel, for backends whose kernel has no module for \
+them (ipip, ip6_tunnel, sit, fou). It stays until it is taken off or the interface is gone.
+
+Only packets for an address of this host come out of a tunnel; where the host forwards nothing, the kernel drops the \
+others by itself. Whoever can send to this host could put packets with any source inside: say with --from where the \
+load balancers are. Tunnels from elsewhere are dropped and counted. Needs root and no daemon.";
+
+/// Below `ebb decap --help`.
+pub const DECAP_AFTER: &str = "\
+Examples:
+  ebb decap --interface eth0 --from 10.0.0.0/28
+  ebb decap --interface eth0 --port 6081 --mode generic
+  ebb decap --interface eth0 --counts
+  ebb decap --interface eth0 --detach
+
+The services' addresses belong on the loopback interface of the backend, see \"Backends behind a tunnel\" in \
+docs/configuration.md.";

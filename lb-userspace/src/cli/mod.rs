@@ -23,6 +23,7 @@ mod args;
 mod changes;
 mod client;
 mod clients;
+mod decap;
 mod drain;
 mod error;
 mod explain;
@@ -90,6 +91,7 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
         Command::Check { file } => adapters::check(&file, out),
         Command::Verify => verify::verify(out),
         Command::Pass { interface, detach } => adapters::pass(&interface, detach, out),
+        Command::Decap(args) => decap::decap(&args, out),
         Command::Status(args) => block_on(status::status(&client, &args, out)),
         Command::Drain(args) => block_on(drain::drain(&client, &args, out)),
         Command::Undrain { backend } => block_on(changes::undrain(&client, &backend, out)),

@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::model::spec::{ClientAction, ClientRules, Prefix};
 
 pub mod bpf;
+pub mod decap;
 pub mod fake;
 pub mod object;
 pub mod pass;
+mod xdp_link;
 
 /// Counts of one service's packets by [`Outcome`], summed over all CPUs.
 pub type Outcomes = [u64; Outcome::COUNT];

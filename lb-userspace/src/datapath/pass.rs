@@ -15,6 +15,8 @@ use std::{
     path::Path,
 };
 
+use super::xdp_link;
+
 /// Why the pass program could not be put on an interface.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
@@ -57,16 +59,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
-const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const XDP_PASS: i32 = 2;
-
-// include/uapi/linux/if_link.h
-const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1 << 0;
-const XDP_FLAGS_REPLACE: u32 = 1 << 4;
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_FD: u16 = 1;
-const IFLA_XDP_FLAGS: u16 = 3;
-const IFLA_XDP_EXPECTED_FD: u16 = 8;
 
 /// The program's name, as `bpftool prog` shows it.
 const NAME: &[u8] = b"ebb_pass";
@@ -147,7 +140,7 @@ pub fn attach_pass(ifindex: u32) -> Result<OwnedFd, PassError> {
         program: program.as_raw_fd().cast_unsigned(),
         ifindex,
         attach_type: BPF_XDP,
-        flags: XDP_FLAGS_DRV_MODE,
+        flags: xdp_link::XDP_FLAGS_DRV_MODE,
     };
     // SAFETY: the arguments are those of this command.
     unsafe { bpf_fd(BPF_LINK_CREATE, &arguments) }
@@ -161,8 +154,7 @@ pub fn attach_pass(ifindex: u32) -> Result<OwnedFd, PassError> {
 /// See [`PassError`]; `EBUSY` when any program is there already.
 pub fn attach_pass_for_good(ifindex: u32) -> Result<(), PassError> {
     let program = load().map_err(PassError::Load)?;
-    let flags = XDP_FLAGS_DRV_MODE | XDP_FLAGS_UPDATE_IF_NOEXIST;
-    set_xdp(ifindex, Some(program.as_fd()), flags, None)
+    xdp_link::attach(ifindex, program.as_fd(), true)
         .map_err(|source| PassError::Attach { ifindex, source })
 }
 
@@ -172,25 +164,7 @@ pub fn attach_pass_for_good(ifindex: u32) -> Result<(), PassError> {
 /// # Errors
 /// [`PassError::Detach`].
 pub fn detach_pass(ifindex: u32) -> Result<bool, PassError> {
-    let flags = XDP_FLAGS_DRV_MODE | XDP_FLAGS_REPLACE;
-    for info in aya::programs::loaded_programs().flatten() {
-        if info.name() != NAME {
-            continue;
-        }
-        // A program that has gone meanwhile is not on the interface.
-        let Ok(program) = info.fd() else { continue };
-        match set_xdp(ifindex, None, flags, Some(program.as_fd())) {
-            Ok(()) => return Ok(true),
-            // Not this one.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            // None at all, or one that a link holds.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBUSY)) => {
-                return Ok(false);
-            }
-            Err(source) => return Err(PassError::Detach { ifindex, source }),
-        }
-    }
-    Ok(false)
+    xdp_link::detach(ifindex, NAME).map_err(|source| PassError::Detach { ifindex, source })
 }
 
 /// Pins a link that [`attach_pass`] returned, so that the program stays after this process.
@@ -214,94 +188,6 @@ pub fn pin(link: BorrowedFd<'_>, path: &Path) -> Result<(), PassError> {
     unsafe { bpf(BPF_OBJ_PIN, &arguments) }
         .map(drop)
         .map_err(failed)
-}
-
-/// Sets an interface's program over rtnetlink; `None` takes it off. `expected`: only if it is this one.
-fn set_xdp(
-    ifindex: u32,
-    program: Option<BorrowedFd<'_>>,
-    flags: u32,
-    expected: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    let fd = program.map_or(-1, |program| program.as_raw_fd());
-    let mut xdp = Vec::new();
-    attribute(&mut xdp, IFLA_XDP_FD, &fd.to_ne_bytes());
-    attribute(&mut xdp, IFLA_XDP_FLAGS, &flags.to_ne_bytes());
-    if let Some(expected) = expected {
-        attribute(
-            &mut xdp,
-            IFLA_XDP_EXPECTED_FD,
-            &expected.as_raw_fd().to_ne_bytes(),
-        );
-    }
-    // struct ifinfomsg: family and padding, type, index, flags, change.
-    let mut body = vec![0; 16];
-    body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    attribute(&mut body, IFLA_XDP | libc::NLA_F_NESTED as u16, &xdp);
-    // struct nlmsghdr: length, type, flags, sequence, port.
-    let length = u32::try_from(16 + body.len()).map_err(io::Error::other)?;
-    let how = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend_from_slice(&libc::RTM_SETLINK.to_ne_bytes());
-    message.extend_from_slice(&how.to_ne_bytes());
-    message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&body);
-    acknowledged(&message)
-}
-
-/// Appends a netlink attribute: length and type in host order, the value, and padding to four bytes.
-fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = 4 + value.len() as u16;
-    message.extend_from_slice(&length.to_ne_bytes());
-    message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(value);
-    message.resize(message.len().next_multiple_of(4), 0);
-}
-
-/// Sends an rtnetlink message and returns the kernel's verdict.
-fn acknowledged(message: &[u8]) -> io::Result<()> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made this descriptor.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: the buffer is valid for its length.
-    let sent = unsafe {
-        libc::send(
-            socket.as_raw_fd(),
-            message.as_ptr().cast(),
-            message.len(),
-            0,
-        )
-    };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut answer = [0_u8; 1024];
-    // SAFETY: the buffer is valid for its length.
-    let n = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            answer.as_mut_ptr().cast(),
-            answer.len(),
-            0,
-        )
-    };
-    if n < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // nlmsghdr, then nlmsgerr, which begins with the negative error number, 0 for done.
-    let short = || io::Error::other("a short answer from rtnetlink");
-    let number = answer[..n.unsigned_abs()].get(16..20).ok_or_else(short)?;
-    let number = i32::from_ne_bytes(number.try_into().map_err(|_| short())?);
-    if number == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(-number))
-    }
 }
 
 fn load() -> io::Result<OwnedFd> {

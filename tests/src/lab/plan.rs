@@ -39,6 +39,12 @@ pub struct LabOptions {
     /// Whether the far ends of the balancer's interfaces get a pass program, without which they take nothing that
     /// XDP sends. Always wanted but where another program takes their place, and in the test that shows so.
     pub pass_programs: bool,
+    /// MTU of the links between balancer and backends, when it is not the usual 1500 (two-armed only): tunnels need
+    /// room for an outer header.
+    pub inner_mtu: Option<u16>,
+    /// Whether backends get tunnels and take them apart by `ebb decap`, which a test starts; it takes the place of the
+    /// pass program on their interfaces.
+    pub decap: bool,
     /// Whether a second client, `side`, is on a network of its own with the balancer (its interface `side`).
     pub side_client: bool,
     /// A fixed name, for a lab that outlives its maker; else one is made up from the process id.
@@ -55,6 +61,8 @@ impl LabOptions {
             answers,
             backends,
             pass_programs: true,
+            inner_mtu: None,
+            decap: false,
             side_client: false,
             name: None,
         }
@@ -72,6 +80,10 @@ impl LabOptions {
 
     pub(super) fn check(&self) -> Result<()> {
         ensure!(self.backends.len() <= 200, "a lab has at most 200 backends");
+        ensure!(
+            self.topology == Topology::TwoArm || self.inner_mtu.is_none() && !self.decap,
+            "only in a two-armed lab do backends have links of their own"
+        );
         for name in &self.backends {
             let plain = name.bytes().all(|b| b.is_ascii_alphanumeric());
             ensure!(
@@ -173,7 +185,9 @@ impl LabOptions {
         s.line(format_args!("link set eth0 up"));
         if self.topology == Topology::TwoArm {
             for name in &self.backends {
-                s.veth(&format!("to-{name}"), &format!("{prefix}{name}"));
+                let link = format!("to-{name}");
+                s.veth(&link, &format!("{prefix}{name}"));
+                s.mtu(&link, self.inner_mtu);
             }
         }
         for family in Family::BOTH {
@@ -193,6 +207,7 @@ impl LabOptions {
     fn backend_script(&self, n: usize) -> String {
         let mut s = Script::new();
         s.line(format_args!("link set eth0 up"));
+        s.mtu("eth0", self.inner_mtu);
         for family in Family::BOTH {
             s.address(self.backend(family, n), "eth0");
             s.default_route(match (self.topology, self.answers) {
@@ -255,7 +270,7 @@ impl LabOptions {
     pub(super) fn pass_interfaces(&self) -> Vec<(String, &'static str)> {
         let mut interfaces = vec![("router".to_owned(), "lb")];
         interfaces.extend(self.side_client.then(|| ("side".to_owned(), "eth0")));
-        if self.topology == Topology::TwoArm {
+        if self.topology == Topology::TwoArm && !self.decap {
             interfaces.extend(self.backends.iter().map(|name| (name.clone(), "eth0")));
         }
         interfaces
@@ -308,6 +323,12 @@ impl Script {
             "link add {name} type veth peer name eth0 netns {peer}"
         ));
         self.line(format_args!("link set {name} up"));
+    }
+
+    fn mtu(&mut self, interface: &str, bytes: Option<u16>) {
+        if let Some(bytes) = bytes {
+            self.line(format_args!("link set {interface} mtu {bytes}"));
+        }
     }
 
     fn address(&mut self, address: IpAddr, interface: &str) {

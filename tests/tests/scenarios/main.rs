@@ -11,3 +11,4 @@ mod interfaces;
 mod nginx;
 mod restart;
 mod truth;
+mod tunnel;

@@ -10,7 +10,7 @@ fn the_example_is_valid() {
     let spec = check(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(
         spec.services.keys().collect::<Vec<_>>(),
-        ["mail", "web", "web6"]
+        ["far", "mail", "web", "web6"]
     );
     assert_eq!(
         spec.services["mail"].pools["main"].backends["m1"]

@@ -157,8 +157,16 @@ fn listen() {
 #[rustfmt::skip] // A row a line.
 fn words_and_numbers_of_a_service() {
     refuse_in_service(&[
-        ("forward = \"gue\"", "3:11", &["`gue` is not supported yet", "`nat`, `l2`"]),
-        ("forward = \"ipip\"", "3:11", &["not supported yet"]),
+        ("forward = \"full-nat\"", "3:11", &["`full-nat` is not supported yet", "`nat`, `l2`"]),
+        ("tunnel_port = 6080", "3:1", &["`tunnel_port` has no meaning with `nat`", "forward = \"gue\""]),
+        ("forward = \"ipip\"\ntunnel_port = 6080", "4:1", &["no meaning with `ipip`"]),
+        ("forward = \"l2\"\ntunnel_source = \"10.0.0.1\"", "4:1", &["no meaning with `l2`", "\"ipip\" or \"gue\""]),
+        ("forward = \"gue\"\ntunnel_port = 0", "4:15", &["out of range"]),
+        ("forward = \"gue\"\ntunnel_port = 65536", "4:15", &["out of range"]),
+        ("forward = \"gue\"\ntunnel_source = \"10.0.0.1:80\"", "4:17", &["is no address"]),
+        ("forward = \"gue\"\ntunnel_source = \"127.0.0.1\"", "4:17", &["loopback"]),
+        ("forward = \"gue\"\ntunnel_source = [\"10.0.0.1\", \"10.0.0.2\"]", "4:30", &["second IPv4 address", "one of each family"]),
+        ("forward = \"ipip\"\npool.blue.backends = { a = \"10.0.0.1:8443\" }", "4:28", &["port 8443", "`ipip` cannot rewrite"]),
         ("forward = \"full-nat\"", "3:11", &["not supported yet"]),
         ("forward = \"L2\"", "3:11", &["cannot be `L2`", "did you mean `l2`?"]),
         ("affinity = \"clients\"", "3:12", &["did you mean `client`?"]),
