@@ -25,6 +25,7 @@ mod fragment;
 mod icmp;
 mod maps;
 mod parse;
+mod prefix;
 mod probe;
 mod protect;
 mod reset;

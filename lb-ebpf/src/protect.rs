@@ -2,14 +2,13 @@
 
 use core::arch::asm;
 
-use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::{
     Addr,
     abi::ServiceRecord,
     protect::{Bucket, action},
 };
 
-use crate::maps;
+use crate::{maps, prefix};
 
 /// Whether the longest prefix that the client is in denies it. Costs one load where there are no prefixes.
 #[inline(always)]
@@ -22,36 +21,13 @@ pub fn denies(client: &Addr) -> bool {
         2 => &maps::CLIENTS_2,
         _ => return false,
     };
-    let mut words = core::mem::MaybeUninit::<[u32; 5]>::uninit();
-    let Some(rule) = trie.get(key(&mut words, client)) else {
+    let mut words = prefix::Place::uninit();
+    let Some(rule) = trie.get(prefix::key(&mut words, client)) else {
         return false;
     };
     // SAFETY: the kernel keeps the value aligned and alive.
     unsafe { add_one((&raw const rule.packets).cast_mut()) };
     rule.action == action::DENY
-}
-
-/// The key of a whole address, built in `place`.
-// Volatile: else two halves are stored as one unaligned word, which the verifier refuses on the stack.
-#[inline(always)]
-fn key<'a>(place: &'a mut core::mem::MaybeUninit<[u32; 5]>, address: &Addr) -> &'a Key<[u8; 16]> {
-    let words = place.as_mut_ptr().cast::<u32>();
-    let parts = [
-        128,
-        address.high as u32,
-        (address.high >> 32) as u32,
-        address.low as u32,
-        (address.low >> 32) as u32,
-    ];
-    // SAFETY: five words, all written; a key is packed and has as many bytes.
-    unsafe {
-        words.write_volatile(parts[0]);
-        words.add(1).write_volatile(parts[1]);
-        words.add(2).write_volatile(parts[2]);
-        words.add(3).write_volatile(parts[3]);
-        words.add(4).write_volatile(parts[4]);
-        &*words.cast::<Key<[u8; 16]>>()
-    }
 }
 
 /// Adds one to a word that other CPUs add to as well.

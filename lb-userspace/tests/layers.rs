@@ -51,7 +51,7 @@ const LAYERS: &[Layer] = &[
 ];
 
 /// Files of the command line that may reach beyond the API.
-const CLI_ADAPTERS: &[&str] = &["adapters.rs", "mod.rs"];
+const CLI_ADAPTERS: &[&str] = &["decap.rs", "adapters.rs", "mod.rs"];
 
 fn sources(directory: &Path, found: &mut Vec<(String, String)>) {
     for entry in fs::read_dir(directory).expect("a source directory") {

@@ -21,6 +21,8 @@ mod outside;
     reason = "ebb's parser of plain packets; of it only the checks of single headers are used here"
 )]
 mod parse;
+#[path = "../prefix.rs"]
+mod prefix;
 
 use outside::Tunnelled;
 

@@ -1,8 +1,9 @@
 //! The maps, and what the loader sets.
 
+use crate::prefix;
 use aya_ebpf::{
     macros::map,
-    maps::{LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{LpmTrie, PerCpuArray},
 };
 use lb_common::{Addr, tunnel::Decap};
 
@@ -35,5 +36,6 @@ pub fn port() -> u16 {
 pub fn is_allowed(source: &Addr) -> bool {
     // SAFETY: as above.
     let checks = unsafe { core::ptr::read_volatile(&raw const DECAP_CHECKS) };
-    checks == 0 || DECAP_SOURCES.get(&Key::new(128, source.bytes())).is_some()
+    let mut place = prefix::Place::uninit();
+    checks == 0 || DECAP_SOURCES.get(prefix::key(&mut place, source)).is_some()
 }

@@ -232,6 +232,14 @@ fn extensions(frame: &[u8], view: &mut View) -> Result<(), Unsound> {
     Ok(())
 }
 
+impl View {
+    /// Whether it is a fragment or ICMP.
+    pub fn has_no_ports(&self) -> bool {
+        const ICMP: [u8; 2] = [1, 58];
+        self.fragment != Fragment::Whole || ICMP.contains(&self.protocol)
+    }
+}
+
 fn fragment(more: bool, offset: u16) -> Fragment {
     match (more, offset) {
         (false, 0) => Fragment::Whole,

@@ -159,13 +159,13 @@ fn words_and_numbers_of_a_service() {
     refuse_in_service(&[
         ("forward = \"full-nat\"", "3:11", &["`full-nat` is not supported yet", "`nat`, `l2`"]),
         ("tunnel_port = 6080", "3:1", &["`tunnel_port` has no meaning with `nat`", "forward = \"gue\""]),
-        ("forward = \"ipip\"\ntunnel_port = 6080", "4:1", &["no meaning with `ipip`"]),
-        ("forward = \"l2\"\ntunnel_source = \"10.0.0.1\"", "4:1", &["no meaning with `l2`", "\"ipip\" or \"gue\""]),
-        ("forward = \"gue\"\ntunnel_port = 0", "4:15", &["out of range"]),
-        ("forward = \"gue\"\ntunnel_port = 65536", "4:15", &["out of range"]),
-        ("forward = \"gue\"\ntunnel_source = \"10.0.0.1:80\"", "4:17", &["is no address"]),
-        ("forward = \"gue\"\ntunnel_source = \"127.0.0.1\"", "4:17", &["loopback"]),
-        ("forward = \"gue\"\ntunnel_source = [\"10.0.0.1\", \"10.0.0.2\"]", "4:30", &["second IPv4 address", "one of each family"]),
+        ("forward = \"ipip\"\ntunnel_port = 6080\npool.blue.backends = { a = \"10.0.0.1\" }", "4:1", &["no meaning with `ipip`"]),
+        ("forward = \"l2\"\ntunnel_source = \"10.0.0.1\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:1", &["no meaning with `l2`", "\"ipip\" or \"gue\""]),
+        ("forward = \"gue\"\ntunnel_port = 0\npool.blue.backends = { a = \"10.0.0.1\" }", "4:15", &["out of range"]),
+        ("forward = \"gue\"\ntunnel_port = 65536\npool.blue.backends = { a = \"10.0.0.1\" }", "4:15", &["out of range"]),
+        ("forward = \"gue\"\ntunnel_source = \"10.0.0.1:80\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:17", &["is no address"]),
+        ("forward = \"gue\"\ntunnel_source = \"127.0.0.1\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:17", &["loopback"]),
+        ("forward = \"gue\"\ntunnel_source = [\"10.0.0.1\", \"10.0.0.2\"]\npool.blue.backends = { a = \"10.0.0.1\" }", "4:30", &["second IPv4 address", "one of each family"]),
         ("forward = \"ipip\"\npool.blue.backends = { a = \"10.0.0.1:8443\" }", "4:28", &["port 8443", "`ipip` cannot rewrite"]),
         ("forward = \"full-nat\"", "3:11", &["not supported yet"]),
         ("forward = \"L2\"", "3:11", &["cannot be `L2`", "did you mean `l2`?"]),
@@ -379,7 +379,7 @@ fn fewer_slots_than_backends() {
 #[test]
 fn all_problems_at_once_in_the_order_of_the_file() {
     let text = "interfaces = [\"eth0\", \"eth0\"]\nxdp_mode = \"fast\"\n\n[service.web]\nlisten = \"203.0.113.10\"\n\
-                forward = \"gue\"\n\tdrain = { timeout = \"0s\", spred = \"1s\" }\nhealth = { readiness = { http = \"x\", rise = 0 } }\n\
+                forward = \"full-nat\"\n\tdrain = { timeout = \"0s\", spred = \"1s\" }\nhealth = { readiness = { http = \"x\", rise = 0 } }\n\
                 [service.web.pool.blue.backends]\nb1 = \"10.0.0.11\"\n\"b 2\" = { address = \"10.0.0.12:80\", weight = 5000 }\n\
                 b3 = \"10.0.0.12:80\"\n[capacity]\nflows = 3000\n[extra]\n";
     refuse(

@@ -90,6 +90,7 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
             attributed(run, service.id)?;
             answer::from_backend(service, backend, view, run)
         }
+        _ if is_rare(run.outcome) || view.as_ref().is_ok_and(View::has_no_ports) => rare(run),
         _ => {
             let name = run.outcome.name();
             rule!(
@@ -103,6 +104,44 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
     }
 }
 
+/// Outcomes of ICMP and of fragments, which belong to a service without being to one of its ports.
+fn is_rare(outcome: Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::PassIcmp
+            | Outcome::ForwardIcmp
+            | Outcome::ForwardIcmpReply
+            | Outcome::AnswerEcho
+            | Outcome::PassFragmentTiny
+            | Outcome::PassFragmentEarly
+            | Outcome::ForwardFragment
+            | Outcome::DropFragmentEarly
+    )
+}
+
+/// What is not sent on is as it came; what is sent on has as many bytes, and its IP header is as sound as it was. Who
+/// gets it, and every byte of it, is the business of the packet rows.
+fn rare(run: &Run<'_>) -> Result<(), Broken> {
+    if !matches!(run.verdict, Verdict::Tx | Verdict::Redirect) {
+        return unchanged(run);
+    }
+    rule!(
+        run.input.len() == run.output.len(),
+        "{:?}: {} bytes became {}",
+        run.outcome,
+        run.input.len(),
+        run.output.len()
+    );
+    let (before, after) = (opinion::of(run.input), opinion::of(run.output));
+    let network = |opinion: &Option<opinion::Opinion>| opinion.as_ref().map(|o| o.network);
+    rule!(
+        network(&before) == network(&after),
+        "{:?}: {before:?} became {after:?}",
+        run.outcome
+    );
+    Ok(())
+}
+
 /// The verdicts that fit an outcome.
 fn verdicts(outcome: Outcome) -> &'static [Verdict] {
     let name = outcome.name();
@@ -111,7 +150,7 @@ fn verdicts(outcome: Outcome) -> &'static [Verdict] {
         _ if name.starts_with("pass_") => &[Verdict::Pass],
         _ if name.starts_with("drop_") => &[Verdict::Drop],
         _ if name.starts_with("forward_") => &[Verdict::Tx, Verdict::Redirect],
-        _ if name.starts_with("reset_") => &[Verdict::Tx],
+        _ if name.starts_with("reset_") || name.starts_with("answer_") => &[Verdict::Tx],
         // Nothing fits what is not known here.
         _ => &[],
     }
