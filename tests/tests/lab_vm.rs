@@ -68,7 +68,6 @@ fn a_virtual_machine_has_the_kernels_own_tunnels() -> Result<()> {
         "link add in4 type ipip local {} remote {} mode any\n\
          link add in6 type ip6tnl local {} remote {} mode any\n\
          fou add port 6080 gue\n\
-         -6 fou add port 6081 gue\n\
          link set in4 up\n\
          link set in6 up\n",
         v4.0, v4.1, v6.0, v6.1
