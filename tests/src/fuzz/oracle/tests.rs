@@ -224,14 +224,7 @@ fn what_is_broken_must_not_be_forwarded() {
     let world = World::imagined();
     let service = &world.services[0];
     let (input, output) = pair(service, false);
-    for (at, value) in [
-        (14, 0x44),
-        (14, 0x55),
-        (46, 0x40),
-        (17, 20),
-        (16, 5),
-        (20, 0x20),
-    ] {
+    for (at, value) in [(14, 0x44), (14, 0x55), (46, 0x40), (17, 20), (16, 5)] {
         let (mut input, mut output) = (input.clone(), output.clone());
         (input[at], output[at]) = (value, value);
         assert!(steady(service.id, &input, &output).is_err(), "byte {at}");
