@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, Stdio},
@@ -95,23 +96,34 @@ pub fn possible() -> Result<(), String> {
 /// Builds what goes into the machines, and returns the command that runs them.
 fn program(arguments: &[OsString]) -> Result<Command> {
     build::daemon_and_lab()?;
-    let packet = packet_tests()?;
+    let packet = packet_tests()?.into_iter();
+    let packet = packet.flat_map(|test| [OsString::from("--packet"), test.into()]);
     let mut cargo = shell::cargo();
     cargo
         .args(["run", "-q", "--release", "-p", "ebb-tests"])
-        .args(["--bin", "ebb-vm", "--", "--packet"])
-        .arg(packet)
+        .args(["--bin", "ebb-vm", "--"])
+        .args(packet)
         .args(arguments)
         .current_dir(shell::repository());
     Ok(cargo)
 }
 
-/// Builds the packet tests; the program that runs them.
-fn packet_tests() -> Result<PathBuf> {
+/// Builds the packet tests, all that are called so; the programs that run them.
+fn packet_tests() -> Result<Vec<PathBuf>> {
+    let directory = shell::repository().join("tests").join("tests");
+    let mut names: Vec<String> = fs::read_dir(&directory)
+        .with_context(|| directory.display().to_string())?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|name| Some(name.strip_suffix(".rs")?.to_owned()))
+        .filter(|name| is_packet_test(name))
+        .collect();
+    names.sort();
     let mut cargo = shell::cargo();
     cargo
         .args(["test", "--release", "-p", "ebb-tests"])
-        .args(["--test", "packet", "--no-run"])
+        .args(names.iter().flat_map(|name| ["--test", name]))
+        .arg("--no-run")
         .arg("--message-format=json-render-diagnostics")
         .current_dir(shell::repository());
     let shown = shell::show(&cargo);
@@ -123,16 +135,31 @@ fn packet_tests() -> Result<PathBuf> {
         .with_context(|| shown.clone())?;
     ensure!(output.status.success(), "{shown}: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
-    test_program(&text).with_context(|| format!("{shown}: no program of the packet tests"))
+    let mut programs = test_programs(&text);
+    ensure!(
+        programs.len() == names.len(),
+        "{shown}: not as many programs as packet tests: {programs:?}"
+    );
+    programs.sort();
+    Ok(programs)
 }
 
-/// The test program among cargo's messages, one JSON object a line.
-fn test_program(messages: &str) -> Option<PathBuf> {
+fn is_packet_test(name: &str) -> bool {
+    name == "packet" || name.starts_with("packet_")
+}
+
+/// The programs of packet tests among cargo's messages, one JSON object a line.
+fn test_programs(messages: &str) -> Vec<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "packet")
-        .find_map(|message| Some(message["executable"].as_str()?.into()))
+        .filter(|message| {
+            message["target"]["name"]
+                .as_str()
+                .is_some_and(is_packet_test)
+        })
+        .filter_map(|message| Some(message["executable"].as_str()?.into()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -140,16 +167,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_is_the_one_of_the_packet_tests() {
+    fn the_programs_are_those_of_the_packet_tests() {
         let messages = r#"{"reason":"compiler-artifact","target":{"name":"lb_common"},"executable":null}
 {"reason":"compiler-artifact","target":{"name":"ebb"},"executable":"/t/release/ebb"}
 {"reason":"compiler-artifact","target":{"name":"packet"},"executable":"/t/release/deps/packet-1"}
+{"reason":"compiler-artifact","target":{"name":"packet_icmp"},"executable":"/t/release/deps/packet_icmp-2"}
 {"reason":"build-finished","success":true}"#;
         assert_eq!(
-            test_program(messages),
-            Some("/t/release/deps/packet-1".into())
+            test_programs(messages),
+            ["/t/release/deps/packet-1", "/t/release/deps/packet_icmp-2"].map(PathBuf::from)
         );
-        assert_eq!(test_program("{}\nnot json"), None);
+        assert!(test_programs("{}\nnot json").is_empty());
     }
 
     #[test]
