@@ -1,5 +1,7 @@
 //! Headers of the packets that are not plain: VLAN tags, IPv4 options, IPv6 extension headers.
 
+use core::arch::asm;
+
 use aya_ebpf::programs::XdpContext;
 use lb_common::{Addr, abi::jump, outcome::Outcome};
 use network_types::{
@@ -124,10 +126,23 @@ pub fn forget(value: usize, max: usize) -> Result<usize, Refused> {
         place.write_volatile(value as u64);
         place.read_volatile() as usize
     };
+    let value = masked(value, (max + 1).next_power_of_two() - 1);
     if value > max {
         return Err(Outcome::PassInternal.into());
     }
     Ok(value)
+}
+
+/// `value & mask`, which LLVM does not see to be no change. Older verifiers (6.1) know nothing any more of an unbounded
+/// value that was spilled to the stack before it was compared, and so must have a bound that it brings along.
+#[inline(always)]
+fn masked(value: usize, mask: usize) -> usize {
+    let mut value = value;
+    // SAFETY: one instruction on registers.
+    unsafe {
+        asm!("{value} &= {mask}", value = inout(reg) value, mask = in(reg) mask, options(pure, nomem, nostack));
+    }
+    value
 }
 
 #[inline(always)]
