@@ -396,6 +396,21 @@ impl Lab {
         })
     }
 
+    /// Packets that an interface of a namespace has received, those that XDP took among them.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn received(&self, role: &str, interface: &str) -> Result<u64> {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/dev");
+        let table = self.netns(role).run(read)??;
+        let line = table
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
+        // Bytes, then packets.
+        let packets = line.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
+        packets.with_context(|| format!("no interface {interface} in {role}"))
+    }
+
     /// MAC address of an interface of a namespace.
     ///
     /// # Errors
