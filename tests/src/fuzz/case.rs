@@ -79,7 +79,11 @@ fn input(flows: &[Vec<Flow>; 2], random: &mut SmallRng) -> Input {
     };
     // Now and then a protocol that the service does not have.
     let fits = random.random_ratio(7, 8);
-    let of_protocol = &flows[usize::from((shape.protocol() == UDP) == fits)];
+    let is_udp = match shape {
+        Shape::Fragment | Shape::Echo | Shape::Error => random.random(),
+        _ => (shape.protocol() == UDP) == fits,
+    };
+    let of_protocol = &flows[usize::from(is_udp)];
     let flow = of_protocol.choose(random).expect("flows");
     let frame = frame(shape, flow, random);
     let mut input = Input {

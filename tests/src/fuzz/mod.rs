@@ -10,6 +10,7 @@ mod counters;
 pub mod edits;
 pub mod frame;
 pub mod oracle;
+mod quote;
 pub mod report;
 mod runner;
 pub mod shapes;

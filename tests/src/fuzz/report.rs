@@ -127,18 +127,10 @@ impl Reached {
     }
 }
 
-/// Only a node in disorder counts the first; the others need what this world does not have: answers to pings, client
-/// prefixes, limits, tunnels.
+/// Only a node in disorder counts these, or one that is told so.
 const UNREACHABLE: &[Outcome] = &[
     Outcome::PassInternal,
-    Outcome::ForwardIcmpReply,
-    Outcome::ForwardFragment,
-    Outcome::AnswerEcho,
     Outcome::DropFragmentEarly,
-    Outcome::DropClient,
-    Outcome::DropFlowLimit,
-    Outcome::AnswerTooBig,
-    Outcome::DropTooBig,
     Outcome::DropNoHeadroom,
 ];
 
@@ -155,6 +147,10 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::DropNoBackend,
             Outcome::DropNoNextHop,
             Outcome::DropTtl,
+            Outcome::DropClient,
+            Outcome::DropFlowLimit,
+            Outcome::AnswerTooBig,
+            Outcome::DropTooBig,
         ],
     ),
     (
@@ -209,9 +205,31 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
         Shape::Quic,
         &[Outcome::PassNoService, Outcome::ForwardOpening],
     ),
-    (Shape::Echo, &[Outcome::PassIcmp]),
-    (Shape::Error, &[Outcome::ForwardIcmp]),
-    (Shape::Fragment, &[Outcome::PassFragmentEarly]),
+    (
+        Shape::Echo,
+        &[Outcome::AnswerEcho, Outcome::PassIcmp, Outcome::DropClient],
+    ),
+    (
+        Shape::Error,
+        &[
+            Outcome::ForwardIcmp,
+            Outcome::ForwardIcmpReply,
+            Outcome::PassIcmp,
+            Outcome::DropNoNextHop,
+            Outcome::DropTtl,
+        ],
+    ),
+    (
+        Shape::Fragment,
+        &[
+            Outcome::ForwardFragment,
+            Outcome::ForwardSteady,
+            Outcome::ForwardReply,
+            Outcome::PassFragmentEarly,
+            Outcome::PassFragmentTiny,
+            Outcome::PassFragment,
+        ],
+    ),
     (
         Shape::Tagged,
         &[

@@ -157,10 +157,9 @@ impl Runner {
         if watch == Watch::Close {
             return self.counters.moved_anywhere();
         }
-        let service = match View::parse(input).map(|view| self.world.concern(&view)) {
-            Ok(Concern::To(service) | Concern::From(service, _)) => service.id,
-            _ => 0,
-        };
+        let view = View::parse(input);
+        let concern = view.map_or(Concern::Nobody, |view| self.world.concern(input, &view));
+        let service = concern.service();
         let mut moved = Vec::with_capacity(1);
         self.counters.moved(service, &mut moved)?;
         if moved.is_empty() {

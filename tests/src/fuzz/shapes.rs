@@ -95,6 +95,10 @@ pub struct Flow {
     owner: SocketAddr,
     /// A backend that answers through the balancer, of this or another service.
     backend: Option<SocketAddr>,
+    /// Protocol of the service.
+    protocol: u8,
+    /// Identification of a packet that comes in fragments.
+    identification: u16,
 }
 
 impl Flow {
@@ -114,6 +118,8 @@ impl Flow {
             isn: random.random(),
             owner: one(&service.backends, random).address,
             backend: answering(world, service, random),
+            protocol,
+            identification: random.random(),
         }
     }
 
@@ -122,6 +128,18 @@ impl Flow {
         tcp.sequence = sequence;
         tcp.acknowledged = if flags & ACK != 0 { random.random() } else { 0 };
         Frame::between(self.client.ip(), self.vip.ip(), Transport::Tcp(tcp))
+    }
+
+    /// A header of the flow's protocol between these ports.
+    fn transport(&self, ports: (u16, u16)) -> Transport {
+        if self.protocol == UDP {
+            Transport::Udp {
+                ports,
+                checked: true,
+            }
+        } else {
+            Transport::Tcp(Tcp::new(ports, ACK))
+        }
     }
 
     fn packet(&self, transport: Transport) -> Frame {
@@ -183,6 +201,9 @@ pub fn frame(shape: Shape, flow: &Flow, random: &mut SmallRng) -> Frame {
     };
     if shape != Shape::Error {
         frame.data = data(random);
+    }
+    if shape == Shape::Fragment && matches!(frame.transport, Transport::Raw(_)) {
+        frame.data.truncate(random.random_range(0..20));
     }
     if shape == Shape::Quic {
         quic(&mut frame.data, random);
@@ -253,7 +274,9 @@ fn ways(frame: &mut Frame, random: &mut SmallRng) {
         Network::V4(header) => {
             header.ttl = ttl;
             header.tos = random.random();
-            header.id = random.random();
+            if header.fragment & 0x3fff == 0 {
+                header.id = random.random();
+            }
         }
         Network::V6(header) => {
             header.hops = ttl;
@@ -322,42 +345,80 @@ fn stranger(flow: &Flow, random: &mut SmallRng) -> Frame {
     Frame::between(flow.client.ip(), to.parse().expect("an address"), transport)
 }
 
-/// An error of a router on the way from the service to the client: it quotes what the service sent.
+/// An error of a router: on the way from the service to the client it quotes what the service sent, on the way from the
+/// client to a backend what it sent there.
 fn error(flow: &Flow, random: &mut SmallRng) -> Frame {
-    let ports = (flow.vip.port(), flow.client.port());
-    let quoted = Frame::between(
-        flow.vip.ip(),
-        flow.client.ip(),
-        Transport::Tcp(Tcp::new(ports, ACK)),
-    );
-    let (kind, code, rest) = if flow.client.is_ipv4() {
-        *one(&[(3, 4, 1400), (3, 1, 0), (11, 0, 0)], random)
-    } else {
-        *one(&[(2, 0, 1400), (1, 0, 0), (3, 0, 0)], random)
+    let (from, to) = match flow.backend {
+        Some(backend) if random.random() => {
+            let neighbour = NEIGHBOUR[usize::from(backend.is_ipv6())];
+            let sender =
+                SocketAddr::new(neighbour.parse().expect("an address"), flow.client.port());
+            (sender, backend)
+        }
+        _ => (flow.vip, flow.client),
     };
-    let mut frame = flow.packet(Transport::Icmp(kind, code, rest));
+    let ports = (from.port(), to.port());
+    let mut quoted = Frame::between(from.ip(), to.ip(), flow.transport(ports));
+    quoted.data = vec![0x5a; random.random_range(0..64)];
+    let (kind, code, rest) = if from.is_ipv4() {
+        *one(&[(3, 4, 1400), (3, 1, 0), (11, 0, 0), (12, 0, 0)], random)
+    } else {
+        *one(&[(2, 0, 1400), (1, 0, 0), (3, 0, 0), (4, 0, 0)], random)
+    };
+    // From the far end itself, or from somewhere in between.
+    let router = if random.random() {
+        to.ip()
+    } else {
+        flow.client.ip()
+    };
+    let mut frame = Frame::between(router, from.ip(), Transport::Icmp(kind, code, rest));
     frame.data = quoted.build().split_off(14);
     // Routers quote all of it or just the header and eight bytes.
-    if random.random() {
-        frame.data.truncate(28);
+    let header = if from.is_ipv4() { 20 } else { 40 };
+    match random.random_range(0..8) {
+        0..3 => frame.data.truncate(header + 8),
+        3 => frame
+            .data
+            .truncate(random.random_range(0..frame.data.len())),
+        _ => {}
     }
     frame
 }
 
+/// Fragments of one packet of the flow, in any order: those of a case belong together.
 fn fragment(flow: &Flow, random: &mut SmallRng) -> Frame {
-    let offset: u16 = if random.random() {
-        0
-    } else {
-        random.random_range(1..0x2000)
+    let offset: u16 = match random.random_range(0..8) {
+        0..4 => 0,
+        // Where the transport header should be.
+        4 => random.random_range(1..3),
+        _ => random.random_range(3..0x2000),
     };
     let more = offset == 0 || random.random();
-    let mut frame = flow.segment(ACK, flow.isn, random);
+    let (from, to) = match flow.backend {
+        Some(backend) if random.random_ratio(1, 4) => {
+            let neighbour = NEIGHBOUR[usize::from(backend.is_ipv6())];
+            (
+                backend,
+                SocketAddr::new(neighbour.parse().expect("an address"), flow.client.port()),
+            )
+        }
+        _ => (flow.client, flow.vip),
+    };
+    let transport = match random.random_range(0..8) {
+        // Too short for its header.
+        0 => Transport::Raw(flow.protocol),
+        _ => flow.transport((from.port(), to.port())),
+    };
+    let mut frame = Frame::between(from.ip(), to.ip(), transport);
     match &mut frame.network {
-        Network::V4(header) => header.fragment = (u16::from(more) << 13) | offset,
+        Network::V4(header) => {
+            header.id = flow.identification;
+            header.fragment = (u16::from(more) << 13) | offset;
+        }
         Network::V6(header) => {
             let mut rest = vec![0];
             rest.extend((offset << 3 | u16::from(more)).to_be_bytes());
-            rest.extend(random.random::<u32>().to_be_bytes());
+            rest.extend(u32::from(flow.identification).to_be_bytes());
             header.extensions = vec![(44, rest)];
         }
         Network::Other(_) => {}

@@ -57,6 +57,10 @@ pub struct View {
     pub rerouted: bool,
     /// Place in a fragmented datagram.
     pub fragment: Fragment,
+    /// Where in the datagram a fragment's data belongs, in bytes.
+    pub offset: usize,
+    /// Whether the transport header is whole and agrees with the lengths. Always so but in fragments.
+    pub has_transport: bool,
     /// Transport protocol.
     pub protocol: u8,
     /// Transport header (or what stands in its place).
@@ -89,10 +93,21 @@ impl View {
         if view.network + view.total > frame.len() {
             return Err(Unsound::Short);
         }
-        if view.fragment != Fragment::Later {
-            view.read_transport(frame)?;
-        }
+        view.has_transport = match view.fragment {
+            Fragment::Whole => view.read_transport(frame).map(|()| true)?,
+            // What is laid over a header, or leaves a part of it out, is for the kernel to judge.
+            Fragment::First => view.read_transport(frame).is_ok(),
+            Fragment::Later => false,
+        };
         Ok(view)
+    }
+
+    /// Whether it is an ICMP message of its family.
+    pub fn is_icmp(&self) -> bool {
+        match self.family {
+            Family::V4 => self.protocol == ICMP,
+            Family::V6 => self.protocol == ICMPV6,
+        }
     }
 
     fn read_transport(&mut self, frame: &[u8]) -> Result<(), Unsound> {
@@ -167,6 +182,8 @@ fn v4(frame: &[u8], network: usize) -> Result<View, Unsound> {
         extensions: 0,
         rerouted: false,
         fragment: fragment(word(fixed, 6)? & 0x2000 != 0, word(fixed, 6)? & 0x1fff),
+        offset: usize::from(word(fixed, 6)? & 0x1fff) * 8,
+        has_transport: false,
         protocol: fixed[9],
         transport: network + header,
         from: address(12).into(),
@@ -195,6 +212,8 @@ fn v6(frame: &[u8], network: usize) -> Result<View, Unsound> {
         extensions: 0,
         rerouted: false,
         fragment: Fragment::Whole,
+        offset: 0,
+        has_transport: false,
         protocol: fixed[6],
         transport: network + 40,
         from: address(8).into(),
@@ -217,6 +236,7 @@ fn extensions(frame: &[u8], view: &mut View) -> Result<(), Unsound> {
         let mut length = 8;
         if view.protocol == 44 {
             view.fragment = fragment(fixed[3] & 1 != 0, word(fixed, 2)? >> 3);
+            view.offset = usize::from(word(fixed, 2)? >> 3) * 8;
         } else {
             length += usize::from(fixed[1]) * 8;
         }
@@ -230,14 +250,6 @@ fn extensions(frame: &[u8], view: &mut View) -> Result<(), Unsound> {
         }
     }
     Ok(())
-}
-
-impl View {
-    /// Whether it is a fragment or ICMP.
-    pub fn has_no_ports(&self) -> bool {
-        const ICMP: [u8; 2] = [1, 58];
-        self.fragment != Fragment::Whole || ICMP.contains(&self.protocol)
-    }
 }
 
 fn fragment(more: bool, offset: u16) -> Fragment {

@@ -12,11 +12,15 @@ use lb_common::{
     entry::FlowKey,
     steer,
 };
-use lb_userspace::{datapath::Datapath as _, model::spec::Capacity};
+use lb_userspace::{
+    datapath::Datapath as _,
+    model::spec::{Capacity, ClientAction, ClientRules, Prefix},
+};
 
 use super::{
+    quote::Quote,
     sums::{TCP, UDP},
-    view::{Fragment, View},
+    view::{Family, Fragment, View},
 };
 use crate::rig::{INGRESS, Rig, ServiceSetup};
 
@@ -31,6 +35,10 @@ pub struct Row {
     pub mode: u8,
     /// [`service_flags`].
     pub flags: u32,
+    /// Family of the backends, where it is not the service's: outside a tunnel.
+    pub family: Option<Family>,
+    /// Most flows that begin in a second; 0 for no limit.
+    pub flows_per_second: u32,
 }
 
 const fn tcp(name: &'static str, vip: &'static str, mode: u8, flags: u32) -> Row {
@@ -39,6 +47,8 @@ const fn tcp(name: &'static str, vip: &'static str, mode: u8, flags: u32) -> Row
         vip,
         mode,
         flags,
+        family: None,
+        flows_per_second: 0,
     }
 }
 
@@ -49,6 +59,13 @@ const fn udp(name: &'static str, vip: &'static str, mode: u8) -> Row {
         mode,
         service_flags::DATAGRAM | service_flags::TRACK_ALL,
     )
+}
+
+const fn tunnel(name: &'static str, vip: &'static str, mode: u8, outer: Family) -> Row {
+    Row {
+        family: Some(outer),
+        ..tcp(name, vip, mode, 0)
+    }
 }
 
 impl Row {
@@ -64,8 +81,13 @@ impl Row {
 
 /// The services. Ids count from 1 in this order.
 pub const ROWS: &[Row] = &[
-    tcp("nat v4", "203.0.113.10:80", mode::NAT, 0),
-    tcp("nat v6", "[2001:db8:f::10]:80", mode::NAT, 0),
+    tcp("nat v4", "203.0.113.10:80", mode::NAT, service_flags::ECHO),
+    tcp(
+        "nat v6",
+        "[2001:db8:f::10]:80",
+        mode::NAT,
+        service_flags::ECHO,
+    ),
     tcp("l2 v4", "203.0.113.11:443", mode::L2, 0),
     tcp("l2 v6", "[2001:db8:f::11]:443", mode::L2, 0),
     tcp(
@@ -83,17 +105,43 @@ pub const ROWS: &[Row] = &[
     udp("nat v4 udp", "203.0.113.10:53", mode::NAT),
     udp("nat v6 udp", "[2001:db8:f::10]:53", mode::NAT),
     udp("l2 v4 udp", "203.0.113.11:443", mode::L2),
+    tunnel("ipip v4 in v4", "203.0.113.12:80", mode::IPIP, Family::V4),
+    tunnel("ipip v4 in v6", "203.0.113.12:81", mode::IPIP, Family::V6),
+    tunnel(
+        "ipip v6 in v4",
+        "[2001:db8:f::12]:80",
+        mode::IPIP,
+        Family::V4,
+    ),
+    tunnel("gue v4 in v4", "203.0.113.12:82", mode::GUE, Family::V4),
+    tunnel("gue v6 in v6", "[2001:db8:f::12]:82", mode::GUE, Family::V6),
+    tunnel("gue v4 in v6", "203.0.113.12:83", mode::GUE, Family::V6),
+    Row {
+        family: Some(Family::V6),
+        ..udp("gue v6 in v6 udp", "[2001:db8:f::12]:53", mode::GUE)
+    },
+    Row {
+        flows_per_second: 5,
+        ..tcp("l2 v4 limited", "203.0.113.13:80", mode::L2, 0)
+    },
 ];
 
-/// What sound packets to a service the data plane takes up. The others must pass untouched.
-pub fn is_taken(view: &View) -> bool {
+/// Clients that are denied, by family.
+pub const DENIED: [&str; 2] = ["192.0.2.9", "2001:db8:1::9"];
+
+/// Whether a client is denied.
+pub fn is_denied(client: IpAddr) -> bool {
+    DENIED.iter().any(|denied| denied.parse() == Ok(client))
+}
+
+/// What sound packets the data plane looks at at all. The others must pass untouched.
+fn is_taken(view: &View) -> bool {
     /// As the program's parser has them.
     const TAGS_MAX: usize = 2;
     const EXTENSIONS_MAX: usize = 6;
     const EXTENSIONS_BYTES: usize = 256;
     let extensions = view.transport - view.network - view.header;
     view.tags <= TAGS_MAX
-        && view.fragment == Fragment::Whole
         && !view.rerouted
         && view.extensions <= EXTENSIONS_MAX
         && extensions <= EXTENSIONS_BYTES
@@ -205,6 +253,16 @@ pub enum Concern<'a> {
     To(&'a Service),
     /// It is a backend's answer.
     From(&'a Service, &'a Backend),
+    /// An echo request to a service's address, which this service answers for.
+    Echo(&'a Service),
+    /// An error about what a service sent.
+    ErrorTo(&'a Service, Quote),
+    /// An error about what was sent to a backend.
+    ErrorFrom(&'a Service, Quote),
+    /// A later fragment, which goes where its first one went.
+    Later,
+    /// To a service's address, but nothing of the service's; this service counts it.
+    Address(&'a Service),
     /// Nobody.
     Nobody,
 }
@@ -228,6 +286,9 @@ impl World {
         )?;
         let services = (1..).zip(ROWS).map(|(id, row)| add(&mut rig, id, row));
         let services = services.collect::<Result<_>>()?;
+        let deny = |text: &str| Some((host(text.parse().ok()?)?, ClientAction::Deny));
+        let rules = DENIED.iter().filter_map(|text| deny(text)).collect();
+        rig.datapath.publish_clients(&ClientRules(rules))?;
         Ok((Self { services }, rig))
     }
 
@@ -247,27 +308,92 @@ impl World {
         self.services.get((id as usize).checked_sub(1)?)
     }
 
+    /// The service that counts what is for its address alone: the first one with this address.
+    pub fn owner(&self, address: IpAddr) -> Option<&Service> {
+        self.services
+            .iter()
+            .find(|service| service.vip.ip() == address)
+    }
+
+    fn listening(&self, at: SocketAddr, protocol: u8) -> Option<&Service> {
+        let fits = |service: &&Service| service.vip == at && service.row.protocol() == protocol;
+        self.services.iter().find(fits)
+    }
+
+    /// The service that answers at this address go through, and its backend.
+    fn answering(&self, at: SocketAddr, protocol: u8) -> Option<(&Service, &Backend)> {
+        let two_way = |service: &&Service| {
+            service.row.mode == mode::NAT && service.row.protocol() == protocol
+        };
+        self.services.iter().filter(two_way).find_map(|service| {
+            let backend = service
+                .backends
+                .iter()
+                .find(|backend| backend.address == at)?;
+            Some((service, backend))
+        })
+    }
+
     /// Whom a sound packet concerns.
-    pub fn concern(&self, view: &View) -> Concern<'_> {
+    pub fn concern(&self, frame: &[u8], view: &View) -> Concern<'_> {
         if !is_taken(view) {
             return Concern::Nobody;
         }
-        let of_protocol = || {
-            self.services
-                .iter()
-                .filter(|s| s.row.protocol() == view.protocol)
+        let owner = || {
+            self.owner(view.to)
+                .map_or(Concern::Nobody, Concern::Address)
         };
-        let to = SocketAddr::new(view.to, view.to_port);
-        if let Some(service) = of_protocol().find(|service| service.vip == to) {
+        let is_served = view.has_transport && matches!(view.protocol, TCP | UDP);
+        match view.fragment {
+            Fragment::Later => return Concern::Later,
+            Fragment::First if !is_served => return owner(),
+            _ if view.is_icmp() => return self.icmp_concern(frame, view),
+            _ => {}
+        }
+        let (from, to) = (
+            SocketAddr::new(view.from, view.from_port),
+            SocketAddr::new(view.to, view.to_port),
+        );
+        if let Some(service) = self.listening(to, view.protocol) {
             return Concern::To(service);
         }
-        let from = SocketAddr::new(view.from, view.from_port);
-        for service in of_protocol().filter(|service| service.row.mode == mode::NAT) {
-            if let Some(backend) = service.backends.iter().find(|b| b.address == from) {
-                return Concern::From(service, backend);
-            }
+        match self.answering(from, view.protocol) {
+            Some((service, backend)) => Concern::From(service, backend),
+            None => Concern::Nobody,
         }
-        Concern::Nobody
+    }
+
+    fn icmp_concern(&self, frame: &[u8], view: &View) -> Concern<'_> {
+        let request = if view.family == Family::V4 { 8 } else { 128 };
+        if frame[view.transport] == request {
+            return self.owner(view.to).map_or(Concern::Nobody, Concern::Echo);
+        }
+        let Some(quote) = Quote::parse(frame, view).filter(|quote| quote.from.ip() == view.to)
+        else {
+            return Concern::Nobody;
+        };
+        if let Some(service) = self.listening(quote.from, quote.protocol) {
+            return Concern::ErrorTo(service, quote);
+        }
+        match self.answering(quote.to, quote.protocol) {
+            Some((service, _)) => Concern::ErrorFrom(service, quote),
+            None => Concern::Nobody,
+        }
+    }
+}
+
+impl Concern<'_> {
+    /// The service that it should be counted for, if that can be told.
+    pub fn service(&self) -> u32 {
+        match self {
+            Self::To(service)
+            | Self::From(service, _)
+            | Self::Echo(service)
+            | Self::ErrorTo(service, _)
+            | Self::ErrorFrom(service, _)
+            | Self::Address(service) => service.id,
+            Self::Later | Self::Nobody => 0,
+        }
     }
 }
 
@@ -279,7 +405,7 @@ impl Service {
             id: role.id(id),
             service: id,
             role,
-            address: address(id, row.mode, vip, role),
+            address: address(id, row, vip, role),
         });
         let slots = slots(id);
         Ok(Self {
@@ -321,6 +447,11 @@ impl Service {
     }
 }
 
+/// The prefix with one address in it.
+fn host(address: IpAddr) -> Option<Prefix> {
+    Prefix::new(address, if address.is_ipv4() { 32 } else { 128 })
+}
+
 /// Sets a service up; from here on its record is the one that the program reads.
 fn add(rig: &mut Rig, id: u32, row: &Row) -> Result<Service> {
     let mut service = Service::planned(id, row)?;
@@ -336,21 +467,25 @@ fn add(rig: &mut Rig, id: u32, row: &Row) -> Result<Service> {
         })?;
     }
     rig.service(setup, &service.slots)?;
+    rig.limit_flows(0, id, row.flows_per_second)?;
     service.record = rig.datapath.service(id)?;
     Ok(service)
 }
 
 /// Addresses with all kinds of bytes in them, so that sums carry.
-fn address(service: u32, forward: u8, vip: SocketAddr, role: Role) -> SocketAddr {
+fn address(service: u32, row: &Row, vip: SocketAddr, role: Role) -> SocketAddr {
     let (high, low) = (service as u8, role as u8);
-    let ip: IpAddr = if vip.is_ipv4() {
+    let is_v4 = row
+        .family
+        .map_or(vip.is_ipv4(), |family| family == Family::V4);
+    let ip: IpAddr = if is_v4 {
         [10, 0xff, high, 0xf0 | low].into()
     } else {
         let mut octets = [0xff; 16];
         (octets[0], octets[14], octets[15]) = (0xfd, high, low);
         octets.into()
     };
-    let port = if forward == mode::NAT {
+    let port = if row.mode == mode::NAT {
         8080 + u16::from(low) * 9000
     } else {
         vip.port()

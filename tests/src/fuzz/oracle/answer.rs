@@ -7,7 +7,7 @@ use crate::{
     fuzz::{
         sums::{TCP, network_error, transport_error},
         view::{ETHERNET, Family, View},
-        world::{Backend, NEIGHBOUR, NEIGHBOUR_MACS, NODE, NOWHERE, Service},
+        world::{NEIGHBOUR, NEIGHBOUR_MACS, NODE, NOWHERE, Service},
     },
     rig::Verdict,
 };
@@ -17,22 +17,31 @@ const RST: u8 = 4;
 /// ACK.
 const ACK: u8 = 16;
 /// Time to live of what ebb makes itself.
-const OWN_TTL: u8 = 64;
+pub const OWN_TTL: u8 = 64;
 
-/// An answer of `backend`.
-pub fn from_backend(
-    service: &Service,
-    _backend: &Backend,
-    view: &View,
-    run: &Run<'_>,
-) -> Result<(), Broken> {
-    let is = |addresses: [&str; 2]| addresses.iter().any(|a| a.parse() == Ok(view.to));
-    let mut change = Change {
+/// A backend's answer.
+pub fn from_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
+    let change = Change {
         from: Some(service.vip),
         ..Change::default()
     };
+    to_client(change, Outcome::ForwardReply, view, run, |change| {
+        change.check(view, run)
+    })
+}
+
+/// On the way to a client: `forwarded` when the kernel knows the way, else as it says. `check` has the change that it
+/// then is.
+pub fn to_client(
+    mut change: Change,
+    forwarded: Outcome,
+    view: &View,
+    run: &Run<'_>,
+    check: impl FnOnce(&Change) -> Result<(), Broken>,
+) -> Result<(), Broken> {
+    let is = |addresses: [&str; 2]| addresses.iter().any(|a| a.parse() == Ok(view.to));
     match run.outcome {
-        Outcome::ForwardReply => {
+        outcome if outcome == forwarded => {
             rule!(is(NEIGHBOUR), "the way to {} is not known", view.to);
             rule!(
                 run.verdict == Verdict::Redirect,
@@ -40,7 +49,7 @@ pub fn from_backend(
             );
             change.macs = Some(NEIGHBOUR_MACS.to_vec());
             change.hop = true;
-            change.check(view, run)
+            check(&change)
         }
         Outcome::ForwardReplyKernel => {
             rule!(
@@ -48,7 +57,7 @@ pub fn from_backend(
                 "the way to {} is known",
                 view.to
             );
-            change.check(view, run)
+            check(&change)
         }
         Outcome::PassReplyLocal => {
             rule!(!is(NEIGHBOUR), "answers to {} go on", view.to);
@@ -63,7 +72,7 @@ pub fn from_backend(
             unchanged(run)
         }
         other => Err(Broken(format!(
-            "{other:?} is no outcome of a backend's answer"
+            "{other:?} is no outcome of a packet to a client"
         ))),
     }
 }
@@ -137,7 +146,7 @@ fn bytes<'a>(run: &Run<'a>, at: usize) -> Result<&'a [u8], Broken> {
 }
 
 /// Swaps the addresses.
-fn turn(frame: &mut [u8], view: &View) {
+pub fn turn(frame: &mut [u8], view: &View) {
     let (at, length) = match view.family {
         Family::V4 => (view.network + 12, 4),
         Family::V6 => (view.network + 8, 16),

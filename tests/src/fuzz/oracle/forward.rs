@@ -7,12 +7,12 @@ use lb_common::{
     outcome::Outcome,
 };
 
-use super::{Broken, Run, answer, opinion, rule, same, unchanged};
+use super::{Broken, Run, answer, opinion, rule, same, tunnel, unchanged};
 use crate::{
     fuzz::{
         sums::{TCP, UDP, network_error, transport_error},
         view::{Family, View},
-        world::{Backend, Role, Service},
+        world::{Backend, Role, Service, is_denied},
     },
     rig::{Verdict, backend_macs},
 };
@@ -21,6 +21,10 @@ use crate::{
 pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
     let client = SocketAddr::new(view.from, view.from_port);
     let slot = service.slot(client);
+    rule!(
+        is_denied(view.from) == (run.outcome == Outcome::DropClient),
+        "a denied client's packets are dropped, and nobody else's"
+    );
     if run.outcome.is_forward() {
         let backend = receiver(service, run)?;
         allowed(service, backend, client, slot, run.outcome)?;
@@ -28,8 +32,18 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
     }
     match run.outcome {
         Outcome::ResetDeadline => return answer::reset(view, run),
+        Outcome::AnswerTooBig => return tunnel::told(service, view, run),
+        // An answer that could not be finished leaves its traces in what is dropped.
+        Outcome::DropTooBig => return tunnel::too_big(service, view).map(|_| ()),
+        Outcome::DropClient => {}
+        Outcome::DropFlowLimit => {
+            rule!(
+                service.row.flows_per_second > 0,
+                "the service has no limit of flows"
+            );
+        }
         Outcome::DropTtl => {
-            let routed = service.row.mode != mode::L2;
+            let routed = service.row.mode == mode::NAT;
             rule!(
                 view.ttl <= 1 && routed,
                 "a time to live of {} is not used up",
@@ -58,7 +72,7 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
 }
 
 /// One of the slot's owners has this role.
-fn owned(service: &Service, slot: Slot, role: Role) -> Result<(), Broken> {
+pub fn owned(service: &Service, slot: Slot, role: Role) -> Result<(), Broken> {
     let is = |id| {
         service
             .backend(id)
@@ -76,7 +90,7 @@ fn is_cut(service: &Service, client: SocketAddr) -> bool {
 }
 
 /// The backend that a frame goes to, by the MAC addresses that it got.
-fn receiver<'a>(service: &'a Service, run: &Run<'_>) -> Result<&'a Backend, Broken> {
+pub fn receiver<'a>(service: &'a Service, run: &Run<'_>) -> Result<&'a Backend, Broken> {
     let id = run.output.get(5).map_or(0, |byte| u32::from(*byte));
     let Some(backend) = service.backend(id) else {
         return Err(Broken(format!(
@@ -155,6 +169,7 @@ fn forwarded(
             change.to = Some(backend.address);
             change.hop = true;
         }
+        mode::IPIP | mode::GUE => return tunnel::entered(service, backend, view, run),
         other => return Err(Broken(format!("the oracle does not know mode {other}"))),
     }
     change.check(view, run)
@@ -171,6 +186,8 @@ pub struct Change {
     pub to: Option<SocketAddr>,
     /// The time to live goes down by one.
     pub hop: bool,
+    /// There are no ports: addresses alone change.
+    pub without_ports: bool,
 }
 
 impl Change {
@@ -213,7 +230,8 @@ impl Change {
         Ok(())
     }
 
-    fn applied(&self, view: &View, input: &[u8]) -> Result<Vec<u8>, Broken> {
+    /// The input with this change, all checksums as they were.
+    pub fn applied(&self, view: &View, input: &[u8]) -> Result<Vec<u8>, Broken> {
         let mut frame = input.to_vec();
         let mut put = |at: usize, bytes: &[u8]| frame[at..at + bytes.len()].copy_from_slice(bytes);
         if let Some(macs) = &self.macs {
@@ -229,7 +247,9 @@ impl Change {
                 IpAddr::V4(ip) => put(at, &ip.octets()),
                 IpAddr::V6(ip) => put(at, &ip.octets()),
             }
-            put(view.transport + port_at, &end.port().to_be_bytes());
+            if !self.without_ports {
+                put(view.transport + port_at, &end.port().to_be_bytes());
+            }
         }
         if self.hop {
             rule!(
@@ -247,6 +267,7 @@ impl Change {
 fn checksums(view: &View) -> Vec<usize> {
     let network = (view.family == Family::V4).then_some(view.network + 10);
     let transport = match view.protocol {
+        _ if !view.has_transport => None,
         TCP => Some(view.transport + 16),
         UDP => Some(view.transport + 6),
         _ => None,
@@ -256,5 +277,7 @@ fn checksums(view: &View) -> Vec<usize> {
 
 /// A UDP datagram whose sender computed no checksum (RFC 768).
 fn is_unchecked(view: &View, frame: &[u8]) -> bool {
-    view.protocol == UDP && frame[view.transport + 6..view.transport + 8] == [0, 0]
+    view.has_transport
+        && view.protocol == UDP
+        && frame[view.transport + 6..view.transport + 8] == [0, 0]
 }

@@ -2,9 +2,12 @@
 
 mod answer;
 mod forward;
+mod fragment;
+mod icmp;
 mod opinion;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::fmt;
 
@@ -77,69 +80,37 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
         run.outcome,
         run.verdict
     );
-    let view = View::parse(run.input);
-    let concern = view
-        .as_ref()
-        .map_or(Concern::Nobody, |view| world.concern(view));
-    match (&view, concern) {
-        (Ok(view), Concern::To(service)) => {
+    let Ok(view) = View::parse(run.input) else {
+        return unserved(run, 0);
+    };
+    let view = &view;
+    match world.concern(run.input, view) {
+        Concern::To(service) => {
             attributed(run, service.id)?;
             forward::from_client(service, view, run)
         }
-        (Ok(view), Concern::From(service, backend)) => {
+        Concern::From(service, _) => {
             attributed(run, service.id)?;
-            answer::from_backend(service, backend, view, run)
+            answer::from_backend(service, view, run)
         }
-        _ if is_rare(run.outcome) || view.as_ref().is_ok_and(View::has_no_ports) => rare(run),
-        _ => {
-            let name = run.outcome.name();
-            rule!(
-                run.service == 0 && name.starts_with("pass_"),
-                "what is not served passes, counted for no service; {:?} ({view:?}) was {name} of service {}",
-                concern,
-                run.service
-            );
-            unchanged(run)
-        }
+        Concern::Echo(service) => icmp::echo(service, view, run),
+        Concern::ErrorTo(service, quote) => icmp::to_backend(service, view, &quote, run),
+        Concern::ErrorFrom(service, quote) => icmp::to_client(service, view, &quote, run),
+        Concern::Later => fragment::later(world, view, run),
+        Concern::Address(service) => unserved(run, service.id),
+        Concern::Nobody => unserved(run, 0),
     }
 }
 
-/// Outcomes of ICMP and of fragments, which belong to a service without being to one of its ports.
-fn is_rare(outcome: Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::PassIcmp
-            | Outcome::ForwardIcmp
-            | Outcome::ForwardIcmpReply
-            | Outcome::AnswerEcho
-            | Outcome::PassFragmentTiny
-            | Outcome::PassFragmentEarly
-            | Outcome::ForwardFragment
-            | Outcome::DropFragmentEarly
-    )
-}
-
-/// What is not sent on is as it came; what is sent on has as many bytes, and its IP header is as sound as it was. Who
-/// gets it, and every byte of it, is the business of the packet rows.
-fn rare(run: &Run<'_>) -> Result<(), Broken> {
-    if !matches!(run.verdict, Verdict::Tx | Verdict::Redirect) {
-        return unchanged(run);
-    }
+/// What is not served passes as it came. `service` may count it, where it was for its address.
+fn unserved(run: &Run<'_>, service: u32) -> Result<(), Broken> {
+    let name = run.outcome.name();
     rule!(
-        run.input.len() == run.output.len(),
-        "{:?}: {} bytes became {}",
-        run.outcome,
-        run.input.len(),
-        run.output.len()
+        run.service == service && name.starts_with("pass_"),
+        "what is not served passes, counted for service {service}; this was {name} of service {}",
+        run.service
     );
-    let (before, after) = (opinion::of(run.input), opinion::of(run.output));
-    let network = |opinion: &Option<opinion::Opinion>| opinion.as_ref().map(|o| o.network);
-    rule!(
-        network(&before) == network(&after),
-        "{:?}: {before:?} became {after:?}",
-        run.outcome
-    );
-    Ok(())
+    unchanged(run)
 }
 
 /// The verdicts that fit an outcome.
@@ -163,7 +134,10 @@ fn attributed(run: &Run<'_>, service: u32) -> Result<(), Broken> {
         Outcome::PassTruncated,
         Outcome::PassMalformed,
         Outcome::PassFragment,
+        Outcome::PassFragmentEarly,
+        Outcome::PassFragmentTiny,
         Outcome::PassProtocol,
+        Outcome::PassIcmp,
         Outcome::PassNoService,
         Outcome::PassInternal,
     ];
