@@ -183,7 +183,7 @@ pub struct BackendRecord {
     pub to_client: u32,
     /// Service it belongs to.
     pub service: u32,
-    /// 802.1Q tag of the frame that reaches it (host order, 12 bits); 0 for none.
+    /// 802.1Q tag of the frame that reaches it (host order, 12 bits), with [`backend_flags::TAGGED`].
     pub vlan: u16,
     /// Zero.
     pub reserved: [u16; 3],
@@ -218,6 +218,8 @@ pub mod backend_flags {
     pub const CUT_RESET: u32 = 16;
     /// Flows below `cut` are dropped.
     pub const CUT_DROP: u32 = 32;
+    /// Its frames carry the tag `vlan`.
+    pub const TAGGED: u32 = 64;
 }
 
 /// The node's only control record.
@@ -242,14 +244,28 @@ pub struct ControlRecord {
     pub clients: u32,
     /// [`control_flags`].
     pub flags: u32,
+    /// How many VLAN devices the map `VLANS` lists.
+    pub vlans: u32,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 4],
 }
 
 /// Bits of [`ControlRecord::flags`].
 pub mod control_flags {
     /// Later fragments to a service whose first one has not been seen are dropped, not passed to the kernel.
     pub const DROP_EARLY_FRAGMENTS: u32 = 1;
+}
+
+/// A VLAN device (the kernel's `8021q`), by its interface index: frames leave by the interface below it, with its tag.
+/// XDP can not send by the device itself.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VlanDevice {
+    /// The interface below it; 0 where a tag alone does not say how frames leave (stacked, 802.1ad, of another
+    /// namespace).
+    pub parent: u32,
+    /// VLAN id, host order.
+    pub tag: u32,
 }
 
 /// A CPU's count of what it did for a backend.
@@ -344,6 +360,7 @@ layout! {
     BackendStats: size 64, packets at 0, reply_bytes at 56;
     Allowance: size 16, tick at 0;
     TooBig: size 16, service at 0;
+    VlanDevice: size 8, parent at 0, tag at 4;
     Explanation: size 32, outcome at 0, slot at 16;
     ClockReading: size 16, ticks at 0;
 }

@@ -22,6 +22,9 @@ pub const OUTCOMES_MAX: u32 = 64;
 /// initial window can not be scaled (RFC 7323 section 2.2), so 64 KiB covers all that can be in flight.
 pub const HANDSHAKE_WINDOW: u32 = 1 << 16;
 
+/// Most VLAN devices of a node that ebb sends by.
+pub const VLANS_MAX: u32 = 4096;
+
 /// Default entries a CPU may add to the flow table by adoption in one tick of the kernel's clock.
 pub const ADOPTIONS_PER_TICK: u32 = 2000;
 

@@ -99,7 +99,7 @@ outcomes! {
     AnswerTooBig = "answer_too_big",
     /// Does not fit the tunnel to its backend, and can not be answered (or not now): dropped.
     DropTooBig = "drop_too_big",
-    /// The driver leaves no room in front of the frame for an outer header.
+    /// The driver leaves no room in front of the frame for what has to go there.
     DropNoHeadroom = "drop_no_headroom",
 }
 

@@ -11,32 +11,44 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr,
-    abi::{BackendRecord, ServiceRecord},
+    abi::{BackendRecord, ServiceRecord, backend_flags},
     checksum,
+    outcome::Outcome,
 };
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
 };
 
-use crate::parse::{Network, Parsed, Transport};
+use crate::{
+    maps,
+    parse::{Link, Network, Parsed, Transport},
+    vlan,
+};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// Where the kernel would send a packet to a client.
-pub enum Route {
-    /// Out by this interface with these MAC addresses.
-    Known {
-        /// Destination and source.
-        ethernet: [u8; 12],
-        /// Interface.
-        ifindex: u32,
-    },
-    /// It is to be forwarded, and the kernel has to find the neighbour first.
-    NoNeighbour,
+// Not an enum with the exit in one of its cases: where there is none LLVM spills what is in a register by chance, which
+// the verifier refuses.
+pub struct Route {
+    /// Who sends it.
+    pub by: By,
+    /// How, when it is [`By::Xdp`].
+    pub exit: Exit,
+}
+
+/// Who sends a packet to a client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// The way is known.
+    Xdp,
+    /// It is to be forwarded, and the kernel has to do it: it has to find the neighbour first, or the way is over a
+    /// device that XDP can not send by.
+    Kernel,
     /// It is not to be forwarded.
-    NotForwarded,
+    Nobody,
 }
 
 /// Asks the kernel's routes and neighbours for the way to a destination, as from the service's address.
@@ -67,18 +79,62 @@ pub fn route(
     // SAFETY: `params` lives on the stack, its size is given.
     let result =
         unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut params, size_of::<FibParams>() as i32, 0) };
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        let [a, b, c, d, e, f] = params.dmac;
-        let [g, h, i, j, k, l] = params.smac;
-        Route::Known {
-            ethernet: [a, b, c, d, e, f, g, h, i, j, k, l],
-            ifindex: params.ifindex,
-        }
+    let mut exit = Exit {
+        macs: macs(&params),
+        ifindex: params.ifindex,
+        vlan: 0,
+    };
+    let by = if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        go_below_vlan(&mut exit)
     } else if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        Route::NoNeighbour
+        By::Kernel
     } else {
-        Route::NotForwarded
+        By::Nobody
+    };
+    Route { by, exit }
+}
+
+/// Destination and source MAC, as in [`Exit::macs`].
+// Volatile: else two halves are loaded as one word, which is not aligned there, and the verifier refuses it on the stack.
+#[inline(always)]
+fn macs(params: &FibParams) -> (u64, u32) {
+    let halves = |address: &[u8; 6]| {
+        let place = address.as_ptr().cast::<u16>();
+        // SAFETY: six bytes at an even offset of an aligned structure.
+        unsafe {
+            [
+                place.read_volatile().to_ne_bytes(),
+                place.add(1).read_volatile().to_ne_bytes(),
+                place.add(2).read_volatile().to_ne_bytes(),
+            ]
+        }
+    };
+    let ([[a, b], [c, d], [e, f]], [[g, h], [i, j], [k, l]]) =
+        (halves(&params.dmac), halves(&params.smac));
+    (
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+    )
+}
+
+/// By a VLAN device is by the interface below it, with its tag.
+#[inline(always)]
+fn go_below_vlan(exit: &mut Exit) -> By {
+    if maps::CONTROL
+        .get(0)
+        .is_none_or(|control| control.vlans == 0)
+    {
+        return By::Xdp;
     }
+    // SAFETY: plain words, which the daemon replaces one entry at a time.
+    let Some(device) = (unsafe { maps::VLANS.get(exit.ifindex) }) else {
+        return By::Xdp;
+    };
+    if device.parent == 0 {
+        return By::Kernel;
+    }
+    (exit.ifindex, exit.vlan) = (device.parent, device.tag as u16);
+    By::Xdp
 }
 
 #[inline(always)]
@@ -237,29 +293,68 @@ unsafe fn hop_v6(ip: *mut Ipv6Hdr, counts: bool) -> bool {
     true
 }
 
-/// Sends the frame out by `ifindex` with these MAC addresses.
-#[inline(always)]
-pub fn out(ctx: &XdpContext, packet: &Parsed, ethernet: &[u8; 12], ifindex: u32) -> u32 {
-    // SAFETY: the Ethernet header was checked by `parse`.
-    unsafe { address(packet.ethernet, ethernet) };
-    leave(ctx, ifindex)
+/// How a frame leaves.
+#[derive(Clone, Copy)]
+pub struct Exit {
+    /// Destination and source MAC as two words, as they lie in the frame. (An array would be copied byte by byte.)
+    pub macs: (u64, u32),
+    /// Interface.
+    pub ifindex: u32,
+    /// 802.1Q tag; 0 for none.
+    pub vlan: u16,
 }
 
-/// Puts these MAC addresses into an Ethernet header: destination, source.
+impl Exit {
+    /// To a backend.
+    #[inline(always)]
+    pub fn to(backend: &BackendRecord) -> Self {
+        let is_tagged = backend.flags & backend_flags::TAGGED != 0;
+        let words = backend.ethernet.as_ptr();
+        // SAFETY: twelve bytes.
+        let macs = unsafe {
+            (
+                words.cast::<u64>().read_unaligned(),
+                words.add(8).cast::<u32>().read_unaligned(),
+            )
+        };
+        Self {
+            macs,
+            ifindex: backend.ifindex,
+            // On the record's other cache line, which a frame without a tag does not need.
+            vlan: if is_tagged { backend.vlan } else { 0 },
+        }
+    }
+
+    /// Puts the MAC addresses into an Ethernet header.
+    ///
+    /// # Safety
+    /// The header lies inside the frame.
+    #[inline(always)]
+    pub unsafe fn address(&self, header: *mut EthHdr) {
+        let words = header.cast::<u8>();
+        unsafe {
+            words.cast::<u64>().write_unaligned(self.macs.0);
+            words.add(8).cast::<u32>().write_unaligned(self.macs.1);
+        }
+    }
+}
+
+/// Sends the frame out. Nothing of the packet may be touched afterwards.
 ///
-/// # Safety
-/// The header lies inside the frame.
+/// With a tag of its own the exit's tag replaces all that the frame came with. Without one, the frame keeps its tags
+/// where it leaves by the interface it came by, and loses them where it leaves by another.
 #[inline(always)]
-pub unsafe fn address(header: *mut EthHdr, ethernet: &[u8; 12]) {
-    unsafe { header.cast::<[u8; 12]>().write_unaligned(*ethernet) };
-}
-
-/// Sends the frame as it is out by `ifindex`.
-#[inline(always)]
-pub fn leave(ctx: &XdpContext, ifindex: u32) -> u32 {
-    if ifindex == ctx.ingress_ifindex() as u32 {
-        return xdp_action::XDP_TX;
+pub fn out(ctx: &XdpContext, link: &Link, exit: &Exit) -> Result<u32, Outcome> {
+    let is_same = exit.ifindex == ctx.ingress_ifindex() as u32;
+    if exit.vlan == 0 && (link.tags == 0 || is_same) {
+        // SAFETY: the Ethernet header was checked by `parse`.
+        unsafe { exit.address(link.ethernet) };
+    } else {
+        vlan::retag(ctx, link, exit)?;
+    }
+    if is_same {
+        return Ok(xdp_action::XDP_TX);
     }
     // SAFETY: a helper without pointers.
-    unsafe { bpf_redirect(ifindex, 0) as u32 }
+    Ok(unsafe { bpf_redirect(exit.ifindex, 0) as u32 })
 }

@@ -11,10 +11,12 @@ use lb_common::{
     index::{self, kind},
     outcome::Outcome,
 };
-use network_types::{eth::EthHdr, tcp::TcpHdr};
+use network_types::tcp::TcpHdr;
 
 use crate::{
-    count, drop, find, finish, forward, maps,
+    count, drop, end, find,
+    forward::{self, By, Exit},
+    maps,
     parse::{self, Network, Parsed, Refused},
     pass, serve,
     tables::Fragments,
@@ -174,10 +176,8 @@ fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta) -> u32 {
         _ => return pass(ctx, id, Outcome::PassFragment),
     }
     count::packet_to(meta.backend(), length(found));
-    finish(ctx, id, Outcome::ForwardFragment, meta.backend());
-    // SAFETY: as above.
-    unsafe { forward::address(found.extent.start as *mut EthHdr, &backend.ethernet) };
-    forward::leave(ctx, backend.ifindex)
+    let sent = forward::out(ctx, &found.extent.link(found.network), &Exit::to(backend));
+    end(ctx, id, sent, Outcome::ForwardFragment, meta.backend())
 }
 
 #[inline(always)]
@@ -189,21 +189,18 @@ fn to_client(ctx: &XdpContext, found: &Located, meta: Meta) -> u32 {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     let route = forward::route(ctx, found.protocol, found.network, &found.ends.1, service);
-    let counts = matches!(route, forward::Route::Known { .. });
-    if matches!(route, forward::Route::NotForwarded) {
+    if route.by == By::Nobody {
         return pass(ctx, id, Outcome::PassReplyLocal);
     }
-    if !forward::hop(found.network, backend.to_client, counts) {
+    if !forward::hop(found.network, backend.to_client, route.by == By::Xdp) {
         return drop(ctx, id, Outcome::DropTtl);
     }
     // SAFETY: the headers were checked by `locate`.
     unsafe { forward::set_source(found.network, &service.vip) };
     count::reply_from(meta.backend(), length(found));
-    let forward::Route::Known { ethernet, ifindex } = route else {
+    if route.by == By::Kernel {
         return pass(ctx, id, Outcome::ForwardReplyKernel);
-    };
-    finish(ctx, id, Outcome::ForwardFragment, meta.backend());
-    // SAFETY: as above.
-    unsafe { forward::address(found.extent.start as *mut EthHdr, &ethernet) };
-    forward::leave(ctx, ifindex)
+    }
+    let sent = forward::out(ctx, &found.extent.link(found.network), &route.exit);
+    end(ctx, id, sent, Outcome::ForwardFragment, meta.backend())
 }

@@ -34,7 +34,9 @@ mod thorough;
 mod too_big;
 mod tunnel;
 mod turn;
+mod vlan;
 
+use forward::{By, Exit};
 use parse::{Parsed, Refused};
 use tables::Kernel;
 
@@ -139,8 +141,8 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {
         return drop(ctx, id, Outcome::DropTtl);
     }
-    finish(ctx, id, decision.outcome, decision.backend);
-    forward::out(ctx, packet, &backend.ethernet, backend.ifindex)
+    let sent = forward::out(ctx, &packet.link, &Exit::to(backend));
+    end(ctx, id, sent, decision.outcome, decision.backend)
 }
 
 /// From a client to a service whose backends decapsulate.
@@ -184,7 +186,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
         &packet.destination,
         service,
     );
-    if matches!(route, forward::Route::NotForwarded) {
+    if route.by == By::Nobody {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }
     steer::note_reply(
@@ -195,19 +197,15 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     );
     fragment::remember(packet, entry.service, entry.backend, TO_CLIENT);
     count::reply_from(entry.backend, packet.length);
-    match route {
-        forward::Route::Known { ethernet, ifindex } => {
-            if !forward::rewrite_source(packet, service, backend, true) {
-                return drop(ctx, entry.service, Outcome::DropTtl);
-            }
-            finish(ctx, entry.service, Outcome::ForwardReply, entry.backend);
-            forward::out(ctx, packet, &ethernet, ifindex)
-        }
-        _ => {
-            forward::rewrite_source(packet, service, backend, false);
-            pass(ctx, entry.service, Outcome::ForwardReplyKernel)
-        }
+    if !forward::rewrite_source(packet, service, backend, route.by == By::Xdp) {
+        return drop(ctx, entry.service, Outcome::DropTtl);
     }
+    if route.by == By::Kernel {
+        return pass(ctx, entry.service, Outcome::ForwardReplyKernel);
+    }
+    let sent = forward::out(ctx, &packet.link, &route.exit);
+    let outcome = Outcome::ForwardReply;
+    end(ctx, entry.service, sent, outcome, entry.backend)
 }
 
 /// The backend's drain is past its deadline.
@@ -241,6 +239,24 @@ fn pass(ctx: &XdpContext, service: u32, outcome: Outcome) -> u32 {
 fn drop(ctx: &XdpContext, service: u32, outcome: Outcome) -> u32 {
     finish(ctx, service, outcome, 0);
     xdp_action::XDP_DROP
+}
+
+/// A packet that has been sent, or could not be.
+#[inline(always)]
+fn end(
+    ctx: &XdpContext,
+    service: u32,
+    sent: Result<u32, Outcome>,
+    outcome: Outcome,
+    backend: u32,
+) -> u32 {
+    match sent {
+        Ok(verdict) => {
+            finish(ctx, service, outcome, backend);
+            verdict
+        }
+        Err(outcome) => drop(ctx, service, outcome),
+    }
 }
 
 /// Every packet ends here, once.

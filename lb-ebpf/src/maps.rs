@@ -6,17 +6,17 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, LpmTrie, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     abi::{
         Allowance, BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation,
-        ServiceRecord, Slot, TooBig, jump,
+        ServiceRecord, Slot, TooBig, VlanDevice, jump,
     },
     entry::FlowEntry,
     fragment,
     index::IndexEntry,
-    limits::OUTCOMES_MAX,
+    limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
 };
 
@@ -47,6 +47,10 @@ pub static FLOWS: Array<FlowEntry> = Array::pinned(1 << 18, BPF_F_MMAPABLE);
 /// The handshake table.
 #[map]
 pub static HANDSHAKES: Array<FlowEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
+
+/// VLAN devices by interface index.
+#[map]
+pub static VLANS: HashMap<u32, VlanDevice> = HashMap::pinned(VLANS_MAX, 0);
 
 /// First fragments that were steered.
 #[map]

@@ -65,8 +65,8 @@ impl Transport {
 
 /// A packet whose headers are all inside the frame.
 pub struct Parsed {
-    /// Start of the frame.
-    pub ethernet: *mut EthHdr,
+    /// How it came.
+    pub link: Link,
     /// Network header.
     pub network: Network,
     /// Transport header.
@@ -147,6 +147,17 @@ impl From<Outcome> for Refused {
     }
 }
 
+/// How a frame came, as far as it matters for how it leaves.
+#[derive(Clone, Copy)]
+pub struct Link {
+    /// Start of the frame.
+    pub ethernet: *mut EthHdr,
+    /// Bytes of the tags behind the MAC addresses.
+    pub tags: usize,
+    /// EtherType of the packet behind them, as loaded.
+    pub ether_type: u16,
+}
+
 /// Where a frame's parts begin, as addresses and lengths in bytes.
 #[derive(Clone, Copy)]
 pub struct Extent {
@@ -164,6 +175,23 @@ pub struct Extent {
     pub header: usize,
     /// More of the packet comes in later fragments.
     pub is_part: bool,
+    /// Bytes of the tags behind the MAC addresses.
+    pub tags: usize,
+}
+
+impl Extent {
+    /// How the frame came.
+    #[inline(always)]
+    pub fn link(&self, network: Network) -> Link {
+        Link {
+            ethernet: self.start as *mut EthHdr,
+            tags: self.tags,
+            ether_type: match network {
+                Network::V4(_) => ETHERTYPE_IPV4,
+                Network::V6(_) => ETHERTYPE_IPV6,
+            },
+        }
+    }
 }
 
 /// Reads the headers of a plain packet, or says who else may know it.
@@ -207,6 +235,7 @@ fn quick_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total: usize::from(u16::from_be_bytes((*ip).tot_len)),
             header: Ipv4Hdr::LEN,
             is_part: false,
+            tags: 0,
         };
         transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, true)
     }
@@ -231,6 +260,7 @@ fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total: usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN,
             header: Ipv6Hdr::LEN,
             is_part: false,
+            tags: 0,
         };
         transport(protocol, Network::V6(ip), v6_ends(ip), &extent, true)
     }
@@ -339,7 +369,7 @@ fn whole(
     let (source_port, destination_port) =
         unsafe { (ports.read_unaligned(), ports.add(1).read_unaligned()) };
     Ok(Parsed {
-        ethernet: extent.start as *mut EthHdr,
+        link: extent.link(network),
         network,
         transport,
         source,

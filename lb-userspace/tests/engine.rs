@@ -75,6 +75,7 @@ impl Node {
                 destination_mac: [4; 6],
                 mtu: 1500,
                 source: None,
+                vlan: 0,
             };
             self.engine.way(ip, Way::Known(hop), self.now_ms);
         }

@@ -139,7 +139,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
 pub fn floor_parse(ctx: XdpContext) -> u32 {
     match parse::quick(&ctx) {
         // SAFETY: `parse` has checked it.
-        Ok(packet) if packet.flags != 0 => unsafe { swap(packet.ethernet.cast()) },
+        Ok(packet) if packet.flags != 0 => unsafe { swap(packet.link.ethernet.cast()) },
         _ => miss(),
     }
 }

@@ -23,7 +23,7 @@ pub fn answer(message: &Message) -> bool {
     let packet = &message.packet;
     // SAFETY: the headers were checked by `parse`.
     unsafe {
-        if (*message.ethernet.cast::<u8>()) & 1 != 0 || !is_one_host(&packet.ends.0) {
+        if (*message.link.ethernet.cast::<u8>()) & 1 != 0 || !is_one_host(&packet.ends.0) {
             return false;
         }
         let reply = match packet.network {
@@ -39,7 +39,7 @@ pub fn answer(message: &Message) -> bool {
                 REPLY_V6
             }
         };
-        turn::ethernet(message.ethernet);
+        turn::ethernet(message.link.ethernet);
         set_kind(message, reply);
     }
     true

@@ -15,11 +15,12 @@ use lb_common::{
     outcome::Outcome,
     steer::{self, Packet, tcp},
 };
-use network_types::eth::EthHdr;
 
 use crate::{
-    count, drop, find, finish, forward, maps,
-    parse::{self, Network, Refused, header},
+    count, drop, end, find, finish,
+    forward::{self, By, Exit},
+    maps,
+    parse::{self, Link, Network, Refused, header},
     pass, protect,
     tables::Kernel,
     thorough::{self, Located},
@@ -38,8 +39,8 @@ const HEADER_LENGTH: usize = 8;
 pub struct Message {
     /// The packet that it is.
     pub packet: Located,
-    /// Start of the frame.
-    pub ethernet: *mut EthHdr,
+    /// How it came.
+    pub link: Link,
     /// Its header: type, code, checksum, four bytes more.
     pub header: *mut [u8; HEADER_LENGTH],
     /// Its type.
@@ -115,7 +116,7 @@ fn parse(ctx: &XdpContext) -> Result<Message, Refused> {
         return Err(Outcome::PassTruncated.into());
     }
     Ok(Message {
-        ethernet: extent.start as *mut EthHdr,
+        link: extent.link(packet.network),
         header: start,
         // SAFETY: `header` has checked it.
         kind: unsafe { (*start)[0] },
@@ -180,10 +181,8 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
         _ => return pass(ctx, id, Outcome::PassIcmp),
     }
     count::packet_to(decision.backend, message.length);
-    finish(ctx, id, Outcome::ForwardIcmp, decision.backend);
-    // SAFETY: the Ethernet header was checked by `parse`.
-    unsafe { forward::address(message.ethernet, &backend.ethernet) };
-    forward::leave(ctx, backend.ifindex)
+    let sent = forward::out(ctx, &message.link, &Exit::to(backend));
+    end(ctx, id, sent, Outcome::ForwardIcmp, decision.backend)
 }
 
 /// An error about a packet from a client to a backend, on its way to the client.
@@ -195,21 +194,17 @@ fn to_client(ctx: &XdpContext, message: &Message, quote: &Quote, service: u32, i
     };
     let packet = &message.packet;
     let route = forward::route(ctx, packet.protocol, packet.network, &packet.ends.1, record);
-    match route {
-        forward::Route::NotForwarded => pass(ctx, service, Outcome::PassReplyLocal),
-        forward::Route::NoNeighbour => {
-            error::rewrite_to_client(message, quote, record, backend, false);
-            pass(ctx, service, Outcome::ForwardReplyKernel)
-        }
-        forward::Route::Known { ethernet, ifindex } => {
-            if !error::rewrite_to_client(message, quote, record, backend, true) {
-                return drop(ctx, service, Outcome::DropTtl);
-            }
-            count::reply_from(id, message.length);
-            finish(ctx, service, Outcome::ForwardIcmpReply, id);
-            // SAFETY: as above.
-            unsafe { forward::address(message.ethernet, &ethernet) };
-            forward::leave(ctx, ifindex)
-        }
+    if route.by == By::Nobody {
+        return pass(ctx, service, Outcome::PassReplyLocal);
     }
+    let counts = route.by == By::Xdp;
+    if !error::rewrite_to_client(message, quote, record, backend, counts) {
+        return drop(ctx, service, Outcome::DropTtl);
+    }
+    count::reply_from(id, message.length);
+    if route.by == By::Kernel {
+        return pass(ctx, service, Outcome::ForwardReplyKernel);
+    }
+    let sent = forward::out(ctx, &message.link, &route.exit);
+    end(ctx, service, sent, Outcome::ForwardIcmpReply, id)
 }

@@ -177,7 +177,8 @@ fn ports() -> anyhow::Result<Ports> {
     let link_events = events.clone();
     tokio::spawn(async move {
         while links.changed().await.is_ok() {
-            if link_events.send(Event::Links).await.is_err() {
+            let vlans = links.borrow_and_update().vlans.clone();
+            if link_events.send(Event::Links { vlans }).await.is_err() {
                 return;
             }
         }
@@ -238,6 +239,7 @@ fn way(resolution: Resolution) -> Way {
             destination_mac,
             mtu,
             source,
+            vlan,
         }) => {
             let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
             Way::Known(Hop {
@@ -246,6 +248,7 @@ fn way(resolution: Resolution) -> Way {
                 destination_mac,
                 mtu,
                 source,
+                vlan,
             })
         }
         Resolution::Unresolved(reason) => Way::Unknown(reason.to_string()),

@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, commands::ProbeTarget},
 };
 use crate::model::{
-    observed::{Health, Way},
+    observed::{Health, Vlans, Way},
     refused::{Refused, RefusedKind},
 };
 
@@ -49,7 +49,10 @@ pub enum Event {
         way: Way,
     },
     /// Interfaces have come, gone or changed.
-    Links,
+    Links {
+        /// Those of them that are VLAN devices.
+        vlans: Vlans,
+    },
 }
 
 /// The daemon's connections to whoever looks at the world for it.
@@ -175,7 +178,10 @@ impl Core {
                     .health(&service, &backend, health, reason, now_ms);
             }
             Event::NextHop { address, way } => self.engine.way(address, way, now_ms),
-            Event::Links => self.engine.follow_interfaces(),
+            Event::Links { vlans } => {
+                self.engine.follow_interfaces();
+                self.engine.vlans(vlans, now_ms);
+            }
         }
     }
 

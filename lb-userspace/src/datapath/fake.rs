@@ -22,7 +22,10 @@ use lb_common::{
     steer::{Count, Decision, Env, Packet, note_reply, steer, tcp},
 };
 
-use crate::model::spec::{ClientAction, ClientRules, Prefix};
+use crate::model::{
+    observed::Vlans,
+    spec::{ClientAction, ClientRules, Prefix},
+};
 
 use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
 
@@ -474,6 +477,10 @@ impl Datapath for Fake {
 
     fn put_node_flags(&mut self, _flags: u32) -> Result<()> {
         self.memory().write("put the node's flags")
+    }
+
+    fn put_vlans(&mut self, _vlans: &Vlans) -> Result<()> {
+        self.memory().write("put the VLAN devices")
     }
 
     fn barrier(&mut self) -> Result<()> {

@@ -12,7 +12,10 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::model::spec::{ClientAction, ClientRules, Prefix};
+use crate::model::{
+    observed::Vlans,
+    spec::{ClientAction, ClientRules, Prefix},
+};
 
 pub mod bpf;
 pub mod decap;
@@ -175,6 +178,9 @@ pub trait Datapath: Send {
 
     /// Sets the node's [`lb_common::abi::control_flags`].
     fn put_node_flags(&mut self, flags: u32) -> Result<()>;
+
+    /// Replaces the list of the node's VLAN devices.
+    fn put_vlans(&mut self, vlans: &Vlans) -> Result<()>;
 
     /// Returns when every packet that was being processed at the call has left the program.
     fn barrier(&mut self) -> Result<()>;

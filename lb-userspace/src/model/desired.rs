@@ -14,7 +14,7 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     drain::Admin,
-    observed::{Hop, Observed},
+    observed::{Hop, Observed, Vlans},
     spec::{Affinity, ClientRules, Forward, OnDeadline, OutOfOrder, Spec, Tracking},
     state::{Backend, Service, State},
 };
@@ -37,6 +37,8 @@ pub struct Desired {
     pub flow_limit: u32,
     /// The node's [`control_flags`].
     pub node_flags: u32,
+    /// The node's VLAN devices; `None` when they are not known yet.
+    pub vlans: Option<Vlans>,
 }
 
 /// A service and its table.
@@ -96,6 +98,7 @@ pub fn desired(
         );
     }
     desired.index = index(state);
+    desired.vlans.clone_from(&observed.vlans);
     desired
 }
 
@@ -195,6 +198,10 @@ fn backend_record(
         record.mtu = hop.mtu;
         if service.spec.forward.is_tunnel() {
             set_tunnel(&mut record, service, backend, hop);
+        }
+        if hop.vlan != 0 {
+            record.flags |= backend_flags::TAGGED;
+            record.vlan = hop.vlan;
         }
     }
     record

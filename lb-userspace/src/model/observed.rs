@@ -5,6 +5,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use lb_common::abi::VlanDevice;
+
 /// What health checks say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Health {
@@ -51,7 +53,12 @@ pub struct Hop {
     pub mtu: u16,
     /// Address that the kernel prefers as the node's own on that way.
     pub source: Option<IpAddr>,
+    /// 802.1Q tag that they carry; 0 for none.
+    pub vlan: u16,
 }
+
+/// VLAN devices by interface index.
+pub type Vlans = BTreeMap<u32, VlanDevice>;
 
 /// What is known of the way to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +77,8 @@ pub struct Observed {
     pub health: BTreeMap<u32, (Health, Option<String>)>,
     /// Ways by backend address.
     pub ways: BTreeMap<IpAddr, Way>,
+    /// The node's VLAN devices; `None` when they are not known yet.
+    pub vlans: Option<Vlans>,
 }
 
 impl Observed {

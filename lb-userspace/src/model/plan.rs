@@ -9,6 +9,7 @@ use lb_common::{
 
 use super::{
     desired::{Desired, DesiredService},
+    observed::Vlans,
     spec::ClientRules,
 };
 
@@ -29,6 +30,8 @@ pub struct Installed {
     pub flow_limit: Option<u32>,
     /// The node's flags; `None` when they are not known.
     pub node_flags: Option<u32>,
+    /// The node's VLAN devices; `None` when it is not known which were written.
+    pub vlans: Option<Vlans>,
 }
 
 /// One write.
@@ -55,6 +58,8 @@ pub enum Write {
     FlowLimit(u32),
     /// The node's flags.
     NodeFlags(u32),
+    /// The node's VLAN devices.
+    Vlans(Vlans),
     /// A service is gone.
     NoService(u32),
 }
@@ -74,6 +79,11 @@ pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
     }
     if installed.node_flags != Some(desired.node_flags) {
         writes.push(Write::NodeFlags(desired.node_flags));
+    }
+    if let Some(vlans) = &desired.vlans
+        && installed.vlans.as_ref() != Some(vlans)
+    {
+        writes.push(Write::Vlans(vlans.clone()));
     }
     for (id, record) in &desired.backends {
         if installed.backends.get(id) != Some(record) {
@@ -164,6 +174,7 @@ impl Installed {
             Write::Clients(rules) => self.clients = Some(rules),
             Write::FlowLimit(limit) => self.flow_limit = Some(limit),
             Write::NodeFlags(flags) => self.node_flags = Some(flags),
+            Write::Vlans(vlans) => self.vlans = Some(vlans),
             Write::NoService(id) => {
                 self.services.remove(&id);
                 self.tables.remove(&id);

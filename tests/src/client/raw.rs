@@ -8,14 +8,18 @@ use std::{
     io, mem,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::{
-    Lab,
-    address::{Family, raw_client},
+use crate::{
+    fragments,
+    lab::{
+        Lab,
+        address::{Family, raw_client},
+    },
 };
 
 mod packet;
@@ -99,6 +103,7 @@ impl RawClient {
             initial,
             next: initial.wrapping_add(1),
             expected: 0,
+            cut: None,
         })
     }
 
@@ -165,6 +170,8 @@ pub struct Conversation<'a> {
     next: u32,
     /// The next one of the other side.
     expected: u32,
+    /// Bytes behind the IP header in the first fragment of a packet and in each other.
+    cut: Option<(usize, usize)>,
 }
 
 /// An HTTP answer to a conversation.
@@ -179,6 +186,12 @@ pub struct RawAnswer {
 }
 
 impl Conversation<'_> {
+    /// From now on every packet that is long enough goes in fragments: `first` bytes behind the IP header in the first
+    /// one, `rest` in each other, multiples of 8.
+    pub fn cut(&mut self, first: usize, rest: usize) {
+        self.cut = Some((first, rest));
+    }
+
     /// Sends the SYN; again with every call.
     ///
     /// # Errors
@@ -381,7 +394,15 @@ impl Conversation<'_> {
             payload: payload.to_vec(),
         };
         let frame = packet::frame(self.client.source, self.target.ip(), &segment)?;
-        self.client.send(&frame)
+        let Some((first, rest)) = self.cut else {
+            return self.client.send(&frame);
+        };
+        static PACKETS: AtomicU32 = AtomicU32::new(1);
+        let id = PACKETS.fetch_add(1, Ordering::Relaxed);
+        for fragment in fragments::cut(&frame, first, rest, id) {
+            self.client.send(&fragment)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ mod configuration;
 mod drain;
 mod flood;
 mod health;
+mod icmp;
 mod interfaces;
 mod nginx;
 mod restart;

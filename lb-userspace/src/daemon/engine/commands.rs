@@ -9,7 +9,7 @@ use crate::{
     model::{
         command::{self, Result, Terms},
         compose,
-        observed::{Health, Way},
+        observed::{Health, Vlans, Way},
         refused::{Refused, RefusedKind},
         reload,
         spec::{BackendSpec, Spec},
@@ -195,6 +195,15 @@ impl Engine {
     pub fn way(&mut self, address: IpAddr, way: Way, now_ms: u64) {
         let old = self.observed.ways.insert(address, way.clone());
         if old != Some(way) {
+            self.after_event(now_ms);
+        }
+    }
+
+    /// Takes in the node's VLAN devices.
+    pub fn vlans(&mut self, vlans: Vlans, now_ms: u64) {
+        let vlans = Some(vlans);
+        if self.observed.vlans != vlans {
+            self.observed.vlans = vlans;
             self.after_event(now_ms);
         }
     }

@@ -150,6 +150,7 @@ impl Engine {
                 mtu: record.mtu,
                 source: (record.tunnel_source != lb_common::Addr::default())
                     .then(|| record.tunnel_source.into()),
+                vlan: record.vlan,
             };
             self.observed.ways.insert(address, Way::Known(hop));
         }
@@ -265,6 +266,7 @@ impl Engine {
             Write::Clients(rules) => self.datapath.publish_clients(rules),
             Write::FlowLimit(limit) => self.datapath.put_flow_limit(*limit),
             Write::NodeFlags(flags) => self.datapath.put_node_flags(*flags),
+            Write::Vlans(vlans) => self.datapath.put_vlans(vlans),
             Write::NoService(id) => self.datapath.remove_service(*id),
             Write::Table {
                 service,

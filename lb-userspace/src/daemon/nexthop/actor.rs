@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Resolution,
+    Links, Resolution,
     attempts::Attempts,
     kernel::{Kernel, KernelError},
     monitor::{Monitor, RECEIVE_BUFFER_BYTES},
@@ -36,7 +36,7 @@ pub struct Actor {
     watch: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     verify: mpsc::Receiver<IpAddr>,
     events: mpsc::Sender<(IpAddr, Resolution)>,
-    links: watch::Sender<u64>,
+    links: watch::Sender<Links>,
     kernel: Kernel,
     monitor: Monitor,
     table: Table,
@@ -66,7 +66,7 @@ impl Actor {
         watch: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
         verify: mpsc::Receiver<IpAddr>,
         events: mpsc::Sender<(IpAddr, Resolution)>,
-        links: watch::Sender<u64>,
+        links: watch::Sender<Links>,
     ) -> io::Result<Self> {
         let (monitor, kernel) = open_sockets()?;
         let now = Instant::now();
@@ -130,8 +130,11 @@ impl Actor {
     }
 
     fn links_changed(&self) {
-        self.links
-            .send_modify(|count| *count = count.wrapping_add(1));
+        let vlans = self.table.vlans();
+        self.links.send_modify(|links| {
+            links.changes = links.changes.wrapping_add(1);
+            links.vlans = vlans;
+        });
     }
 
     fn look_up_all(&mut self) {

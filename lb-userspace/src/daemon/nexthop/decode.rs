@@ -2,9 +2,14 @@
 
 use std::net::IpAddr;
 
+use lb_common::abi::VlanDevice;
+
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    link::{
+        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+        VlanProtocol,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -65,8 +70,44 @@ pub fn link(message: &LinkMessage) -> Option<(u32, Link)> {
         .header
         .flags
         .contains(LinkFlags::Up | LinkFlags::LowerUp);
-    let link = Link { mac, up, mtu: mtu? };
+    let link = Link {
+        mac,
+        up,
+        mtu: mtu?,
+        vlan: vlan(message),
+    };
     Some((message.header.index, link))
+}
+
+/// Of a VLAN device: the interface below it, 0 where that is in another namespace or the tag is not 802.1Q's, and the
+/// tag.
+fn vlan(message: &LinkMessage) -> Option<VlanDevice> {
+    let mut parent = 0;
+    let mut is_elsewhere = false;
+    let mut data = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(ifindex) => parent = *ifindex,
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                data = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let mut tag = 0;
+    for info in data? {
+        match info {
+            InfoVlan::Id(id) => tag = u32::from(*id),
+            InfoVlan::Protocol(protocol) => is_elsewhere |= *protocol != VlanProtocol::Ieee8021Q,
+            _ => {}
+        }
+    }
+    let parent = if is_elsewhere { 0 } else { parent };
+    Some(VlanDevice { parent, tag })
 }
 
 /// An entry of the neighbour table; `None` for what is not one (bridge forwarding entries, proxies).
@@ -193,5 +234,53 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::InfoKind;
+
+    use super::*;
+
+    /// `ip link add link #3 name eth0.100 type vlan id 100`, with `more` attributes.
+    fn device(protocol: VlanProtocol, more: &[LinkAttribute]) -> Option<VlanDevice> {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.attributes = vec![
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Link(3),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(vec![
+                    InfoVlan::Protocol(protocol),
+                    InfoVlan::Id(100),
+                ])),
+            ]),
+        ];
+        message.attributes.extend_from_slice(more);
+        let (ifindex, link) = link(&message)?;
+        assert_eq!(ifindex, 7);
+        link.vlan
+    }
+
+    #[test]
+    fn vlan_devices_are_known_with_what_is_below_them() {
+        let found = |parent| Some(VlanDevice { parent, tag: 100 });
+        assert_eq!(device(VlanProtocol::Ieee8021Q, &[]), found(3));
+        assert_eq!(device(VlanProtocol::Ieee8021Ad, &[]), found(0));
+        let elsewhere = LinkAttribute::LinkNetNsId(1);
+        assert_eq!(device(VlanProtocol::Ieee8021Q, &[elsewhere]), found(0));
+    }
+
+    #[test]
+    fn a_veth_has_an_interface_below_it_and_is_no_vlan_device() {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Link(3),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
+        ];
+        assert_eq!(link(&message).and_then(|(_, link)| link.vlan), None);
     }
 }

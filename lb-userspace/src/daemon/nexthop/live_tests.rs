@@ -125,6 +125,7 @@ impl Lab {
             destination_mac,
             mtu: 1500,
             source: Some(IpAddr::from([10, if link == "n0" { 77 } else { 78 }, 0, 1])),
+            vlan: 0,
         }
     }
 

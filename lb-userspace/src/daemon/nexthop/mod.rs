@@ -40,6 +40,8 @@ mod live_tests;
 mod monitor;
 mod table;
 
+use crate::model::observed::Vlans;
+
 /// Verifications that may wait; more are dropped, as each is only a hint.
 const VERIFICATIONS_WAITING: usize = 256;
 
@@ -56,6 +58,18 @@ pub struct NextHop {
     pub mtu: u32,
     /// Address that the kernel prefers as this node's own on that way.
     pub source: Option<IpAddr>,
+    /// 802.1Q tag of the frame, where the route leads over a VLAN device: the frame then leaves by the interface below
+    /// that device, with the device's MAC address. 0 for none.
+    pub vlan: u16,
+}
+
+/// What is told of the node's interfaces.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Links {
+    /// Counts changes: interfaces that came, went, or changed their address, state or MTU.
+    pub changes: u64,
+    /// VLAN devices.
+    pub vlans: Vlans,
 }
 
 /// What the kernel knows of the way to an address.
@@ -82,6 +96,9 @@ pub enum Reason {
     LinkDown,
     /// The interface has no Ethernet framing.
     NotEthernet,
+    /// The interface is a VLAN device, but one tag alone does not do what it does: it is on another VLAN device, of
+    /// 802.1ad, or above an interface of another network namespace.
+    StackedVlan,
     /// The kernel is resolving the neighbour and has not failed yet.
     Resolving,
     /// The neighbour (the address itself or its gateway) did not answer. The kernel is asked again and again.
@@ -97,6 +114,9 @@ impl fmt::Display for Reason {
             Self::Encapsulated => "the route encapsulates",
             Self::LinkDown => "the interface is down",
             Self::NotEthernet => "the interface is not Ethernet",
+            Self::StackedVlan => {
+                "the interface is a VLAN device that one 802.1Q tag does not stand for"
+            }
             Self::Resolving => "being resolved",
             Self::NoNeighbour => "no answer to address resolution",
         })
@@ -108,7 +128,7 @@ impl fmt::Display for Reason {
 pub struct Resolver {
     watched: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     verify: mpsc::Sender<IpAddr>,
-    links: watch::Receiver<u64>,
+    links: watch::Receiver<Links>,
     task: JoinHandle<()>,
 }
 
@@ -128,7 +148,7 @@ impl Resolver {
     pub fn start(events: mpsc::Sender<(IpAddr, Resolution)>) -> io::Result<Self> {
         let (watched, watched_receiver) = mpsc::unbounded_channel();
         let (verify, verify_receiver) = mpsc::channel(VERIFICATIONS_WAITING);
-        let (changed, links) = watch::channel(0);
+        let (changed, links) = watch::channel(Links::default());
         let actor = actor::Actor::open(watched_receiver, verify_receiver, events, changed)?;
         Ok(Self {
             watched,
@@ -146,8 +166,8 @@ impl Resolver {
         let _ = self.watched.send(addresses);
     }
 
-    /// Counts changes of links: interfaces that came, went, or changed their address, state or MTU.
-    pub fn links(&self) -> watch::Receiver<u64> {
+    /// What is known of the interfaces, told anew with every change.
+    pub fn links(&self) -> watch::Receiver<Links> {
         self.links.clone()
     }
 

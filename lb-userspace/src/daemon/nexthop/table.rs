@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
+use lb_common::abi::VlanDevice;
+
 use super::{NextHop, Reason, Resolution};
+use crate::model::observed::Vlans;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -19,6 +22,8 @@ pub struct Link {
     pub up: bool,
     /// Bytes.
     pub mtu: u32,
+    /// A VLAN device's, as the kernel says it.
+    pub vlan: Option<VlanDevice>,
 }
 
 /// A neighbour: interface and address.
@@ -171,6 +176,25 @@ impl Table {
         differs
     }
 
+    /// VLAN devices by interface index.
+    pub fn vlans(&self) -> Vlans {
+        let devices = self.links.iter();
+        devices
+            .filter_map(|(ifindex, link)| Some((*ifindex, self.below(link.vlan?))))
+            .collect()
+    }
+
+    /// A VLAN device; one on top of another is none that a single tag stands for.
+    fn below(&self, device: VlanDevice) -> VlanDevice {
+        match self.links.get(&device.parent) {
+            Some(Link { vlan: None, .. }) => device,
+            _ => VlanDevice {
+                parent: 0,
+                ..device
+            },
+        }
+    }
+
     /// Replaces all neighbours by a dump. What is not in it counts as removed.
     pub fn replace_neighbours(&mut self, dump: &HashMap<NeighbourKey, Neighbour>) {
         let gone: Vec<_> = self
@@ -231,14 +255,20 @@ impl Table {
         let Some(source_mac) = link.mac else {
             return Some(ends(Reason::NotEthernet));
         };
+        let (ifindex, vlan) = match link.vlan.map(|device| self.below(device)) {
+            None => (key.ifindex, 0),
+            Some(VlanDevice { parent: 0, .. }) => return Some(ends(Reason::StackedVlan)),
+            Some(VlanDevice { parent, tag }) => (parent, tag as u16),
+        };
         let mtu = route_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
         let towards = |destination_mac| {
             Resolution::Resolved(NextHop {
-                ifindex: key.ifindex,
+                ifindex,
                 source_mac,
                 destination_mac,
                 mtu,
                 source,
+                vlan,
             })
         };
         let neighbour = self.neighbours.get(&key);
@@ -303,6 +333,7 @@ mod tests {
         mac: Some(OWN),
         up: true,
         mtu: 1500,
+        vlan: None,
     };
 
     fn table() -> Table {
@@ -330,6 +361,7 @@ mod tests {
             destination_mac,
             mtu,
             source: Some(SOURCE),
+            vlan: 0,
         })
     }
 
@@ -403,6 +435,37 @@ mod tests {
                 },
             );
             assert_eq!(resolution(&table), resolved(PEER, mtu));
+        }
+    }
+
+    #[test]
+    fn a_vlan_device_is_the_interface_below_it_with_its_tag() {
+        let mut table = table();
+        table.set_neighbour(KEY, Some(FRESH));
+        let device = |parent, tag| Link {
+            vlan: Some(VlanDevice { parent, tag }),
+            ..LINK
+        };
+        table.set_link(3, Some(LINK));
+        table.set_link(7, Some(device(3, 100)));
+        let Resolution::Resolved(hop) = resolution(&table) else {
+            panic!("{:?}", resolution(&table));
+        };
+        assert_eq!((hop.ifindex, hop.vlan, hop.source_mac), (3, 100, OWN));
+        let expected = VlanDevice {
+            parent: 3,
+            tag: 100,
+        };
+        assert_eq!(table.vlans(), Vlans::from([(7, expected)]));
+        // On another VLAN device, on one that is not known, or where the decoder found it of no use.
+        table.set_link(4, Some(device(3, 200)));
+        for parent in [4, 5, 0] {
+            table.set_link(7, Some(device(parent, 100)));
+            assert_eq!(
+                resolution(&table),
+                Resolution::Unresolved(Reason::StackedVlan)
+            );
+            assert_eq!(table.vlans()[&7].parent, 0, "on {parent}");
         }
     }
 

@@ -8,13 +8,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray},
     programs::{ProgramError, TestRun, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
         BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, ServiceRecord, Slot,
-        jump,
+        VlanDevice, jump,
     },
     entry::{FlowEntry, Meta},
     index::{self, IndexEntry, Live},
@@ -23,7 +23,10 @@ use lb_common::{
 };
 
 use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
-use crate::model::spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode};
+use crate::model::{
+    observed::Vlans,
+    spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode},
+};
 
 mod attach;
 mod barrier;
@@ -84,6 +87,8 @@ unsafe impl aya::Pod for Pod<BackendStats> {}
 unsafe impl aya::Pod for Pod<Explanation> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Pod<ClockReading> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<VlanDevice> {}
 
 /// Entries of the address index for this many services and backends: a quarter full at most.
 fn index_half(capacity: &Capacity) -> u32 {
@@ -204,6 +209,7 @@ impl BpfDatapath {
             flows_per_second: found.flows_per_second,
             clients: found.clients,
             flags: found.flags,
+            vlans: found.vlans,
             reserved: found.reserved,
         };
         self.control.write_all(0, &control)
@@ -530,6 +536,30 @@ impl Datapath for BpfDatapath {
     fn put_flow_limit(&mut self, flows_per_second: u32) -> Result<()> {
         let control = ControlRecord {
             flows_per_second,
+            ..self.control.read(0)?
+        };
+        self.control.write_all(0, &control)
+    }
+
+    fn put_vlans(&mut self, vlans: &Vlans) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut("VLANS")
+            .ok_or_else(|| Error::Other("the object has no map VLANS".into()))?;
+        let mut map: HashMap<_, u32, Pod<VlanDevice>> =
+            HashMap::try_from(map).map_err(map_error)?;
+        for (ifindex, device) in vlans {
+            map.insert(ifindex, Pod(*device), 0).map_err(map_error)?;
+        }
+        let known: Vec<u32> = map
+            .keys()
+            .collect::<std::result::Result<_, _>>()
+            .map_err(map_error)?;
+        for ifindex in known.iter().filter(|ifindex| !vlans.contains_key(ifindex)) {
+            map.remove(ifindex).map_err(map_error)?;
+        }
+        let control = ControlRecord {
+            vlans: vlans.len() as u32,
             ..self.control.read(0)?
         };
         self.control.write_all(0, &control)
