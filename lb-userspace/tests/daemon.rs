@@ -146,6 +146,7 @@ fn way() -> Way {
         destination_mac: [4; 6],
         mtu: 1500,
         source: None,
+        vlan: 0,
     })
 }
 
