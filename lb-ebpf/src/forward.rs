@@ -22,7 +22,7 @@ use network_types::{
 
 use crate::{
     maps,
-    parse::{Link, Network, Parsed, Transport},
+    parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link, Network, Parsed, Transport},
     vlan,
 };
 
@@ -350,11 +350,33 @@ pub fn out(ctx: &XdpContext, link: &Link, exit: &Exit) -> Result<u32, Outcome> {
         // SAFETY: the Ethernet header was checked by `parse`.
         unsafe { exit.address(link.ethernet) };
     } else {
-        vlan::retag(ctx, link, exit)?;
+        vlan::retag(ctx, link.tags, link.ether_type, exit)?;
     }
+    Ok(leave(is_same, exit.ifindex))
+}
+
+/// Sends a frame out that was written anew for its backend, without tags.
+#[inline(always)]
+pub fn out_of_tunnel(ctx: &XdpContext, backend: &BackendRecord) -> Result<u32, Outcome> {
+    let exit = Exit::to(backend);
+    let is_same = exit.ifindex == ctx.ingress_ifindex() as u32;
+    if exit.vlan != 0 {
+        let is_v4 = backend.address.is_v4();
+        let ether_type = if is_v4 {
+            ETHERTYPE_IPV4
+        } else {
+            ETHERTYPE_IPV6
+        };
+        vlan::retag(ctx, 0, ether_type, &exit)?;
+    }
+    Ok(leave(is_same, exit.ifindex))
+}
+
+#[inline(always)]
+fn leave(is_same: bool, ifindex: u32) -> u32 {
     if is_same {
-        return Ok(xdp_action::XDP_TX);
+        return xdp_action::XDP_TX;
     }
     // SAFETY: a helper without pointers.
-    Ok(unsafe { bpf_redirect(exit.ifindex, 0) as u32 })
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
 }

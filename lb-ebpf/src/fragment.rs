@@ -14,13 +14,14 @@ use lb_common::{
 use network_types::tcp::TcpHdr;
 
 use crate::{
-    count, drop, end, find,
+    Passage, count, drop, end, find,
     forward::{self, By, Exit},
     maps,
     parse::{self, Network, Parsed, Refused},
     pass, serve,
     tables::Fragments,
     thorough::{self, Located},
+    to_tunnel,
 };
 
 /// Takes over fragments.
@@ -129,7 +130,7 @@ fn later(ctx: &XdpContext, found: &Located, key: &Key) -> u32 {
     if meta.has(TO_CLIENT) {
         to_client(ctx, found, meta)
     } else {
-        to_backend(ctx, found, meta)
+        to_backend(ctx, found, meta, key.hash)
     }
 }
 
@@ -154,7 +155,7 @@ fn length(found: &Located) -> u32 {
 }
 
 #[inline(always)]
-fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta) -> u32 {
+fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta, hash: u64) -> u32 {
     let id = rule::service(meta);
     let (Some(service), Some(backend)) =
         (maps::SERVICES.get(id), maps::BACKENDS.get(meta.backend()))
@@ -172,6 +173,16 @@ fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta) -> u32 {
             }
             // SAFETY: the headers were checked by `locate`.
             unsafe { forward::set_destination(found.network, &backend.address) };
+        }
+        tunnel if mode::is_tunnel(tunnel) => {
+            let passage = Passage {
+                service: id,
+                backend: meta.backend(),
+                hash,
+                outcome: Outcome::ForwardFragment,
+                length: length(found),
+            };
+            return to_tunnel(ctx, &found.into(), service, backend, &passage);
         }
         _ => return pass(ctx, id, Outcome::PassFragment),
     }

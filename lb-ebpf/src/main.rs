@@ -39,6 +39,7 @@ mod vlan;
 use forward::{By, Exit};
 use parse::{Parsed, Refused};
 use tables::Kernel;
+use tunnel::Carried;
 
 /// The balancer.
 // Inlined into the entry point that the attribute makes: a call less, some 7 ns a packet.
@@ -133,10 +134,17 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     if backend.flags & backend_flags::NEXT_HOP == 0 {
         return drop(ctx, id, Outcome::DropNoNextHop);
     }
-    if mode::is_tunnel(service.mode) {
-        return to_tunnel(ctx, packet, id, service, &decision, backend);
-    }
     fragment::remember(packet, id, decision.backend, 0);
+    if mode::is_tunnel(service.mode) {
+        let passage = Passage {
+            service: id,
+            backend: decision.backend,
+            hash: decision.hash,
+            outcome: decision.outcome,
+            length: packet.length,
+        };
+        return to_tunnel(ctx, &packet.into(), service, backend, &passage);
+    }
     count::packet_to(decision.backend, packet.length);
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {
         return drop(ctx, id, Outcome::DropTtl);
@@ -145,24 +153,36 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     end(ctx, id, sent, decision.outcome, decision.backend)
 }
 
+/// What is to be counted of a packet that goes through a tunnel.
+struct Passage {
+    service: u32,
+    backend: u32,
+    /// Hash of its flow.
+    hash: u64,
+    outcome: Outcome,
+    /// Length of the frame.
+    length: u32,
+}
+
 /// From a client to a service whose backends decapsulate.
 #[inline(always)]
 fn to_tunnel(
     ctx: &XdpContext,
-    packet: &Parsed,
-    id: u32,
+    packet: &Carried,
     service: &ServiceRecord,
-    decision: &Decision,
     backend: &BackendRecord,
+    passage: &Passage,
 ) -> u32 {
-    match tunnel::encapsulate(ctx, packet, service, backend, decision.hash) {
+    let id = passage.service;
+    match tunnel::encapsulate(ctx, packet, service, backend, passage.hash) {
         Ok(()) => {
-            count::packet_to(decision.backend, packet.length);
-            finish(ctx, id, decision.outcome, decision.backend);
-            forward::leave(ctx, backend.ifindex)
+            count::packet_to(passage.backend, passage.length);
+            let sent = forward::out_of_tunnel(ctx, backend);
+            end(ctx, id, sent, passage.outcome, passage.backend)
         }
         Err(Outcome::DropTooBig) => {
-            too_big::hand_over(ctx, packet, id, tunnel::room(service, backend));
+            let room = tunnel::room(service, backend);
+            too_big::hand_over(ctx, &packet.link, passage.length, id, room);
             drop(ctx, id, Outcome::DropTooBig)
         }
         Err(outcome) => drop(ctx, id, outcome),

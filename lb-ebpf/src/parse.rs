@@ -85,8 +85,6 @@ pub struct Parsed {
     pub flags: u8,
     /// The IP header follows the Ethernet header, the transport header follows the IP header, neither has options.
     pub is_plain: bool,
-    /// Where in the frame its network header begins, in bytes.
-    pub network_offset: usize,
     /// Length of the frame in bytes.
     pub length: u32,
     /// What its later fragments are known by, when it is a first one.
@@ -175,8 +173,14 @@ pub struct Extent {
     pub header: usize,
     /// More of the packet comes in later fragments.
     pub is_part: bool,
-    /// Bytes of the tags behind the MAC addresses.
-    pub tags: usize,
+}
+
+impl Link {
+    /// Where in the frame the network header begins.
+    #[inline(always)]
+    pub const fn network_offset(&self) -> usize {
+        EthHdr::LEN + self.tags
+    }
 }
 
 impl Extent {
@@ -185,7 +189,7 @@ impl Extent {
     pub fn link(&self, network: Network) -> Link {
         Link {
             ethernet: self.start as *mut EthHdr,
-            tags: self.tags,
+            tags: self.offset - EthHdr::LEN,
             ether_type: match network {
                 Network::V4(_) => ETHERTYPE_IPV4,
                 Network::V6(_) => ETHERTYPE_IPV6,
@@ -235,7 +239,6 @@ fn quick_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total: usize::from(u16::from_be_bytes((*ip).tot_len)),
             header: Ipv4Hdr::LEN,
             is_part: false,
-            tags: 0,
         };
         transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, true)
     }
@@ -260,7 +263,6 @@ fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             total: usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN,
             header: Ipv6Hdr::LEN,
             is_part: false,
-            tags: 0,
         };
         transport(protocol, Network::V6(ip), v6_ends(ip), &extent, true)
     }
@@ -379,7 +381,6 @@ fn whole(
         sequence,
         flags,
         is_plain,
-        network_offset: extent.offset,
         length: frame as u32,
         fragment: None,
     })

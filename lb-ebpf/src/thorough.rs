@@ -165,7 +165,6 @@ fn locate_v4(start: usize, offset: usize, end: usize) -> Result<Located, Refused
             total,
             header: header_length,
             is_part: part != 0,
-            tags: at - start - EthHdr::LEN,
         };
         Ok(Located {
             network: Network::V4(ip),
@@ -200,7 +199,6 @@ fn locate_v6(start: usize, offset: usize, end: usize) -> Result<Located, Refused
             total,
             header: Ipv6Hdr::LEN + extensions,
             is_part: part != 0,
-            tags: at - start - EthHdr::LEN,
         };
         Ok(Located {
             network: Network::V6(ip),

@@ -22,7 +22,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     drop, finish, maps,
-    parse::{self, Parsed, header, v4_ends, v6_ends},
+    parse::{self, Link, header, v4_ends, v6_ends},
     tables,
 };
 
@@ -43,15 +43,15 @@ const CLASS: u8 = 0xc0;
 
 /// To the program `too_big`. Returns only when it is not there.
 #[inline(always)]
-pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32, mtu: u16) {
+pub fn hand_over(ctx: &XdpContext, link: &Link, length: u32, service: u32, mtu: u16) {
     let Some(place) = maps::TOO_BIG.get_ptr_mut(0) else {
         return;
     };
     let told = TooBig {
         service,
-        network: packet.network_offset as u32,
+        network: link.network_offset() as u32,
         mtu: u32::from(mtu),
-        length: packet.length,
+        length,
     };
     // SAFETY: a per-CPU value; the context is the kernel's own.
     unsafe {

@@ -12,7 +12,10 @@ use lb_common::{
 };
 use network_types::eth::EthHdr;
 
-use crate::parse::{self, Network, Parsed, Transport, header};
+use crate::{
+    parse::{self, Link, Network, Parsed, Transport, header},
+    thorough::Located,
+};
 
 /// Largest packet that fits the tunnel to this backend.
 #[inline(always)]
@@ -21,27 +24,61 @@ pub fn room(service: &ServiceRecord, backend: &BackendRecord) -> u16 {
     backend.mtu.saturating_sub(overhead)
 }
 
+/// A packet for a tunnel.
+pub struct Carried<'a> {
+    /// How it came.
+    pub link: Link,
+    /// Its header.
+    pub network: Network,
+    /// All that is known of it, when its transport header is.
+    pub parsed: Option<&'a Parsed>,
+}
+
+impl<'a> From<&'a Parsed> for Carried<'a> {
+    #[inline(always)]
+    fn from(packet: &'a Parsed) -> Self {
+        Self {
+            link: packet.link,
+            network: packet.network,
+            parsed: Some(packet),
+        }
+    }
+}
+
+impl From<&Located> for Carried<'_> {
+    #[inline(always)]
+    fn from(packet: &Located) -> Self {
+        Self {
+            link: packet.extent.link(packet.network),
+            network: packet.network,
+            parsed: None,
+        }
+    }
+}
+
 /// Puts the packet into a frame to the backend. On an error the packet is as it was.
 #[inline(always)]
 pub fn encapsulate(
     ctx: &XdpContext,
-    packet: &Parsed,
+    packet: &Carried,
     service: &ServiceRecord,
     backend: &BackendRecord,
     hash: u64,
 ) -> Result<(), Outcome> {
-    let inner = inner(packet);
+    let inner = inner(packet.network);
     if inner.length > room(service, backend) {
         return Err(Outcome::DropTooBig);
     }
     let (is_v4, is_udp) = (backend.address.is_v4(), service.mode == mode::GUE);
     // Nothing of the packet can be read once the head has moved.
     let check = if is_udp && !is_v4 {
-        udp_check(packet, &inner, backend, hash)
+        packet
+            .parsed
+            .map_or(0, |packet| udp_check(packet, &inner, backend, hash))
     } else {
         0
     };
-    grow(ctx, packet, tunnel::overhead(service.mode, is_v4))?;
+    grow(ctx, &packet.link, tunnel::overhead(service.mode, is_v4))?;
     let udp = tunnel::udp_header(
         tunnel::source_port(hash),
         service.tunnel_port,
@@ -98,10 +135,10 @@ struct Frame<T> {
 }
 
 #[inline(always)]
-fn inner(packet: &Parsed) -> Inner {
+fn inner(network: Network) -> Inner {
     // SAFETY: the headers were checked by `parse`; so in the functions below.
     unsafe {
-        match packet.network {
+        match network {
             Network::V4(ip) => Inner {
                 length: u16::from_be_bytes((*ip).tot_len),
                 class: *ip.cast::<u8>().add(1),
@@ -121,9 +158,8 @@ fn inner(packet: &Parsed) -> Inner {
 
 /// Moves the start of the frame so that the outer headers and an untagged Ethernet header fit in front of the packet.
 #[inline(always)]
-fn grow(ctx: &XdpContext, packet: &Parsed, overhead: u16) -> Result<(), Outcome> {
-    let tags = packet.network_offset - EthHdr::LEN;
-    let delta = tags as i32 - i32::from(overhead);
+fn grow(ctx: &XdpContext, link: &Link, overhead: u16) -> Result<(), Outcome> {
+    let delta = link.tags as i32 - i32::from(overhead);
     // SAFETY: the context is the kernel's own.
     if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), delta) } != 0 {
         return Err(Outcome::DropNoHeadroom);

@@ -6,7 +6,7 @@ use network_types::eth::EthHdr;
 
 use crate::{
     forward::Exit,
-    parse::{ETHERTYPE_VLAN, Link, header},
+    parse::{ETHERTYPE_VLAN, header},
 };
 
 /// Bytes of a tag.
@@ -23,12 +23,12 @@ struct Tagged {
     ether_type: u16,
 }
 
-/// Gives the frame the exit's MAC addresses and its tag, or none, in place of the tags it came with. Whatever pointed
-/// into the packet is void afterwards, also when it fails.
+/// Gives a frame with `tags` bytes of tags in front of a packet of this EtherType (as loaded) the exit's MAC addresses
+/// and its tag, or none, in place of those tags. Whatever pointed into the packet is void afterwards, also when it fails.
 #[inline(always)]
-pub fn retag(ctx: &XdpContext, link: &Link, exit: &Exit) -> Result<(), Outcome> {
+pub fn retag(ctx: &XdpContext, tags: usize, ether_type: u16, exit: &Exit) -> Result<(), Outcome> {
     let new = if exit.vlan == 0 { 0 } else { TAG };
-    let delta = link.tags as i32 - new as i32;
+    let delta = tags as i32 - new as i32;
     // SAFETY: the context is the kernel's own.
     if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), delta) } != 0 {
         return Err(Outcome::DropNoHeadroom);
@@ -39,13 +39,13 @@ pub fn retag(ctx: &XdpContext, link: &Link, exit: &Exit) -> Result<(), Outcome> 
         if exit.vlan == 0 {
             let plain: *mut EthHdr = header(start, end)?;
             exit.address(plain);
-            (*plain).ether_type = link.ether_type;
+            (*plain).ether_type = ether_type;
         } else {
             let tagged: *mut Tagged = header(start, end)?;
             exit.address(tagged.cast());
             (*tagged).tag_type = ETHERTYPE_VLAN;
             (*tagged).control = (exit.vlan & ID_MASK).to_be();
-            (*tagged).ether_type = link.ether_type;
+            (*tagged).ether_type = ether_type;
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use ebb_tests::{
     fragments::{cut, join, part},
+    outer::Outer,
     packets::Segment,
     rig::{Rig, ServiceSetup, Verdict, at, backend_macs},
 };
@@ -391,5 +392,44 @@ fn a_flood_of_first_fragments_touches_no_flow_and_leaves_room_for_the_next() -> 
     let frames = cut(&packet.build(), 32, 32, 30_000);
     assert_eq!(rig.run(&frames[0])?.2, Outcome::ForwardFlow);
     assert_eq!(rig.run(&frames[1])?.2, Outcome::ForwardFragment);
+    Ok(())
+}
+
+#[test]
+fn fragments_go_through_tunnels_as_they_are() -> Result<()> {
+    for (vip, outer) in [
+        ("203.0.113.10", "10.0.0.1"),
+        ("203.0.113.10", "fd00::1"),
+        ("2001:db8:f::10", "10.0.0.1"),
+        ("2001:db8:f::10", "fd00::1"),
+    ] {
+        for mode in [mode::IPIP, mode::GUE] {
+            let service = ServiceSetup {
+                id: 1,
+                vip: at(vip, 80),
+                mode,
+                flags: 0,
+            };
+            let mut rig = Rig::new()?;
+            rig.backend(&service, OLD, at(outer, 80))?;
+            rig.service(service, &[UNMOVED; SLOTS])?;
+            let frames = cut(&asked(&service).build(), 1024, 1024, 9);
+            for (number, frame) in frames.iter().enumerate() {
+                let (verdict, out, outcome) = rig.run(frame)?;
+                let expected = if number == 0 {
+                    Outcome::ForwardSteady
+                } else {
+                    Outcome::ForwardFragment
+                };
+                assert_eq!(
+                    (verdict, outcome),
+                    (Verdict::Tx, expected),
+                    "{vip} in {outer}"
+                );
+                let arrived = Outer::parse(&out).expect("sound outer headers");
+                assert_eq!(arrived.inner, frame[14..], "{vip} in {outer}");
+            }
+        }
+    }
     Ok(())
 }

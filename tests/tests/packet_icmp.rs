@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use ebb_tests::{
     icmp::Message,
+    outer::Outer,
     packets::Segment,
     rig::{Rig, ServiceSetup, Verdict, at, backend_macs},
 };
@@ -625,6 +626,38 @@ fn openings_and_errors_agree_where_a_backend_is_missing() -> Result<()> {
         let error = about(&service, &answered(&service), WHOLE);
         let (verdict, _, outcome) = rig.run(&error.build())?;
         assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropNoBackend));
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_go_through_tunnels_as_they_are() -> Result<()> {
+    for (vip, outer) in [
+        ("203.0.113.10", "10.0.0.1"),
+        ("203.0.113.10", "fd00::1"),
+        ("2001:db8:f::10", "10.0.0.1"),
+        ("2001:db8:f::10", "fd00::1"),
+    ] {
+        for mode in [mode::IPIP, mode::GUE] {
+            let service = ServiceSetup {
+                id: 1,
+                vip: at(vip, 80),
+                mode,
+                flags: 0,
+            };
+            let mut rig = Rig::new()?;
+            rig.backend(&service, OLD, at(outer, 80))?;
+            rig.service(service, &[UNMOVED; SLOTS])?;
+            let mut error = about(&service, &answered(&service), WHOLE);
+            let plain = error.build();
+            error.tags = vec![(0x88a8, 7), (0x8100, 100)];
+            for frame in [&plain, &error.build()] {
+                let (verdict, out, outcome) = rig.run(frame)?;
+                assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ForwardIcmp));
+                let arrived = Outer::parse(&out).expect("sound outer headers");
+                assert_eq!(arrived.inner, plain[14..], "{vip} in {outer}");
+            }
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use ebb_tests::{
     fragments::{cut, join},
     icmp::Message,
+    outer::Outer,
     packets::Segment,
     rig::{INGRESS, Rig, ServiceSetup, Verdict, at, backend_macs},
 };
@@ -319,6 +320,41 @@ fn three_tags_and_truncations_pass_untouched() -> Result<()> {
                 "{length} bytes"
             );
             assert_eq!(out, &two[..length]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tunnels_are_tagged_outside() -> Result<()> {
+    for (vip, outer) in [("203.0.113.10", "10.0.0.1"), ("2001:db8:f::10", "fd00::1")] {
+        for mode in [mode::IPIP, mode::GUE] {
+            let service = ServiceSetup {
+                id: 1,
+                vip: at(vip, 80),
+                mode,
+                flags: 0,
+            };
+            let mut rig = Rig::new()?;
+            rig.backend_with(&service, OLD, at(outer, 80), |record| {
+                record.flags |= backend_flags::TAGGED;
+                record.vlan = 300;
+            })?;
+            rig.service(service, &[UNMOVED; SLOTS])?;
+            let whole = asked(&service).build();
+            let untagged = Vec::new();
+            for tags in [&untagged[..], CAME[1], CAME[3]] {
+                let (verdict, out, outcome) = rig.run(&with_tags(&whole, tags))?;
+                assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ForwardSteady));
+                let (plain, left) = without_tags(&out);
+                assert_eq!(left, [(0x8100, 300)]);
+                let arrived = Outer::parse(&plain).expect("sound outer headers");
+                assert_eq!(arrived.inner, whole[14..], "{vip} in {outer}");
+                assert_eq!(
+                    plain[..12],
+                    [backend_macs(OLD).0, backend_macs(OLD).1].concat()
+                );
+            }
         }
     }
     Ok(())

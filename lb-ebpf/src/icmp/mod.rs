@@ -17,13 +17,14 @@ use lb_common::{
 };
 
 use crate::{
-    count, drop, end, find, finish,
+    Passage, count, drop, end, find, finish,
     forward::{self, By, Exit},
     maps,
     parse::{self, Link, Network, Refused, header},
     pass, protect,
     tables::Kernel,
     thorough::{self, Located},
+    to_tunnel,
 };
 
 mod echo;
@@ -177,6 +178,17 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
             if !error::rewrite_to_backend(message, quote, backend) {
                 return drop(ctx, id, Outcome::DropTtl);
             }
+        }
+        tunnel if mode::is_tunnel(tunnel) => {
+            let passage = Passage {
+                service: id,
+                backend: decision.backend,
+                hash: decision.hash,
+                outcome: Outcome::ForwardIcmp,
+                length: message.length,
+            };
+            let packet = (&message.packet).into();
+            return to_tunnel(ctx, &packet, service, backend, &passage);
         }
         _ => return pass(ctx, id, Outcome::PassIcmp),
     }
