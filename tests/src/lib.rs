@@ -18,5 +18,6 @@ pub mod pattern;
 pub mod rig;
 pub mod scenario;
 pub mod server;
+pub mod tagged;
 pub mod vm;
 pub mod wire;

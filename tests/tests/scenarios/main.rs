@@ -13,3 +13,4 @@ mod nginx;
 mod restart;
 mod truth;
 mod tunnel;
+mod vlan;
