@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
+    address::{family, unusable},
     compose::{accepting, health, is_checked},
     drain::{Admin, Drained, Draining, End, Ended, Progress, Reason, Sight, as_ms},
     observed::Observed,
@@ -380,18 +381,29 @@ fn is_nat(service: &Service) -> bool {
 pub fn check_address(service: &Service, name: &str, address: SocketAddr) -> Result<()> {
     let vip = &service.spec.listen;
     let ip = address.ip();
-    if ip.is_ipv4() != vip.address.is_ipv4() {
-        return Err(Refused::invalid(format!(
-            "add {name}: {ip} is not of the same family as {}",
-            vip.address
-        )));
+    let forward = service.spec.forward;
+    if let Some(what) = unusable(ip) {
+        return Err(
+            Refused::invalid(format!("add {name}: {ip} is {what}, not a backend's own"))
+                .hint("use the address that the backend has on its network"),
+        );
     }
-    if ip.is_unspecified() || ip.is_multicast() || ip == vip.address || address.port() == 0 {
+    if ip == vip.address || address.port() == 0 {
         return Err(Refused::invalid(format!(
             "add {name}: {address} can not be a backend's address"
         )));
     }
-    if service.spec.forward == Forward::L2 && address.port() != vip.port {
+    if ip.is_ipv4() != vip.address.is_ipv4() && !forward.mixes_families() {
+        let error = format!(
+            "add {name}: {ip} is {} and the service is {}: forward = \"{}\" can not change the family",
+            family(ip),
+            family(vip.address),
+            forward.name()
+        );
+        let hint = format!("use the backend's {} address", family(vip.address));
+        return Err(Refused::invalid(error).hint(hint));
+    }
+    if forward == Forward::L2 && address.port() != vip.port {
         let error = format!(
             "add {name}: forward = \"l2\" can not change port {} to {}",
             vip.port,

@@ -6,6 +6,7 @@
 //! them down; [`state::State::apply`] carries them out; [`compose`] says who takes new flows then; [`desired`] what
 //! the maps should hold; [`plan`] what is to be written, in which order. [`census`] is the look at the flow tables.
 
+pub mod address;
 pub mod census;
 pub mod command;
 pub mod compose;

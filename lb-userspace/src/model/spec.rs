@@ -240,6 +240,26 @@ pub enum Forward {
     Nat,
 }
 
+impl Forward {
+    /// Whether a service of one address family can have backends of the other: only where the client's packet travels
+    /// inside another one.
+    #[must_use]
+    pub const fn mixes_families(self) -> bool {
+        match self {
+            Self::L2 | Self::Nat => false,
+        }
+    }
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::L2 => "l2",
+            Self::Nat => "nat",
+        }
+    }
+}
+
 /// What of a packet chooses its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

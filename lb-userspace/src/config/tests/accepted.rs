@@ -188,6 +188,37 @@ fn one_l2_backend_may_serve_several_services() {
 }
 
 #[test]
+fn ipv6_services_and_backends() {
+    let spec = check(
+        "interfaces = [\"eth0\"]\n[service.web]\nlisten = \"[2001:db8::10]:443/tcp\"\n\
+         pool.p.backends = { a = \"[2001:db8:1::11]:8443\", b = { address = \"[fd00::12]:8443\" } }\n\
+         [service.mail]\nlisten = \"[2001:db8::25]:25\"\nforward = \"l2\"\n\
+         pool.p.backends = { a = \"2001:db8:1::11\", b = \"[2001:db8:1::12]\", c = \"[2001:db8:1::13]:25\" }",
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    let (web, mail) = (&spec.services["web"], &spec.services["mail"]);
+    assert_eq!(
+        (web.listen.address.to_string().as_str(), web.listen.port),
+        ("2001:db8::10", 443)
+    );
+    let addresses = |service: &ServiceSpec| -> Vec<String> {
+        let backends = service.pools["p"].backends.values();
+        backends
+            .map(|backend| backend.address.to_string())
+            .collect()
+    };
+    assert_eq!(addresses(web), ["[2001:db8:1::11]:8443", "[fd00::12]:8443"]);
+    assert_eq!(
+        addresses(mail),
+        [
+            "[2001:db8:1::11]:25",
+            "[2001:db8:1::12]:25",
+            "[2001:db8:1::13]:25"
+        ]
+    );
+}
+
+#[test]
 fn an_empty_pool_where_nothing_needs_it() {
     web("active_pool = \"a\"\npool.a.backends = { x = \"10.0.0.1:80\" }\npool.b.backends = {}");
     web("min_available = 0\npool.a.backends = {}");

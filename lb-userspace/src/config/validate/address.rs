@@ -1,11 +1,11 @@
 //! Addresses with ports, as services and backends write them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::super::words::quote;
 
 /// What this version serves; the hint to all that it does not.
-pub(super) const SERVED_TODAY: &str = "ebb serves IPv4 and TCP on a single port today";
+pub(super) const SERVED_TODAY: &str = "ebb serves TCP on a single port today";
 
 /// `ADDRESS` or `ADDRESS:PORT`, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ fn bracketed(rest: &str) -> Result<Endpoint, Fault> {
     let ip = host.parse::<Ipv6Addr>().map_err(|_| {
         Fault::new(
             format!("has {} in brackets, which is no IPv6 address", quote(host)),
-            "write 203.0.113.10:443",
+            "brackets are for IPv6: write [2001:db8::10]:443, or 203.0.113.10:443",
         )
     })?;
     let port = match after.strip_prefix(':') {
@@ -96,7 +96,7 @@ fn not_an_address(host: &str) -> Fault {
     if host.is_empty() || host == "*" {
         return Fault::new(
             "names no address",
-            "write ADDRESS:PORT, such as 203.0.113.10:443",
+            "write ADDRESS:PORT, such as 203.0.113.10:443 or [2001:db8::10]:443",
         );
     }
     let hint = if host.chars().all(|c| c.is_ascii_digit() || c == '.') {
@@ -127,21 +127,19 @@ fn parse_port(text: &str) -> Result<Port, Fault> {
     }
 }
 
-/// Why no host can have this address to itself, if so.
-pub(super) fn unusable(ip: IpAddr) -> Option<&'static str> {
+/// Of an IPv4-mapped address: the IPv4 address is meant.
+pub(super) fn mapped(Endpoint { ip, port }: Endpoint) -> Fault {
     let ip = ip.to_canonical();
-    if ip.is_loopback() {
-        return Some("a loopback address");
-    }
-    if ip.is_multicast() {
-        return Some("a multicast address");
-    }
-    match ip {
-        _ if ip.is_unspecified() => Some("the unspecified address"),
-        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
-        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an address of \"this network\""),
-        _ => None,
-    }
+    let hint = match port {
+        Port::One(port) => format!("write {}", with_port(ip, port)),
+        _ => format!("write {ip}"),
+    };
+    Fault::new("is an IPv4 address written as IPv6", hint)
+}
+
+/// How an address is written with a port: an IPv6 address in brackets.
+pub(super) fn with_port(ip: IpAddr, port: u16) -> String {
+    SocketAddr::new(ip, port).to_string()
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use crate::model::spec::{Protocol, Vip};
+use crate::model::{
+    address::{is_mapped, unusable},
+    spec::{Protocol, Vip},
+};
 
 use super::{
     super::{
@@ -10,7 +13,7 @@ use super::{
         problem::{Problems, Reported},
         words::quote,
     },
-    address::{Endpoint, Fault, Port, SERVED_TODAY, endpoint, unusable},
+    address::{Endpoint, Fault, Port, SERVED_TODAY, endpoint, mapped, with_port},
 };
 
 /// What was read of a service's `listen`.
@@ -88,15 +91,15 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
             ));
         }
     }
+    if is_mapped(endpoint.ip) {
+        return Err(mapped(endpoint));
+    }
     if let Some(what) = unusable(endpoint.ip) {
         let message = format!("is {what}, at which no client can reach a service");
         return Err(Fault::new(
             message,
             "use an address that is routed to this node",
         ));
-    }
-    if endpoint.ip.is_ipv6() {
-        return Err(later("IPv6"));
     }
     match endpoint.port {
         Port::One(port) => Ok(Vip {
@@ -106,7 +109,7 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
         }),
         Port::Absent => Err(Fault::new(
             "lacks a port",
-            format!("write {}:443", endpoint.ip),
+            format!("write {}", with_port(endpoint.ip, 443)),
         )),
         Port::Every => Err(later("every port")),
         Port::Several => Err(later("several ports")),

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::model::spec::{BackendSpec, Forward, PoolSpec};
+use crate::model::{
+    address::{family, is_mapped, unusable},
+    spec::{BackendSpec, Forward, PoolSpec},
+};
 
 use super::{
     super::{
@@ -14,7 +17,7 @@ use super::{
         problem::{Problems, Reported},
         words::quote,
     },
-    address::{Endpoint, Fault, Port, SERVED_TODAY, endpoint, unusable},
+    address::{Endpoint, Fault, Port, endpoint, mapped, with_port},
     facts::{BackendAddress, BackendFacts},
     listen::Listen,
     names,
@@ -235,6 +238,9 @@ impl From<Reported> for Refused {
 }
 
 fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Refused> {
+    if is_mapped(ip) {
+        return Err(mapped(Endpoint { ip, port }).into());
+    }
     if let Some(what) = unusable(ip) {
         let message = format!("is {what}, which is not a backend's own");
         return Err(Fault::new(
@@ -243,8 +249,8 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
         )
         .into());
     }
-    if ip.is_ipv6() {
-        return Err(ipv6(ip, of).into());
+    if let Some(fault) = mixed_families(ip, of) {
+        return Err(fault.into());
     }
     let listen_port = of.listen.heard.map(|listen| listen.value.port());
     match port {
@@ -272,7 +278,7 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
                 let port = listen_port.unwrap_or(8443);
                 Err(Fault::new(
                     "lacks a port, which `nat` needs",
-                    format!("write {ip}:{port}"),
+                    format!("write {}", with_port(ip, port)),
                 )
                 .into())
             }
@@ -280,18 +286,21 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
     }
 }
 
-fn ipv6(ip: IpAddr, of: Of<'_>) -> Fault {
-    if ip.to_canonical().is_ipv4() {
-        return Fault::new(
-            "is an IPv4 address written as IPv6",
-            format!("write {}", ip.to_canonical()),
-        );
+/// Where the service's own address is refused, that is the error, not this.
+fn mixed_families(ip: IpAddr, of: Of<'_>) -> Option<Fault> {
+    let vip = of.listen.vip.ok()?.address;
+    let forward = of.forward.ok()?;
+    if ip.is_ipv4() == vip.is_ipv4() || forward.mixes_families() {
+        return None;
     }
-    let mixed = of.listen.heard.is_some_and(|listen| listen.value.is_ipv4());
-    let message = if mixed {
-        "is IPv6 and the service is IPv4: families cannot be mixed, and IPv6 is not supported yet"
-    } else {
-        "is IPv6, which is not supported yet"
-    };
-    Fault::new(message, SERVED_TODAY)
+    let (own, wanted) = (family(ip), family(vip));
+    Some(Fault::new(
+        format!(
+            "is {own} and the service is {wanted}: `{}` cannot change the family",
+            forward.name()
+        ),
+        format!(
+            "write the backend's {wanted} address; mixed families need a tunnel, which is not supported yet"
+        ),
+    ))
 }

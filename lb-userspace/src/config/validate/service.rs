@@ -115,7 +115,7 @@ fn choice<T: Copy>(
 
 fn forward(section: &mut Section<'_>, problems: &mut Problems<'_>) -> Result<Forward, Reported> {
     section.field("forward").map_or(Ok(Forward::Nat), |field| {
-        let choices = [("nat", Forward::Nat), ("l2", Forward::L2)];
+        let choices = [Forward::Nat, Forward::L2].map(|forward| (forward.name(), forward));
         field.choice(problems, &choices, &["gue", "ipip", "full-nat"])
     })
 }
