@@ -312,6 +312,8 @@ pub struct ExplainRequest {
 pub struct Explained {
     /// Service.
     pub service: String,
+    /// `tcp` or `udp`. Of `udp`, where no packet opens a flow, `opening` and `established` are the same.
+    pub protocol: String,
     /// Client.
     pub from: SocketAddr,
     /// Its slot.

@@ -11,6 +11,8 @@ pub struct Service {
     pub name: String,
     /// Its port on the VIP.
     pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
     /// Port of the backends; in `l2` the service's own.
     pub backend_port: u16,
     /// `nat` or `l2`.
@@ -39,6 +41,7 @@ impl Service {
         Self {
             name: "web".into(),
             port: 80,
+            protocol: "tcp".into(),
             backend_port: if forward == "l2" { 80 } else { 8080 },
             forward: forward.into(),
             active_pool: "blue".into(),
@@ -78,6 +81,7 @@ fn table(lab: &Lab, service: &Service) -> String {
     let Service {
         name,
         port,
+        protocol,
         backend_port,
         forward,
         active_pool,
@@ -85,7 +89,7 @@ fn table(lab: &Lab, service: &Service) -> String {
         more,
     } = service;
     let mut text = format!(
-        "[service.{name}]\nlisten = \"{}:{port}/tcp\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
+        "[service.{name}]\nlisten = \"{}:{port}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
          [service.{name}.health]\n\
          readiness = {{ http = \"/health/ready\", period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
         address::VIP,

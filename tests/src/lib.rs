@@ -7,6 +7,7 @@ pub mod bench;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod datagram;
 pub mod lab;
 pub mod packets;
 pub mod pattern;

@@ -116,7 +116,7 @@ impl Segment {
         tcp.extend([0, 0, 0, 0]);
         tcp.extend(&self.options);
         tcp.extend(&self.data);
-        let check = !fold(pseudo_sum(self.from.ip(), self.to.ip(), tcp.len()) + sum_bytes(&tcp));
+        let check = !fold(pseudo_sum(6, self.from.ip(), self.to.ip(), tcp.len()) + sum_bytes(&tcp));
         tcp[16..18].copy_from_slice(&check.to_ne_bytes());
         tcp
     }
@@ -174,7 +174,8 @@ impl Segment {
             ));
         }
         let tcp = part(tcp_at, end)?;
-        if tcp.len() < 20 || fold(pseudo_sum(from_ip, to_ip, tcp.len()) + sum_bytes(tcp)) != 0xffff
+        if tcp.len() < 20
+            || fold(pseudo_sum(6, from_ip, to_ip, tcp.len()) + sum_bytes(tcp)) != 0xffff
         {
             return Err("wrong TCP checksum".into());
         }
@@ -198,12 +199,16 @@ impl Segment {
     }
 }
 
-fn pseudo_sum(from: IpAddr, to: IpAddr, length: usize) -> u64 {
+/// Sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1); `length` in bytes.
+pub(crate) fn pseudo_sum(protocol: u8, from: IpAddr, to: IpAddr, length: usize) -> u64 {
     let address = |ip: IpAddr| match ip {
         IpAddr::V4(v4) => sum_bytes(&v4.octets()),
         IpAddr::V6(v6) => sum_bytes(&v6.octets()),
     };
-    address(from) + address(to) + sum_bytes(&[0, 6]) + sum_bytes(&(length as u32).to_be_bytes())
+    address(from)
+        + address(to)
+        + sum_bytes(&[0, protocol])
+        + sum_bytes(&(length as u32).to_be_bytes())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use lb_common::{
     Addr,
-    abi::{BackendRecord, BackendStats, ServiceRecord, Slot, backend_flags, mode},
+    abi::{BackendRecord, BackendStats, ServiceRecord, Slot, backend_flags, mode, service_flags},
     checksum,
     entry::{FlowEntry, FlowKey},
     hash::HashKey,
@@ -27,9 +27,6 @@ use lb_userspace::{
     },
     model::spec::{Capacity, XdpMode},
 };
-
-/// IP protocol number of TCP.
-const TCP: u8 = 6;
 
 /// A program's verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +73,19 @@ pub struct ServiceSetup {
     pub vip: SocketAddr,
     /// A [`mode`].
     pub mode: u8,
-    /// [`lb_common::abi::service_flags`].
+    /// [`lb_common::abi::service_flags`]; with `DATAGRAM` it is a UDP service.
     pub flags: u32,
+}
+
+impl ServiceSetup {
+    /// IP protocol number.
+    pub const fn protocol(&self) -> u8 {
+        if self.flags & service_flags::DATAGRAM == 0 {
+            6
+        } else {
+            17
+        }
+    }
 }
 
 /// The program, loaded.
@@ -145,7 +153,7 @@ impl Rig {
             key: HashKey { k0: 1, k1: 2 },
             vip: Addr::from(setup.vip.ip()),
             port: setup.vip.port().to_be(),
-            protocol: TCP,
+            protocol: setup.protocol(),
             mode: setup.mode,
             flags: setup.flags,
             idle_ticks: self.datapath.ticks_per_second() * 300,
@@ -158,7 +166,7 @@ impl Rig {
         self.services.push(setup);
         self.index.push(IndexEntry {
             address: record.vip,
-            selector: selector(record.port, TCP, kind::SERVICE),
+            selector: selector(record.port, setup.protocol(), kind::SERVICE),
             service: setup.id,
             backend: 0,
         });
@@ -203,7 +211,7 @@ impl Rig {
         if service.mode == mode::NAT {
             let entry = IndexEntry {
                 address: own,
-                selector: selector(record.port, TCP, kind::REPLY),
+                selector: selector(record.port, service.protocol(), kind::REPLY),
                 service: service.id,
                 backend: id,
             };

@@ -358,7 +358,8 @@ fn check_new(
     let same =
         |backend: &Backend| backend.admin != Admin::Removed && backend.spec.address == spec.address;
     let taken = state.backends().find(|(_, other, _, backend)| {
-        let shared = other.id == service.id || is_nat(other) || is_nat(service);
+        let one_protocol = other.spec.listen.protocol == service.spec.listen.protocol;
+        let shared = other.id == service.id || one_protocol && (is_nat(other) || is_nat(service));
         shared && same(backend)
     });
     match taken {

@@ -14,12 +14,9 @@ use siphasher::sip::SipHasher13;
 use super::{
     drain::Admin,
     observed::{Hop, Observed},
-    spec::{Affinity, ClientRules, Forward, OnDeadline, Tracking},
+    spec::{Affinity, ClientRules, Forward, OnDeadline, Protocol, Tracking},
     state::{Backend, Service, State},
 };
-
-/// IP protocol number of TCP (IANA).
-const TCP: u8 = 6;
 
 /// All that the maps should hold.
 #[derive(Debug, Clone, Default)]
@@ -112,9 +109,11 @@ pub fn flow_key(seed: &[u8; 16], name: &str) -> HashKey {
 
 fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
     let spec = &service.spec;
-    let tracking = match spec.tracking {
-        Tracking::Full => service_flags::TRACK_ALL,
-        Tracking::Moved => 0,
+    let tracking = match (spec.listen.protocol, spec.tracking) {
+        // Datagrams say neither when a flow begins nor when it ends: only its entry knows that there is one.
+        (Protocol::Udp, _) => service_flags::DATAGRAM | service_flags::TRACK_ALL,
+        (Protocol::Tcp, Tracking::Full) => service_flags::TRACK_ALL,
+        (Protocol::Tcp, Tracking::Moved) => 0,
     };
     let affinity = match spec.affinity {
         Affinity::Client => service_flags::AFFINITY_CLIENT,
@@ -125,7 +124,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         key: flow_key(node.seed, name),
         vip: spec.listen.address.into(),
         port: spec.listen.port.to_be(),
-        protocol: TCP,
+        protocol: spec.listen.protocol.number(),
         mode: match spec.forward {
             Forward::L2 => mode::L2,
             Forward::Nat => mode::NAT,
@@ -160,10 +159,12 @@ fn backend_record(
         && drain.cutting.is_some()
     {
         cut = drain.cut(now_ms);
-        flags |= match drain.on_deadline {
-            OnDeadline::Reset => backend_flags::CUT_RESET,
-            OnDeadline::Drop => backend_flags::CUT_DROP,
-            OnDeadline::Leave => 0,
+        flags |= match (drain.on_deadline, service.spec.listen.protocol) {
+            (OnDeadline::Reset, Protocol::Tcp) => backend_flags::CUT_RESET,
+            // Nobody can be told that his datagrams go nowhere. They go to another backend at once.
+            (OnDeadline::Reset, Protocol::Udp) => backend_flags::ENDED,
+            (OnDeadline::Drop, _) => backend_flags::CUT_DROP,
+            (OnDeadline::Leave, _) => 0,
         };
     }
     let mut record = BackendRecord {
@@ -191,9 +192,10 @@ fn index(state: &State) -> Vec<IndexEntry> {
     let mut entries = BTreeMap::new();
     for service in state.services.values() {
         let vip = &service.spec.listen;
+        let protocol = vip.protocol.number();
         let entry = IndexEntry {
             address: vip.address.into(),
-            selector: selector(vip.port.to_be(), TCP, kind::SERVICE),
+            selector: selector(vip.port.to_be(), protocol, kind::SERVICE),
             service: service.id,
             backend: 0,
         };
@@ -205,7 +207,7 @@ fn index(state: &State) -> Vec<IndexEntry> {
             let address = backend.spec.address;
             let entry = IndexEntry {
                 address: address.ip().into(),
-                selector: selector(address.port().to_be(), TCP, kind::REPLY),
+                selector: selector(address.port().to_be(), protocol, kind::REPLY),
                 service: service.id,
                 backend: id,
             };

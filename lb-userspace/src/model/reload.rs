@@ -176,7 +176,8 @@ fn add_service(spec: &ServiceSpec, ids: &mut Ids, now_ms: u64, changes: &mut Cha
 /// `ADDRESS:PORT/PROTOCOL`.
 pub fn listen(spec: &ServiceSpec) -> String {
     let vip = &spec.listen;
-    format!("{}/tcp", std::net::SocketAddr::new(vip.address, vip.port))
+    let address = std::net::SocketAddr::new(vip.address, vip.port);
+    format!("{address}/{}", vip.protocol.name())
 }
 
 fn add_backend(

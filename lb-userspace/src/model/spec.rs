@@ -211,6 +211,14 @@ pub struct ServiceSpec {
     pub pools: BTreeMap<String, PoolSpec>,
 }
 
+impl ServiceSpec {
+    /// Whether its flows have neither an opening nor a closing packet: each of them has an entry in the flow table, begins
+    /// when that is made and ends when it is not seen any more.
+    pub const fn is_datagram(&self) -> bool {
+        matches!(self.listen.protocol, Protocol::Udp)
+    }
+}
+
 /// Address, port and protocol of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Vip {
@@ -228,6 +236,26 @@ pub struct Vip {
 pub enum Protocol {
     /// TCP (IANA 6).
     Tcp,
+    /// UDP (IANA 17).
+    Udp,
+}
+
+impl Protocol {
+    /// Its IANA number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// As it is written behind a port.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// How a packet gets to its backend.

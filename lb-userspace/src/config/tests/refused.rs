@@ -120,7 +120,7 @@ fn listen() {
     );
     refuse_in_service(&[
         ("listen = 443", "3:10", &["must be a text in quotes"]),
-        ("listen = \"203.0.113.10:443/udp\"", "3:10", &["UDP", "not supported yet"]),
+        ("listen = \"203.0.113.10:443/udp\"", "2:10", &["a UDP service lacks `health`", "health = \"none\""]),
         ("listen = \"203.0.113.10:443/quic\"", "3:10", &["QUIC", "not supported yet"]),
         ("listen = \"203.0.113.10:443/tpc\"", "3:10", &["`tpc` for a protocol", "/tcp"]),
         ("listen = \"203.0.113.10:8000-8100\"", "3:10", &["several ports", "not supported yet"]),
@@ -325,8 +325,8 @@ fn between_services() {
             &[("6:10", &["`203.0.113.1:80` is already where service `a` listens (line 3)", "service `b`"])]),
         (["[::ffff:203.0.113.1]:80", "10.0.0.1:80"], ["203.0.113.1:80", "10.0.0.2:80"],
             &[("3:10", &["IPv4 address written as IPv6"]), ("6:10", &["already where service `a` listens (line 3)"])]),
-        (["203.0.113.1:80/udp", "10.0.0.1:80"], ["203.0.113.1:80/tcp", "10.0.0.2:80"],
-            &[("3:10", &["UDP"])]),
+        (["203.0.113.1:80/udp", "10.0.0.1:80"], ["203.0.113.1:80/tcp", "10.0.0.1:80"],
+            &[("2:10", &["a UDP service lacks `health`"])]),
         (["203.0.113.1:80", "10.0.0.1:80"], ["203.0.113.2:80", "10.0.0.1:80"],
             &[("7:25", &["`nat` backend of service `a` too (line 4)", "could not be told apart"])]),
         (["203.0.113.1:80", "203.0.113.2:80"], ["203.0.113.2:80", "10.0.0.1:80"],

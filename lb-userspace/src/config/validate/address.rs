@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::super::words::quote;
 
 /// What this version serves; the hint to all that it does not.
-pub(super) const SERVED_TODAY: &str = "ebb serves TCP on a single port today";
+pub(super) const SERVED_TODAY: &str = "ebb serves TCP and UDP on a single port today";
 
 /// `ADDRESS` or `ADDRESS:PORT`, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

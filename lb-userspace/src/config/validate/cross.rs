@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use crate::model::spec::Forward;
+use crate::model::spec::{Forward, Protocol};
 
 use super::{
     super::{file::Place, problem::Problems, words::quote},
@@ -31,9 +31,9 @@ fn one_service_a_vip(facts: &Facts, problems: &mut Problems<'_>) {
         .filter_map(|service| service.listen.map(|listen| (listen, service)))
         .collect();
     services.sort_by_key(|(listen, _)| listen.place);
-    let mut first: HashMap<SocketAddr, &ServiceFacts> = HashMap::new();
+    let mut first: HashMap<(SocketAddr, Option<Protocol>), &ServiceFacts> = HashMap::new();
     for (listen, service) in services {
-        match first.entry(listen.value) {
+        match first.entry((listen.value, service.protocol)) {
             Entry::Vacant(free) => {
                 free.insert(service);
             }
@@ -107,6 +107,7 @@ fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Pr
     let vips: HashMap<SocketAddr, &str> = facts
         .services
         .iter()
+        .filter(|other| other.protocol == service.protocol)
         .filter_map(|other| other.listen.map(|listen| (listen.value, other.title())))
         .collect();
     for (backend, BackendAddress { ip, port }, place) in service.addressed() {
@@ -148,10 +149,9 @@ fn one_nat_service_a_backend(facts: &Facts, problems: &mut Problems<'_>) {
     backends.sort_by_key(|(_, _, (_, _, place))| *place);
     let mut first = HashMap::new();
     for (index, service, (backend, address, place)) in backends {
-        let (other_index, other, other_place) =
-            *first
-                .entry(address)
-                .or_insert((index, service.title(), place));
+        let (other_index, other, other_place) = *first
+            .entry((address, service.protocol))
+            .or_insert((index, service.title(), place));
         if other_index != index {
             let line = problems.line(other_place);
             let message = format!(

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::spec::{Capacity, Forward};
+use crate::model::spec::{Capacity, Forward, Protocol};
 
 use super::super::file::{Located, Place};
 
@@ -19,8 +19,10 @@ pub(super) struct Facts {
 #[derive(Debug)]
 pub(super) struct ServiceFacts {
     pub(super) name: Located<String>,
-    /// Where it listens, as far as an address and one TCP port could be read.
+    /// Where it listens, as far as an address and one port could be read.
     pub(super) listen: Option<Located<SocketAddr>>,
+    /// Its protocol, when that could be read.
+    pub(super) protocol: Option<Protocol>,
     /// How it forwards, when that could be read.
     pub(super) forward: Option<Forward>,
     /// Its backends in the order of the file.

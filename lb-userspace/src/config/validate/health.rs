@@ -1,6 +1,6 @@
 //! Health checks of a service: `[service.X.health]`.
 
-use crate::model::spec::{HealthSpec, ProbeKind, ProbeSpec};
+use crate::model::spec::{HealthSpec, ProbeKind, ProbeSpec, Protocol};
 
 use super::super::{
     file::{Field, Section},
@@ -31,12 +31,21 @@ fn default() -> HealthSpec {
 /// Reads the section, or takes the default where there is none.
 ///
 /// A section makes exactly the checks it lists. An empty one could mean "none" or "the usual", so it is refused.
+///
+/// Nobody answers a datagram that means nothing to him, so a UDP service has no check that could go without saying.
 pub(super) fn read(
-    field: Option<Field<'_>>,
+    of: &mut Section<'_>,
+    protocol: Option<Protocol>,
     service: &str,
     problems: &mut Problems<'_>,
 ) -> Result<HealthSpec, Reported> {
-    let Some(field) = field else {
+    let Some(field) = of.field("health") else {
+        if protocol == Some(Protocol::Udp) {
+            let hint = format!(
+                "name a port that answers, such as health.readiness = {{ tcp = true, port = 8080 }}; or {SWITCH_OFF}"
+            );
+            return Err(problems.report(of.place, "a UDP service lacks `health`", hint));
+        }
         return Ok(default());
     };
     if field.is_text() {

@@ -23,8 +23,8 @@ pub(super) struct Listen {
     pub(super) vip: Result<Vip, Reported>,
     /// The address as far as it was understood, also when it was refused; IPv4 where it is a mapped one.
     pub(super) heard: Option<Located<SocketAddr>>,
-    /// Whether the protocol is TCP: the same port of another protocol is another place to listen.
-    pub(super) tcp: bool,
+    /// The protocol, when it is one: the same port of another protocol is another place to listen.
+    pub(super) protocol: Option<Protocol>,
 }
 
 impl Listen {
@@ -33,7 +33,7 @@ impl Listen {
         Self {
             vip: Err(reported),
             heard: None,
-            tcp: false,
+            protocol: None,
         }
     }
 }
@@ -68,8 +68,21 @@ pub(super) fn read(field: &Field<'_>, problems: &mut Problems<'_>) -> Listen {
                 fault.hint,
             )
         });
-    let tcp = matches!(protocol, None | Some("tcp"));
-    Listen { vip, heard, tcp }
+    Listen {
+        vip,
+        heard,
+        protocol: known(protocol),
+    }
+}
+
+/// The protocol of this name; TCP without one.
+fn known(name: Option<&str>) -> Option<Protocol> {
+    match name {
+        None => Some(Protocol::Tcp),
+        Some(name) => [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .find(|protocol| protocol.name() == name),
+    }
 }
 
 fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
@@ -79,18 +92,17 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
             SERVED_TODAY,
         )
     };
-    match protocol {
-        None | Some("tcp") => {}
-        Some("udp") => return Err(later("UDP")),
-        Some("quic") => return Err(later("QUIC")),
-        Some("sctp") => return Err(later("SCTP")),
-        Some(other) => {
+    let protocol = match (known(protocol), protocol) {
+        (Some(known), _) => known,
+        (None, Some("quic")) => return Err(later("QUIC")),
+        (None, Some("sctp")) => return Err(later("SCTP")),
+        (None, other) => {
             return Err(Fault::new(
-                format!("has {} for a protocol", quote(other)),
-                "write /tcp or leave it out",
+                format!("has {} for a protocol", quote(other.unwrap_or_default())),
+                "write /udp or /tcp; without one it is TCP",
             ));
         }
-    }
+    };
     if is_mapped(endpoint.ip) {
         return Err(mapped(endpoint));
     }
@@ -105,7 +117,7 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
         Port::One(port) => Ok(Vip {
             address: endpoint.ip,
             port,
-            protocol: Protocol::Tcp,
+            protocol,
         }),
         Port::Absent => Err(Fault::new(
             "lacks a port",

@@ -192,7 +192,11 @@ impl Engine {
             packets: stats.packets,
             bytes: stats.bytes,
             opened: stats.opened,
-            closed: stats.closed,
+            closed: if service.spec.is_datagram() {
+                stats.opened.saturating_sub(sight.listed)
+            } else {
+                stats.closed
+            },
             reply_packets: stats.reply_packets,
             next_hop: self.next_hop(backend),
             drain: backend
@@ -357,6 +361,7 @@ impl Engine {
             let question = Question {
                 client: from,
                 vip,
+                protocol: service.spec.listen.protocol,
                 opening,
             };
             self.datapath.explain(&question).map_err(|error| {
@@ -370,6 +375,7 @@ impl Engine {
         let slot = Slot(opening.slot);
         Ok(api::Explained {
             service: name.to_owned(),
+            protocol: service.spec.listen.protocol.name().to_owned(),
             from,
             slot: opening.slot_index,
             current: backend_name(service, slot.current()),

@@ -626,7 +626,7 @@ impl Datapath for BpfDatapath {
     }
 
     fn explain(&self, question: &Question) -> Result<Explanation> {
-        let frame = frame::segment(question).ok_or_else(|| {
+        let frame = frame::packet(question).ok_or_else(|| {
             Error::Other(format!(
                 "{} and {} are of different families",
                 question.client, question.vip
