@@ -14,7 +14,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     drain::Admin,
     observed::{Hop, Observed},
-    spec::{Affinity, ClientRules, Forward, OnDeadline, Protocol, Tracking},
+    spec::{Affinity, ClientRules, Forward, OnDeadline, Protocol, ServiceSpec, Tracking},
     state::{Backend, Service, State},
 };
 
@@ -115,10 +115,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         (Protocol::Tcp, Tracking::Full) => service_flags::TRACK_ALL,
         (Protocol::Tcp, Tracking::Moved) => 0,
     };
-    let affinity = match spec.affinity {
-        Affinity::Client => service_flags::AFFINITY_CLIENT,
-        Affinity::Flow => 0,
-    };
+    let (affinity, affinity_mask) = affinity(spec);
     ServiceRecord {
         table: ServiceRecord::table_word(0, service.slots),
         key: flow_key(node.seed, name),
@@ -132,9 +129,22 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         flags: tracking | affinity,
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
-        affinity_mask: Addr::prefix_mask(128),
+        affinity_mask,
         flows_per_second: spec.new_flows_per_core,
         ..ServiceRecord::default()
+    }
+}
+
+/// Flag and mask of what chooses a flow's slot.
+fn affinity(spec: &ServiceSpec) -> (u32, Addr) {
+    // An IPv4 address stands in the last 32 of 128 bits.
+    let before = if spec.listen.address.is_ipv4() { 96 } else { 0 };
+    match spec.affinity {
+        Affinity::Flow => (0, Addr::prefix_mask(128)),
+        Affinity::Client { prefix } => (
+            service_flags::AFFINITY_CLIENT,
+            Addr::prefix_mask((before + prefix).min(128)),
+        ),
     }
 }
 

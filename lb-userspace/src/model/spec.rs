@@ -294,8 +294,11 @@ impl Forward {
 pub enum Affinity {
     /// The whole 5-tuple.
     Flow,
-    /// The client's address alone.
-    Client,
+    /// The first bits of the client's address.
+    Client {
+        /// How many, counted in an address of the service's own family: at least 1, all of them for the address itself.
+        prefix: u8,
+    },
 }
 
 /// Which flows are listed in the flow table.

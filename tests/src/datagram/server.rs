@@ -2,9 +2,13 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UdpSocket;
 
 use super::Ask;
+
+/// Room for datagrams that wait.
+const BUFFER_BYTES: usize = 8 << 20;
 
 /// An echo server bound to its addresses.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ impl EchoServer {
     pub fn bind(name: &str, addresses: &[SocketAddr]) -> io::Result<Self> {
         let bind = |address: &SocketAddr| {
             let socket = std::net::UdpSocket::bind(address)?;
+            // A machine that is busy elsewhere for a while must not look like a loss on the way.
+            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES)?;
             socket.set_nonblocking(true)?;
             UdpSocket::from_std(socket)
         };

@@ -37,7 +37,7 @@ pub(super) fn read(
         )
         .map_or_else(Listen::unheard, |field| listen::read(&field, problems));
     let forward = forward(section, problems);
-    let affinity = choice(section, "affinity", Affinity::Flow, &AFFINITIES, problems);
+    let affinity = affinity(section, &listen, field.key, problems);
     let tracking = tracking(section, listen.protocol, problems);
     let drain = drain(section.field("drain"), field.key, problems);
     let default = match listen.protocol {
@@ -96,7 +96,6 @@ pub(super) fn read(
     })
 }
 
-const AFFINITIES: [(&str, Affinity); 2] = [("flow", Affinity::Flow), ("client", Affinity::Client)];
 const TRACKINGS: [(&str, Tracking); 2] = [("moved", Tracking::Moved), ("full", Tracking::Full)];
 const DEADLINES: [(&str, OnDeadline); 3] = [
     ("reset", OnDeadline::Reset),
@@ -114,6 +113,39 @@ fn choice<T: Copy>(
     section
         .field(key)
         .map_or(Ok(default), |field| field.choice(problems, choices, &[]))
+}
+
+/// `"flow"`, `"client"`, or `{ client = PREFIX }`.
+fn affinity(
+    section: &mut Section<'_>,
+    listen: &Listen,
+    service: &str,
+    problems: &mut Problems<'_>,
+) -> Result<Affinity, Reported> {
+    let Some(field) = section.field("affinity") else {
+        return Ok(Affinity::Flow);
+    };
+    // Where the family is not known, that is the error, not this.
+    let bits = match listen.heard {
+        Some(heard) if heard.value.is_ipv4() => 32,
+        _ => 128,
+    };
+    if !field.is_table() {
+        let choices = [
+            ("flow", Affinity::Flow),
+            ("client", Affinity::Client { prefix: bits }),
+        ];
+        return field.choice(problems, &choices, &[]);
+    }
+    let mut section = field.section(problems, &format!("service.{service}.affinity"))?;
+    let hint = "for example: affinity = { client = 24 }";
+    let prefix = section
+        .required("client", problems, hint)
+        .and_then(|field| field.integer(problems, 1..=u32::from(bits)));
+    section.finish(problems);
+    Ok(Affinity::Client {
+        prefix: u8::try_from(prefix?).unwrap_or(bits),
+    })
 }
 
 /// Of UDP every flow is listed: a datagram does not say whether it opens one.
