@@ -11,6 +11,7 @@
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
+    Addr,
     abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode},
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
@@ -23,6 +24,7 @@ mod maps;
 mod parse;
 mod probe;
 mod protect;
+mod ranges;
 mod reset;
 mod tables;
 mod thorough;
@@ -60,7 +62,7 @@ fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
     if let Some(entry) = lookup(packet, kind::REPLY) {
         return to_client(ctx, packet, entry);
     }
-    pass(ctx, 0, Outcome::PassNoService)
+    hand_over(ctx, ranges::perhaps())
 }
 
 /// To the program for such packets; to the kernel where there is none.
@@ -73,6 +75,18 @@ fn hand_over(ctx: &XdpContext, refused: Refused) -> u32 {
     pass(ctx, 0, refused.outcome)
 }
 
+/// What the address index says of a key.
+#[inline(always)]
+fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
+    let control = maps::CONTROL.get(0)?;
+    let live = Live(control.index);
+    let first = live.first();
+    let seed = control.index_seed ^ live.seed();
+    index::find(seed, live.mask(), address, selector, |place| {
+        maps::INDEX.get(first.wrapping_add(place))
+    })
+}
+
 /// What the address index says of the packet's destination (as a service) or source (as a backend that replies).
 #[inline(always)]
 fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
@@ -81,14 +95,7 @@ fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
     } else {
         (&packet.source, packet.source_port)
     };
-    let control = maps::CONTROL.get(0)?;
-    let live = Live(control.index);
-    let first = live.first();
-    let seed = control.index_seed ^ live.seed();
-    let selector = index::selector(port, packet.protocol(), kind);
-    index::find(seed, live.mask(), address, selector, |place| {
-        maps::INDEX.get(first.wrapping_add(place))
-    })
+    find(address, index::selector(port, packet.protocol(), kind))
 }
 
 /// From a client to a service.
@@ -140,11 +147,12 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     if matches!(route, forward::Route::NotForwarded) {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }
+    let port = forward::service_port(packet, service);
     steer::note_reply(
         &Kernel::<true>,
         entry.service,
         service,
-        &packet.to_client(service.port),
+        &packet.to_client(port),
     );
     count::reply_from(entry.backend, packet.length);
     match route {
@@ -205,7 +213,10 @@ fn finish(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
 /// A service's record, for the other programs of this object.
 #[inline(always)]
 fn service_of(packet: &Parsed) -> Option<(u32, &'static ServiceRecord)> {
-    let entry = lookup(packet, kind::SERVICE)?;
+    let entry = match lookup(packet, kind::SERVICE) {
+        Some(entry) => entry,
+        None => ranges::lookup(packet, kind::RANGE)?,
+    };
     Some((entry.service, maps::SERVICES.get(entry.service)?))
 }
 

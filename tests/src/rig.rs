@@ -149,7 +149,17 @@ impl Rig {
 
     /// A service whose slots all have this owner.
     pub fn service(&mut self, setup: ServiceSetup, slots: &[Slot]) -> Result<()> {
-        let record = ServiceRecord {
+        self.service_with(setup, slots, |_| {})
+    }
+
+    /// A service whose record is changed by `edit` at last.
+    pub fn service_with(
+        &mut self,
+        setup: ServiceSetup,
+        slots: &[Slot],
+        edit: impl FnOnce(&mut ServiceRecord),
+    ) -> Result<()> {
+        let mut record = ServiceRecord {
             key: HashKey { k0: 1, k1: 2 },
             vip: Addr::from(setup.vip.ip()),
             port: setup.vip.port().to_be(),
@@ -161,17 +171,35 @@ impl Rig {
             affinity_mask: Addr::prefix_mask(128),
             ..ServiceRecord::default()
         };
+        edit(&mut record);
         self.datapath.put_service(setup.id, &record)?;
         self.datapath.publish_table(setup.id, slots)?;
         self.services.push(setup);
+        let selector = if record.last_port == 0 {
+            selector(record.port, setup.protocol(), kind::SERVICE)
+        } else {
+            self.numbered(record.vip, setup.protocol(), kind::RANGE)
+        };
         self.index.push(IndexEntry {
             address: record.vip,
-            selector: selector(record.port, setup.protocol(), kind::SERVICE),
+            selector,
             service: setup.id,
             backend: 0,
         });
         self.datapath.publish_index(&self.index)?;
         Ok(())
+    }
+
+    /// The next free selector of this kind at an address.
+    fn numbered(&self, address: Addr, protocol: u8, kind: u8) -> u64 {
+        let taken = |selector: u64| {
+            let same = |entry: &IndexEntry| entry.address == address && entry.selector == selector;
+            self.index.iter().any(same)
+        };
+        (0..)
+            .map(|number| selector(number, protocol, kind))
+            .find(|selector| !taken(*selector))
+            .expect("65536 are enough")
     }
 
     /// A backend of that service, reachable through `lo` and taking new flows.
@@ -209,9 +237,14 @@ impl Rig {
         edit(&mut record);
         self.datapath.put_backend(id, &record)?;
         if service.mode == mode::NAT {
+            let selector = if record.port == 0 {
+                self.numbered(own, service.protocol(), kind::REPLY_RANGE)
+            } else {
+                selector(record.port, service.protocol(), kind::REPLY)
+            };
             let entry = IndexEntry {
                 address: own,
-                selector: selector(record.port, service.protocol(), kind::REPLY),
+                selector,
                 service: service.id,
                 backend: id,
             };

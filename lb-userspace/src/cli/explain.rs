@@ -16,11 +16,13 @@ pub async fn explain(
     client: &Client,
     service: &Service,
     from: SocketAddr,
+    port: Option<u16>,
     out: &mut Output,
 ) -> Result<u8, CliError> {
     let request = ExplainRequest {
         service: service.0.clone(),
         from,
+        port,
     };
     let answer = client.post("/v1/explain", &request).await?;
     let text = if out.json() {

@@ -1,6 +1,11 @@
 //! What the maps should hold: a pure function of the state, of what is seen, and of the time.
 
-use std::{collections::BTreeMap, hash::Hasher, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    hash::Hasher,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use lb_common::{
     Addr,
@@ -121,6 +126,11 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         key: flow_key(node.seed, name),
         vip: spec.listen.address.into(),
         port: spec.listen.port.to_be(),
+        last_port: if spec.listen.is_several() {
+            spec.listen.last_port.to_be()
+        } else {
+            0
+        },
         protocol: spec.listen.protocol.number(),
         mode: match spec.forward {
             Forward::L2 => mode::L2,
@@ -199,31 +209,59 @@ fn backend_record(
 
 /// The index: every service, and every source that a `nat` backend answers from until the backend is removed.
 fn index(state: &State) -> Vec<IndexEntry> {
-    let mut entries = BTreeMap::new();
-    for service in state.services.values() {
+    let mut entries = Entries::default();
+    let mut services: Vec<&Service> = state.services.values().collect();
+    // On an address with several ranges the narrowest comes first.
+    services.sort_by_key(|service| {
+        let ports = service.spec.listen.ports();
+        (ports.last - ports.first, ports.first, service.id)
+    });
+    for service in services {
         let vip = &service.spec.listen;
-        let protocol = vip.protocol.number();
-        let entry = IndexEntry {
-            address: vip.address.into(),
-            selector: selector(vip.port.to_be(), protocol, kind::SERVICE),
-            service: service.id,
-            backend: 0,
-        };
-        entries.insert((vip.address, entry.selector), entry);
+        let several = vip.is_several();
+        let kind = if several { kind::RANGE } else { kind::SERVICE };
+        entries.add(service, SocketAddr::new(vip.address, vip.port), kind, 0);
         if service.spec.forward != Forward::Nat {
             continue;
         }
+        let kind = if several {
+            kind::REPLY_RANGE
+        } else {
+            kind::REPLY
+        };
         for (id, backend) in service.live_backends() {
-            let address = backend.spec.address;
-            let entry = IndexEntry {
-                address: address.ip().into(),
-                selector: selector(address.port().to_be(), protocol, kind::REPLY),
-                service: service.id,
-                backend: id,
-            };
-            // Two live backends never share an address; a later id would be the newer one.
-            entries.insert((address.ip(), entry.selector), entry);
+            entries.add(service, backend.spec.address, kind, id);
         }
     }
-    entries.into_values().collect()
+    entries.by_key.into_values().collect()
+}
+
+/// Entries of the index, and how many ranges each address has.
+#[derive(Default)]
+struct Entries {
+    by_key: BTreeMap<(IpAddr, u64), IndexEntry>,
+    ranges: BTreeMap<(IpAddr, u8, u8), u32>,
+}
+
+impl Entries {
+    fn add(&mut self, service: &Service, at: SocketAddr, kind: u8, backend: u32) {
+        let protocol = service.spec.listen.protocol.number();
+        let port = if matches!(kind, kind::RANGE | kind::REPLY_RANGE) {
+            let count = self.ranges.entry((at.ip(), protocol, kind)).or_default();
+            let number = *count as u16;
+            // Past the end nobody looks; the configuration and `add` refuse as many.
+            *count += 1;
+            number
+        } else {
+            at.port().to_be()
+        };
+        let entry = IndexEntry {
+            address: at.ip().into(),
+            selector: selector(port, protocol, kind),
+            service: service.id,
+            backend,
+        };
+        // Two live backends never share an address; a later id would be the newer one.
+        self.by_key.insert((at.ip(), entry.selector), entry);
+    }
 }

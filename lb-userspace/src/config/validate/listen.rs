@@ -1,10 +1,10 @@
-//! Where a service listens: `ADDRESS:PORT[/PROTOCOL]`.
+//! Where a service listens: `ADDRESS:PORTS[/PROTOCOL]`.
 
 use std::net::SocketAddr;
 
 use crate::model::{
     address::{is_mapped, unusable},
-    spec::{Protocol, Vip},
+    spec::{Ports, Protocol, Vip},
 };
 
 use super::{
@@ -22,7 +22,10 @@ pub(super) struct Listen {
     /// The address, when this version can serve it.
     pub(super) vip: Result<Vip, Reported>,
     /// The address as far as it was understood, also when it was refused; IPv4 where it is a mapped one.
+    /// Its port is the first where there are several.
     pub(super) heard: Option<Located<SocketAddr>>,
+    /// All the ports of it.
+    pub(super) ports: Option<Ports>,
     /// The protocol, when it is one: the same port of another protocol is another place to listen.
     pub(super) protocol: Option<Protocol>,
 }
@@ -33,6 +36,7 @@ impl Listen {
         Self {
             vip: Err(reported),
             heard: None,
+            ports: None,
             protocol: None,
         }
     }
@@ -49,16 +53,12 @@ pub(super) fn read(field: &Field<'_>, problems: &mut Problems<'_>) -> Listen {
         None => (text, None),
     };
     let endpoint = endpoint(address);
-    let heard = match endpoint {
-        Ok(Endpoint {
-            ip,
-            port: Port::One(port),
-        }) => Some(Located {
-            value: SocketAddr::new(ip.to_canonical(), port),
-            place: field.place(),
-        }),
-        _ => None,
-    };
+    let heard = endpoint.as_ref().ok().and_then(|endpoint| {
+        let ports = ports(endpoint.port)?;
+        let value = SocketAddr::new(endpoint.ip.to_canonical(), ports.first);
+        let place = field.place();
+        Some((Located { value, place }, ports))
+    });
     let vip = endpoint
         .and_then(|endpoint| vip(endpoint, protocol))
         .map_err(|fault| {
@@ -70,8 +70,19 @@ pub(super) fn read(field: &Field<'_>, problems: &mut Problems<'_>) -> Listen {
         });
     Listen {
         vip,
-        heard,
+        heard: heard.map(|(heard, _)| heard),
+        ports: heard.map(|(_, ports)| ports),
         protocol: known(protocol),
+    }
+}
+
+/// The ports meant, where they are in a row.
+const fn ports(port: Port) -> Option<Ports> {
+    match port {
+        Port::One(port) => Some(Ports::one(port)),
+        Port::Range(first, last) => Some(Ports { first, last }),
+        Port::Every => Some(Ports::EVERY),
+        Port::Absent | Port::Several => None,
     }
 }
 
@@ -113,17 +124,17 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
             "use an address that is routed to this node",
         ));
     }
-    match endpoint.port {
-        Port::One(port) => Ok(Vip {
+    match (ports(endpoint.port), endpoint.port) {
+        (Some(ports), _) => Ok(Vip {
             address: endpoint.ip,
-            port,
+            port: ports.first,
+            last_port: ports.last,
             protocol,
         }),
-        Port::Absent => Err(Fault::new(
+        (None, Port::Absent) => Err(Fault::new(
             "lacks a port",
             format!("write {}", with_port(endpoint.ip, 443)),
         )),
-        Port::Every => Err(later("every port")),
-        Port::Several => Err(later("several ports")),
+        (None, _) => Err(later("a list of ports")),
     }
 }

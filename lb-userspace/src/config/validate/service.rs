@@ -47,7 +47,7 @@ pub(super) fn read(
     let idle_timeout = section.field("idle_timeout").map_or(Ok(default), |field| {
         field.duration(problems, limits::IDLE_TIMEOUT)
     });
-    let health = health::read(section, listen.protocol, field.key, problems);
+    let health = health::read(section, &listen, field.key, problems);
 
     let mut service_facts = ServiceFacts {
         name: Located {
@@ -55,6 +55,7 @@ pub(super) fn read(
             place: field.key_place,
         },
         listen: listen.heard.filter(|_| listen.protocol.is_some()),
+        ports: listen.ports,
         protocol: listen.protocol,
         forward: forward.ok(),
         backends: Vec::new(),

@@ -341,6 +341,7 @@ impl Engine {
                 entry.client.into(),
                 u16::from_be(FlowKey::client_port(entry.ports)),
             ),
+            service_port: u16::from_be(FlowKey::service_port(entry.ports)),
             phase: phase.to_owned(),
             age_s: f64::from(age(entry.opened, now)) / per_second,
             idle_s: f64::from(age(entry.seen, now)) / per_second,
@@ -349,9 +350,24 @@ impl Engine {
     }
 
     /// Where a client's packets go, as the loaded program says.
-    pub fn explain(&self, service: &str, from: SocketAddr) -> Result<api::Explained> {
+    ///
+    /// `port`: which of the service's, where it has several; the first unless told otherwise.
+    pub fn explain(
+        &self,
+        service: &str,
+        from: SocketAddr,
+        port: Option<u16>,
+    ) -> Result<api::Explained> {
         let (name, service) = find_service(&self.state, service)?;
-        let vip = SocketAddr::new(service.spec.listen.address, service.spec.listen.port);
+        let listen = &service.spec.listen;
+        let port = port.unwrap_or(listen.port);
+        if !listen.ports().contains(port) {
+            return Err(
+                Refused::invalid(format!("explain {name}: {port} is no port of {listen}"))
+                    .hint("name one that it is on, or none"),
+            );
+        }
+        let vip = SocketAddr::new(listen.address, port);
         if from.is_ipv4() != vip.is_ipv4() {
             return Err(Refused::invalid(format!(
                 "explain {name}: {from} is not of the same family as {vip}"
