@@ -12,7 +12,7 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::model::spec::{ClientAction, ClientRules, Prefix};
+use crate::model::spec::{ClientAction, ClientRules, Prefix, Protocol};
 
 pub mod bpf;
 pub mod decap;
@@ -128,7 +128,9 @@ pub struct Question {
     pub client: std::net::SocketAddr,
     /// Service.
     pub vip: std::net::SocketAddr,
-    /// Whether it is a SYN; else a plain ACK.
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Of TCP: whether it is a SYN; else a plain ACK.
     pub opening: bool,
 }
 
