@@ -20,7 +20,7 @@ struct Part {
 /// one, `rest` in each other. Both multiples of 8.
 pub fn cut(frame: &[u8], first: usize, rest: usize, id: u32) -> Vec<Vec<u8>> {
     assert!(
-        first % 8 == 0 && rest % 8 == 0 && rest > 0,
+        first.is_multiple_of(8) && rest.is_multiple_of(8) && rest > 0,
         "{first}, {rest}"
     );
     let header = ETHERNET + if is_v4(frame) { 20 } else { 40 };

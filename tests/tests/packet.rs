@@ -707,16 +707,6 @@ fn what_is_not_served_passes_untouched() -> Result<()> {
             edit(23, &[1]),
             Outcome::PassTruncated,
         ),
-        (
-            "more fragments",
-            edit(20, &[0x20, 0x00]),
-            Outcome::PassFragment,
-        ),
-        (
-            "fragment offset",
-            edit(20, &[0x00, 0x08]),
-            Outcome::PassFragment,
-        ),
         ("IP version 5", edit(14, &[0x55]), Outcome::PassMalformed),
         (
             "IP header of 16 bytes",

@@ -6,8 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use lb_userspace::model::spec::{
     Affinity, BackendSpec, Capacity, DrainSpec, Forward, HealthSpec, NodeSpec, OnDeadline,
-    PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Spec, Tracking, TunnelSpec, Vip,
-    XdpMode,
+    PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Spec, Tracking, Vip, XdpMode,
 };
 
 /// Idle timeout of the service made here.
