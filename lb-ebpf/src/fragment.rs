@@ -61,27 +61,6 @@ fn handle(ctx: &XdpContext) -> Result<u32, Refused> {
     }
 }
 
-/// Reads a packet that has ports: a whole one, or the first fragment of one.
-#[inline(always)]
-pub fn parse(ctx: &XdpContext) -> Result<Parsed, Refused> {
-    let found = thorough::locate(ctx)?;
-    if found.part > 1 {
-        return Err(Outcome::PassFragment.into());
-    }
-    let fragment = if found.part == 0 { None } else { key(&found) };
-    // SAFETY: `locate` has checked the network header.
-    let packet = unsafe {
-        parse::transport(
-            found.protocol,
-            found.network,
-            found.ends,
-            &found.extent,
-            false,
-        )
-    };
-    packet.map(|packet| Parsed { fragment, ..packet })
-}
-
 #[inline(always)]
 fn key(found: &Located) -> Option<Key> {
     let protocol = match found.network {

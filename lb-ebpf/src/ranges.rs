@@ -11,16 +11,16 @@ use lb_common::{
 };
 
 use crate::{
-    find, fragment, maps,
+    find, maps,
     parse::{Parsed, Refused},
-    pass, to_backend, to_client,
+    pass, thorough, to_backend, to_client,
 };
 
 /// The balancer for the packets whose very port is nobody's.
 #[xdp]
 #[inline(always)]
 pub fn ranges(ctx: XdpContext) -> u32 {
-    let packet = match fragment::parse(&ctx) {
+    let packet = match thorough::parse(&ctx) {
         Ok(packet) => packet,
         Err(refused) => return pass(&ctx, 0, refused.outcome),
     };
