@@ -62,7 +62,7 @@ pub struct ServiceRecord {
     pub key: HashKey,
     /// The virtual address.
     pub vip: Addr,
-    /// The virtual port, network order as loaded.
+    /// The virtual port, or the first of several, network order as loaded.
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,
@@ -76,8 +76,11 @@ pub struct ServiceRecord {
     pub linger_ticks: u32,
     /// Most flows that a CPU lets begin in a second; 0 for no limit.
     pub flows_per_second: u32,
+    /// Last port of a service on several, network order as loaded; 0 for a service on one port. Such a service keeps the
+    /// port that the client chose.
+    pub last_port: u16,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: u16,
     /// With [`service_flags::AFFINITY_CLIENT`]: the bits of a client's address that choose its slot.
     pub affinity_mask: Addr,
     /// UDP port that backends decapsulate at ([`mode::GUE`]), network order as loaded.
@@ -92,6 +95,13 @@ pub struct ServiceRecord {
 }
 
 impl ServiceRecord {
+    /// Whether it is on several ports, and this (network order as loaded) is one of them.
+    #[inline(always)]
+    pub const fn ranges_over(&self, port: u16) -> bool {
+        let port = u16::from_be(port);
+        port >= u16::from_be(self.port) && port <= u16::from_be(self.last_port)
+    }
+
     /// The word that names a table.
     pub const fn table_word(first: u32, slots: u32) -> u64 {
         ((first as u64) << 32) | slots as u64
@@ -148,6 +158,8 @@ pub mod jump {
     pub const TOO_BIG: u32 = 2;
     /// Fragments.
     pub const FRAGMENT: u32 = 3;
+    /// Services on several ports.
+    pub const RANGES: u32 = 6;
     /// How many places there are.
     pub const PLACES: u32 = 8;
     /// What is loaded into which place.
@@ -156,6 +168,7 @@ pub mod jump {
         (ICMP, "icmp"),
         (TOO_BIG, "too_big"),
         (FRAGMENT, "fragment"),
+        (RANGES, "ranges"),
     ];
 }
 
@@ -171,7 +184,7 @@ pub struct BackendRecord {
     pub ifindex: u32,
     /// [`backend_flags`].
     pub flags: u32,
-    /// Its port, network order as loaded.
+    /// Its port, network order as loaded; 0: the one that the client chose.
     pub port: u16,
     /// Largest packet its next hop takes, in bytes from the IP header on.
     pub mtu: u16,
@@ -354,7 +367,7 @@ macro_rules! layout {
 }
 
 layout! {
-    ServiceRecord: size 128, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48, affinity_mask at 64, tunnel_port at 80;
+    ServiceRecord: size 128, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48, last_port at 60, affinity_mask at 64, tunnel_port at 80;
     BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, tunnel_source at 64, tunnel_sum at 80;
     ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
     BackendStats: size 64, packets at 0, reply_bytes at 56;

@@ -126,6 +126,11 @@ impl FlowKey {
         ports as u16
     }
 
+    /// Service port out of [`FlowKey::ports`], network order as loaded.
+    pub const fn service_port(ports: u64) -> u16 {
+        (ports >> 16) as u16
+    }
+
     /// Service id out of [`FlowKey::ports`].
     pub const fn service(ports: u64) -> u32 {
         (ports >> 32) as u32

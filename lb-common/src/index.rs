@@ -17,6 +17,11 @@ pub mod kind {
     /// A destination address that services have, whatever the port; port and protocol are 0. Names the service that
     /// echo requests are counted for.
     pub const VIP: u8 = 3;
+    /// A destination address with a service on several of its ports. In place of a port there is the entry's number: an
+    /// address has such entries 0, 1 and so on, at most [`crate::limits::RANGES_MAX`], the narrowest service first.
+    pub const RANGE: u8 = 4;
+    /// A source address that is a backend of a `nat` service on several ports; numbered like [`RANGE`].
+    pub const REPLY_RANGE: u8 = 5;
 }
 
 /// One entry.
@@ -36,15 +41,36 @@ pub struct IndexEntry {
 const _: () = assert!(size_of::<IndexEntry>() == 32);
 
 /// Where the live index is, in one word, so that storing it publishes an index: seed in bits 32 to 63, which of the
-/// two halves of the map in bit 31, the length of a half minus one below.
+/// two halves of the map in bit 31, whether it has ranges in bit 30, the length of a half minus one below.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Live(pub u64);
+
+/// [`Live`]: the length.
+const MASK: u32 = (1 << 30) - 1;
+/// [`Live`]: there are ranges.
+const RANGES: u64 = 1 << 30;
 
 impl Live {
     /// An index in the given half.
     pub const fn new(seed: u32, second_half: bool, mask: u32) -> Self {
         let half = if second_half { 1 << 31 } else { 0 };
-        Self(((seed as u64) << 32) | half | (mask & 0x7fff_ffff) as u64)
+        Self(((seed as u64) << 32) | half | (mask & MASK) as u64)
+    }
+
+    /// The same, and it says whether there are entries of [`kind::RANGE`].
+    #[must_use]
+    pub const fn with_ranges(self, ranges: bool) -> Self {
+        if ranges {
+            Self(self.0 | RANGES)
+        } else {
+            Self(self.0 & !RANGES)
+        }
+    }
+
+    /// Whether there are entries of [`kind::RANGE`]: nobody else needs to look for them.
+    #[inline(always)]
+    pub const fn has_ranges(self) -> bool {
+        self.0 & RANGES != 0
     }
 
     /// Seed; the node's own is added to it.
@@ -56,7 +82,7 @@ impl Live {
     /// Length minus one.
     #[inline(always)]
     pub const fn mask(self) -> u32 {
-        self.0 as u32 & 0x7fff_ffff
+        self.0 as u32 & MASK
     }
 
     /// Whether it is in the second half.
@@ -79,6 +105,11 @@ impl Live {
 #[inline(always)]
 pub const fn selector(port: u16, protocol: u8, kind: u8) -> u64 {
     port as u64 | ((protocol as u64) << 16) | ((kind as u64) << 24)
+}
+
+/// The [`kind`] out of a [`selector`].
+pub const fn kind_of(selector: u64) -> u8 {
+    (selector >> 24) as u8
 }
 
 /// Where the probe for a key begins, before masking. Not secret: only configured addresses are in the index.

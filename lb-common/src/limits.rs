@@ -15,6 +15,9 @@ pub const WAYS: u32 = 4;
 /// Longest probe in the address index, in entries.
 pub const INDEX_PROBES: u32 = 8;
 
+/// Most services on several ports that share an address and a protocol, and most of them that share a `nat` backend.
+pub const RANGES_MAX: u32 = 8;
+
 /// Room for outcome counters per service (a power of two, at least the number of outcomes).
 pub const OUTCOMES_MAX: u32 = 64;
 

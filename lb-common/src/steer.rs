@@ -153,6 +153,16 @@ fn slot_hash(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u64 {
     }
 }
 
+/// Who gets a flow of this slot that has no entry: the base, or of datagrams, which begin a flow then, `current`.
+#[inline(always)]
+pub const fn unlisted_owner(service: &ServiceRecord, slot: Slot) -> u32 {
+    if service.flags & service_flags::DATAGRAM == 0 {
+        slot.base()
+    } else {
+        slot.current()
+    }
+}
+
 /// Slot of a flow within a table of `slots`.
 #[inline(always)]
 pub fn slot_index(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u32 {
@@ -382,7 +392,7 @@ impl<E: Env> Flow<'_, E> {
 
     #[inline(always)]
     fn flow_meta(&self, isn: u32, backend: u32, bits: u64) -> Meta {
-        let exceptional = if backend == self.slot.base() {
+        let exceptional = if backend == unlisted_owner(self.service, self.slot) {
             0
         } else {
             state::EXCEPTIONAL

@@ -150,19 +150,30 @@ pub fn rewrite_destination(packet: &Parsed, backend: &BackendRecord) -> bool {
     if !hop(packet.network, backend.to_backend, true) {
         return false;
     }
+    let port = if backend.port == 0 {
+        packet.destination_port
+    } else {
+        backend.port
+    };
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
         set_destination(packet.network, &backend.address);
-        let delta = u64::from(backend.to_backend)
-            + checksum::field_delta(packet.destination_port, backend.port);
-        packet
-            .transport
-            .ports()
-            .add(1)
-            .write_unaligned(backend.port);
+        let delta =
+            u64::from(backend.to_backend) + checksum::field_delta(packet.destination_port, port);
+        packet.transport.ports().add(1).write_unaligned(port);
         amend(packet.transport, delta);
     }
     true
+}
+
+/// The port that the client of this answer knows, network order as loaded: a service on several ports keeps them.
+#[inline(always)]
+pub fn service_port(packet: &Parsed, service: &ServiceRecord) -> u16 {
+    if service.last_port == 0 {
+        service.port
+    } else {
+        packet.source_port
+    }
 }
 
 /// Turns a backend's answer to one of the service. With `hop` it also takes one off the time to live.
@@ -179,9 +190,9 @@ pub fn rewrite_source(
     // SAFETY: as above.
     unsafe {
         set_source(packet.network, &service.vip);
-        let delta =
-            u64::from(backend.to_client) + checksum::field_delta(packet.source_port, service.port);
-        packet.transport.ports().write_unaligned(service.port);
+        let port = service_port(packet, service);
+        let delta = u64::from(backend.to_client) + checksum::field_delta(packet.source_port, port);
+        packet.transport.ports().write_unaligned(port);
         amend(packet.transport, delta);
     }
     true

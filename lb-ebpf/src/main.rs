@@ -28,6 +28,7 @@ mod parse;
 mod prefix;
 mod probe;
 mod protect;
+mod ranges;
 mod reset;
 mod tables;
 mod thorough;
@@ -71,7 +72,7 @@ fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
     if let Some(entry) = lookup(packet, kind::REPLY) {
         return to_client(ctx, packet, entry);
     }
-    pass(ctx, 0, Outcome::PassNoService)
+    hand_over(ctx, ranges::perhaps())
 }
 
 /// To the program for such packets; to the kernel where there is none.
@@ -84,17 +85,6 @@ fn hand_over(ctx: &XdpContext, refused: Refused) -> u32 {
     pass(ctx, 0, refused.outcome)
 }
 
-/// What the address index says of the packet's destination (as a service) or source (as a backend that replies).
-#[inline(always)]
-fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
-    let (address, port) = if kind == kind::SERVICE {
-        (&packet.destination, packet.destination_port)
-    } else {
-        (&packet.source, packet.source_port)
-    };
-    find(address, index::selector(port, packet.protocol(), kind))
-}
-
 /// What the address index says of a key.
 #[inline(always)]
 fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
@@ -105,6 +95,17 @@ fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
     index::find(seed, live.mask(), address, selector, |place| {
         maps::INDEX.get(first.wrapping_add(place))
     })
+}
+
+/// What the address index says of the packet's destination (as a service) or source (as a backend that replies).
+#[inline(always)]
+fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
+    let (address, port) = if kind == kind::SERVICE {
+        (&packet.destination, packet.destination_port)
+    } else {
+        (&packet.source, packet.source_port)
+    };
+    find(address, index::selector(port, packet.protocol(), kind))
 }
 
 /// From a client to a service.
@@ -209,11 +210,12 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     if route.by == By::Nobody {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }
+    let port = forward::service_port(packet, service);
     steer::note_reply(
         &Kernel::<true>,
         entry.service,
         service,
-        &packet.to_client(service.port),
+        &packet.to_client(port),
     );
     fragment::remember(packet, entry.service, entry.backend, TO_CLIENT);
     count::reply_from(entry.backend, packet.length);
@@ -289,7 +291,10 @@ fn finish(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
 /// A service's record, for the other programs of this object.
 #[inline(always)]
 fn service_of(packet: &Parsed) -> Option<(u32, &'static ServiceRecord)> {
-    let entry = lookup(packet, kind::SERVICE)?;
+    let entry = match lookup(packet, kind::SERVICE) {
+        Some(entry) => entry,
+        None => ranges::lookup(packet, kind::RANGE)?,
+    };
     Some((entry.service, maps::SERVICES.get(entry.service)?))
 }
 

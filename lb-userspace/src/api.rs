@@ -288,6 +288,8 @@ pub struct Flow {
     pub backend: String,
     /// Client.
     pub client: SocketAddr,
+    /// Port of the service that it uses.
+    pub service_port: u16,
     /// `established`, `closing`, `closed`.
     pub phase: String,
     /// Seconds since its first packet (since it was adopted, where that was missed).
@@ -305,6 +307,9 @@ pub struct ExplainRequest {
     pub service: String,
     /// Client.
     pub from: SocketAddr,
+    /// Port of the service, where it has several; the first when left out.
+    #[serde(default)]
+    pub port: Option<u16>,
 }
 
 /// Where a client's packets go, answered by the loaded program.
@@ -312,6 +317,8 @@ pub struct ExplainRequest {
 pub struct Explained {
     /// Service.
     pub service: String,
+    /// `tcp` or `udp`. Of `udp`, where no packet opens a flow, `opening` and `established` are the same.
+    pub protocol: String,
     /// Client.
     pub from: SocketAddr,
     /// Its slot.

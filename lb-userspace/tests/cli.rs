@@ -368,7 +368,7 @@ async fn reload_flows_explain_and_version() {
             "POST",
             "/v1/explain",
             vec![json!({
-                "service": "web", "from": "198.51.100.7:40000", "slot": 3, "current": "b1",
+                "service": "web", "protocol": "tcp", "from": "198.51.100.7:40000", "slot": 3, "current": "b1",
                 "base": "b1", "opening": answer, "established": answer
             })],
         )

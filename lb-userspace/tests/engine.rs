@@ -24,7 +24,7 @@ use lb_userspace::{
         command::Terms,
         drain::Admin,
         observed::{Health, Hop, Way},
-        spec::{BackendSpec, OnDeadline, Spec},
+        spec::{BackendSpec, OnDeadline, Protocol, Spec, Tracking},
         state::State,
     },
 };
@@ -321,12 +321,7 @@ fn with_nobody_up_the_last_ones_go_on() {
     let mut node = Node::ready(spec([service("web", true)]));
     node.health_of_all(Health::Down);
     assert_eq!(node.web().current.len(), 1, "the last one to be seen up");
-    let facts = lb_userspace::daemon::engine::Facts {
-        version: String::new(),
-        pid: 1,
-        started_ms: 0,
-        config: String::new(),
-    };
+    let facts = facts();
     let warnings = node.engine.status(&facts, node.now_ms).services[0]
         .warnings
         .join("; ");
@@ -638,4 +633,102 @@ fn a_new_daemon_sends_where_the_last_one_did() {
     .unwrap();
     engine.begin(node.now_ms).unwrap();
     assert_eq!(node.fake.backend(id).unwrap(), before);
+}
+
+fn facts() -> lb_userspace::daemon::engine::Facts {
+    lb_userspace::daemon::engine::Facts {
+        version: String::new(),
+        pid: 1,
+        started_ms: 0,
+        config: String::new(),
+    }
+}
+
+fn datagrams() -> lb_userspace::model::spec::ServiceSpec {
+    let mut service = service("web", true);
+    service.listen.protocol = Protocol::Udp;
+    service.tracking = Tracking::Full;
+    service
+}
+
+/// Flows of `count` ports, by backend.
+fn udp_flows(node: &Node, count: u16) -> std::collections::BTreeMap<u32, Vec<u16>> {
+    let mut flows = std::collections::BTreeMap::<u32, Vec<u16>>::new();
+    for port in 2000..2000 + count {
+        flows.entry(node.send(port, 0, 0)).or_default().push(port);
+    }
+    flows
+}
+
+#[test]
+fn datagrams_that_stop_coming_end_a_drain() {
+    let mut node = Node::ready(spec([datagrams()]));
+    let b1 = node.id("b1");
+    let flows = udp_flows(&node, 200);
+    let (silent, talking) = flows[&b1].split_at(5);
+    node.pass(1000);
+    let drain = node.drain("b1", 300, OnDeadline::Reset);
+    for _ in 0..30 {
+        node.pass(1000);
+        for port in talking {
+            assert_eq!(node.send(*port, 0, 0), b1);
+        }
+        // Whoever asks for the status makes the daemon look, and must take nothing from the receipt.
+        let _ = node.engine.status(&facts(), node.now_ms);
+    }
+    let seen = node.engine.drain_view(drain).unwrap();
+    assert_eq!(seen.flows.listed, talking.len() as u64);
+    node.pass(IDLE.as_millis() as u64 + 2000);
+    let receipt = node.engine.drain_view(drain).unwrap().receipt.unwrap();
+    let all = (silent.len() + talking.len()) as u64;
+    assert_eq!(
+        (
+            receipt.reason.as_str(),
+            receipt.flows_at_start,
+            receipt.idle_expired
+        ),
+        ("empty", all, all)
+    );
+    let status = node.engine.status(&facts(), node.now_ms);
+    let backends = &status.services[0].pools[0].backends;
+    assert_eq!((backends[0].opened, backends[0].closed), (all, all));
+}
+
+#[test]
+fn datagrams_go_on_elsewhere_after_the_deadline() {
+    let mut node = Node::ready(spec([datagrams()]));
+    let b1 = node.id("b1");
+    let flows = udp_flows(&node, 100);
+    let drain = node.drain("b1", 5, OnDeadline::Reset);
+    node.pass(4000);
+    for port in &flows[&b1] {
+        assert_eq!(node.send(*port, 0, 0), b1);
+    }
+    node.pass(2000);
+    for port in &flows[&b1] {
+        assert_ne!(node.send(*port, 0, 0), b1);
+    }
+    node.pass(3000);
+    let receipt = node.engine.drain_view(drain).unwrap().receipt.unwrap();
+    assert_eq!(
+        (receipt.reason.as_str(), receipt.reset),
+        ("deadline", flows[&b1].len() as u64)
+    );
+}
+
+/// A flood of new flows evicts no flow that only its entry keeps where it is.
+#[test]
+fn a_flood_of_datagrams_moves_no_flow_of_a_draining_backend() {
+    let mut node = Node::ready(spec([datagrams()]));
+    let b1 = node.id("b1");
+    let flows = udp_flows(&node, 100);
+    node.drain("b1", 60, OnDeadline::Reset);
+    let sizes = Sizes::default();
+    for port in 3000..=u16::MAX {
+        node.send(port, 0, 0);
+    }
+    assert!(sizes.flows < u32::from(u16::MAX), "a flood");
+    for port in &flows[&b1] {
+        assert_eq!(node.send(*port, 0, 0), b1);
+    }
 }

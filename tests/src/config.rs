@@ -18,6 +18,8 @@ pub struct Service {
     pub backend_family: Option<Family>,
     /// Its port on the VIP.
     pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
     /// Port of the backends; but in `nat` the service's own.
     pub backend_port: u16,
     /// `nat`, `l2`, `ipip` or `gue`.
@@ -48,6 +50,7 @@ impl Service {
             family: Family::V4,
             backend_family: None,
             port: 80,
+            protocol: "tcp".into(),
             backend_port: if forward == "nat" { 8080 } else { 80 },
             forward: forward.into(),
             active_pool: "blue".into(),
@@ -93,6 +96,7 @@ pub fn file(lab: &Lab, services: &[Service]) -> String {
 fn table(lab: &Lab, service: &Service) -> String {
     let Service {
         name,
+        protocol,
         forward,
         active_pool,
         pools,
@@ -100,7 +104,7 @@ fn table(lab: &Lab, service: &Service) -> String {
         ..
     } = service;
     let mut text = format!(
-        "[service.{name}]\nlisten = \"{}/tcp\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
+        "[service.{name}]\nlisten = \"{}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
          [service.{name}.health]\n\
          readiness = {{ http = \"/health/ready\", period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
         service.target(),

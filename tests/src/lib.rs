@@ -7,6 +7,7 @@ pub mod bench;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod datagram;
 pub mod flood;
 pub mod fragments;
 pub mod fuzz;

@@ -165,7 +165,17 @@ impl Rig {
 
     /// A service whose slots all have this owner.
     pub fn service(&mut self, setup: ServiceSetup, slots: &[Slot]) -> Result<()> {
-        let record = ServiceRecord {
+        self.service_with(setup, slots, |_| {})
+    }
+
+    /// A service whose record is changed by `edit` at last.
+    pub fn service_with(
+        &mut self,
+        setup: ServiceSetup,
+        slots: &[Slot],
+        edit: impl FnOnce(&mut ServiceRecord),
+    ) -> Result<()> {
+        let mut record = ServiceRecord {
             key: HashKey { k0: 1, k1: 2 },
             vip: Addr::from(setup.vip.ip()),
             port: setup.vip.port().to_be(),
@@ -178,12 +188,18 @@ impl Rig {
             tunnel_port: TUNNEL_PORT.to_be(),
             ..ServiceRecord::default()
         };
+        edit(&mut record);
         self.datapath.put_service(setup.id, &record)?;
         self.datapath.publish_table(setup.id, slots)?;
         self.services.push(setup);
+        let own = if record.last_port == 0 {
+            selector(record.port, setup.protocol(), kind::SERVICE)
+        } else {
+            self.numbered(record.vip, setup.protocol(), kind::RANGE)
+        };
         self.index.push(IndexEntry {
             address: record.vip,
-            selector: selector(record.port, setup.protocol(), kind::SERVICE),
+            selector: own,
             service: setup.id,
             backend: 0,
         });
@@ -195,6 +211,18 @@ impl Rig {
         });
         self.datapath.publish_index(&self.index)?;
         Ok(())
+    }
+
+    /// The next free selector of this kind at an address.
+    fn numbered(&self, address: Addr, protocol: u8, kind: u8) -> u64 {
+        let taken = |selector: u64| {
+            let same = |entry: &IndexEntry| entry.address == address && entry.selector == selector;
+            self.index.iter().any(same)
+        };
+        (0..)
+            .map(|number| selector(number, protocol, kind))
+            .find(|selector| !taken(*selector))
+            .expect("65536 are enough")
     }
 
     /// A backend of that service, reachable through `lo` and taking new flows.
@@ -235,9 +263,14 @@ impl Rig {
         edit(&mut record);
         self.datapath.put_backend(id, &record)?;
         if service.mode == mode::NAT {
+            let selector = if record.port == 0 {
+                self.numbered(own, service.protocol(), kind::REPLY_RANGE)
+            } else {
+                selector(record.port, service.protocol(), kind::REPLY)
+            };
             let entry = IndexEntry {
                 address: own,
-                selector: selector(record.port, service.protocol(), kind::REPLY),
+                selector,
                 service: service.id,
                 backend: id,
             };

@@ -793,6 +793,7 @@ fn ip_options_are_parsed_around() -> Result<()> {
 fn explain_answers_and_leaves_no_trace() -> Result<()> {
     let mut rig = rig(&NAT, MOVED)?;
     let question = |opening| lb_userspace::datapath::Question {
+        protocol: lb_userspace::model::spec::Protocol::Tcp,
         client: client(1000),
         vip: NAT.vip,
         opening,

@@ -29,7 +29,8 @@ pub fn is_error_v6(kind: u8) -> bool {
 struct Replacement<'a> {
     address: &'a Addr,
     address_delta: u32,
-    port: u16,
+    /// Absent where the service is on several ports, which stay as they are.
+    port: Option<u16>,
 }
 
 /// An error about a packet from the service, for the backend that sent it. False when its time to live is used up;
@@ -42,7 +43,7 @@ pub fn rewrite_to_backend(message: &Message, quote: &Quote, backend: &BackendRec
     let new = Replacement {
         address: &backend.address,
         address_delta: backend.to_backend,
-        port: backend.port,
+        port: (backend.port != 0).then_some(backend.port),
     };
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
@@ -72,7 +73,7 @@ pub fn rewrite_to_client(
     let new = Replacement {
         address: &service.vip,
         address_delta: backend.to_client,
-        port: service.port,
+        port: (service.last_port == 0).then_some(service.port),
     };
     // SAFETY: as above.
     unsafe {
@@ -97,8 +98,10 @@ unsafe fn requote(quote: &Quote, new: &Replacement, port: *mut u16) -> u64 {
             (*ip).check = check.to_ne_bytes();
             delta += checksum::field_delta(old, check);
         }
-        let change = checksum::field_delta(port.read_unaligned(), new.port);
-        port.write_unaligned(new.port);
+        let old = port.read_unaligned();
+        let new_port = new.port.unwrap_or(old);
+        let change = checksum::field_delta(old, new_port);
+        port.write_unaligned(new_port);
         delta += change;
         let Some(check) = quote.check else {
             return delta;

@@ -10,8 +10,9 @@
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
+    Addr,
     abi::{backend_flags, mode, service_flags},
-    index::{self, kind},
+    index::{self, IndexEntry, kind},
     outcome::Outcome,
     steer::{self, Packet, tcp},
 };
@@ -21,7 +22,7 @@ use crate::{
     forward::{self, By, Exit},
     maps,
     parse::{self, Link, Network, Refused, header},
-    pass, protect,
+    pass, protect, ranges,
     tables::Kernel,
     thorough::{self, Located},
     to_tunnel,
@@ -77,12 +78,11 @@ fn handle(ctx: &XdpContext) -> Result<u32, Refused> {
     if quote.source != message.packet.ends.1 {
         return Err(Outcome::PassIcmp.into());
     }
-    let selector = index::selector(quote.source_port, quote.protocol, kind::SERVICE);
-    if let Some(entry) = find(&quote.source, selector) {
+    if let Some(entry) = known(&quote.source, quote.source_port, &quote, kind::SERVICE) {
         return Ok(to_backend(ctx, &message, &quote, entry.service));
     }
-    let selector = index::selector(quote.destination_port, quote.protocol, kind::REPLY);
-    match find(&quote.destination, selector) {
+    let (address, port) = (&quote.destination, quote.destination_port);
+    match known(address, port, &quote, kind::REPLY) {
         Some(entry) => Ok(to_client(
             ctx,
             &message,
@@ -92,6 +92,21 @@ fn handle(ctx: &XdpContext) -> Result<u32, Refused> {
         )),
         None => Err(Outcome::PassIcmp.into()),
     }
+}
+
+/// The service, or the backend that replies, at a quoted end; an exact port first, then several.
+#[inline(always)]
+fn known(address: &Addr, port: u16, quote: &Quote, kind: u8) -> Option<&'static IndexEntry> {
+    let exact = find(address, index::selector(port, quote.protocol, kind));
+    if exact.is_some() || !ranges::are_there() {
+        return exact;
+    }
+    let kind = if kind == kind::SERVICE {
+        kind::RANGE
+    } else {
+        kind::REPLY_RANGE
+    };
+    ranges::find_among(address, port, quote.protocol, kind)
 }
 
 /// Reads the headers of a message whose lengths agree.

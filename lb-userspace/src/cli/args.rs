@@ -124,6 +124,9 @@ pub enum Command {
         /// The client
         #[arg(long, value_name = "ADDRESS:PORT", value_parser = names::address)]
         from: SocketAddr,
+        /// Port of the service, where it is on several; the first when left out
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
     },
 
     /// Try whether this kernel takes the XDP program
@@ -303,7 +306,7 @@ pub struct AddArgs {
     pub backend: NewBackend,
 
     /// Where it listens
-    #[arg(value_name = "ADDRESS:PORT", value_parser = names::address)]
+    #[arg(value_name = "ADDRESS[:PORT]", value_parser = names::backend_address)]
     pub address: SocketAddr,
 
     /// Its share relative to the others, 0 to 1000 [default: 1]

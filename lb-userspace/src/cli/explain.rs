@@ -16,11 +16,13 @@ pub async fn explain(
     client: &Client,
     service: &Service,
     from: SocketAddr,
+    port: Option<u16>,
     out: &mut Output,
 ) -> Result<u8, CliError> {
     let request = ExplainRequest {
         service: service.0.clone(),
         from,
+        port,
     };
     let answer = client.post("/v1/explain", &request).await?;
     let text = if out.json() {
@@ -43,12 +45,14 @@ fn render(explained: &Explained) -> String {
             explained.slot
         )
     };
+    let head = format!("{} from {}", explained.service, explained.from);
+    let opening = answer(&explained.opening);
+    if explained.protocol == "udp" {
+        return format!("{head}\n  slot              {slot}\n  a datagram        {opening}");
+    }
+    let established = answer(&explained.established);
     format!(
-        "{} from {}\n  slot              {slot}\n  a new connection  {}\n  an open one       {}",
-        explained.service,
-        explained.from,
-        answer(&explained.opening),
-        answer(&explained.established)
+        "{head}\n  slot              {slot}\n  a new connection  {opening}\n  an open one       {established}"
     )
 }
 
@@ -70,6 +74,7 @@ mod tests {
         };
         let mut explained = Explained {
             service: "web".to_owned(),
+            protocol: "tcp".to_owned(),
             from: "198.51.100.7:40000".parse().expect("an address"),
             slot: 42,
             current: Some("b2".to_owned()),
@@ -87,5 +92,9 @@ mod tests {
         }
         explained.base = Some("b2".to_owned());
         assert!(render(&explained).contains("slot              42 of b2\n"));
+        explained.protocol = "udp".to_owned();
+        let text = render(&explained);
+        assert!(text.contains("a datagram        b2"), "{text}");
+        assert!(!text.contains("an open one"), "{text}");
     }
 }

@@ -11,10 +11,11 @@ use super::{
     table::{self, Column},
 };
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     ("SERVICE", false),
     ("BACKEND", false),
     ("CLIENT", false),
+    ("PORT", true),
     ("PHASE", false),
     ("AGE", true),
     ("IDLE", true),
@@ -59,6 +60,7 @@ fn render(flows: Vec<Flow>) -> String {
             flow.service,
             flow.backend,
             flow.client.to_string(),
+            flow.service_port.to_string(),
             flow.phase,
             human::seconds(flow.age_s),
             human::seconds(flow.idle_s),
@@ -89,6 +91,7 @@ mod tests {
             service: "web".to_owned(),
             backend: "b1".to_owned(),
             client: "[2001:db8::7]:40000".parse().expect("an address"),
+            service_port: 443,
             phase: "established".to_owned(),
             age_s: 252.0,
             idle_s: 0.84,
@@ -107,6 +110,7 @@ mod tests {
                 "web",
                 "b1",
                 "[2001:db8::7]:40000",
+                "443",
                 "established",
                 "4m 12s",
                 "0.8s",

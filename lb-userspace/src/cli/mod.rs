@@ -103,9 +103,11 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
         Command::Reload { dry_run } => block_on(changes::reload(&client, dry_run, out)),
         Command::Stop { detach } => block_on(changes::stop(&client, detach, out)),
         Command::Flows { of } => block_on(flows::flows(&client, of.as_ref(), out)),
-        Command::Explain { service, from } => {
-            block_on(explain::explain(&client, &service, from, out))
-        }
+        Command::Explain {
+            service,
+            from,
+            port,
+        } => block_on(explain::explain(&client, &service, from, port, out)),
         Command::Clients => block_on(clients::clients(&client, out)),
         Command::Version => block_on(version::version(&client, out)),
     }

@@ -189,6 +189,18 @@ pub fn address(text: &str) -> Result<SocketAddr, NameError> {
     }
 }
 
+/// Reads a backend's address: `ADDRESS:PORT`, or `ADDRESS` (port 0) where the service says the port.
+///
+/// # Errors
+///
+/// It is neither.
+pub fn backend_address(text: &str) -> Result<SocketAddr, NameError> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => Ok(SocketAddr::new(ip, 0)),
+        Err(_) => address(text),
+    }
+}
+
 /// Reads a duration such as `300s`, `5m`, `1h 30m`.
 ///
 /// # Errors

@@ -54,6 +54,8 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(7 * DAY_SECS);
 /// `idle_timeout` unless told otherwise.
 pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(350);
+/// The same for UDP, where nothing else ends a flow.
+pub const IDLE_TIMEOUT_UDP_DEFAULT: Duration = Duration::from_secs(30);
 
 /// Flows that a core lets begin in a second.
 pub const NEW_FLOWS_PER_CORE: RangeInclusive<u32> = 1..=lb_common::protect::RATE_MAX;

@@ -294,7 +294,8 @@ async fn flows(
 
 async fn explain(State(control): State<Control>, body: Bytes) -> Answer<Explained> {
     let request: ExplainRequest = parse(&body)?;
-    let work = move |engine: &mut Engine, _| engine.explain(&request.service, request.from);
+    let work =
+        move |engine: &mut Engine, _| engine.explain(&request.service, request.from, request.port);
     Ok(Json(control.handle.call(work).await??))
 }
 

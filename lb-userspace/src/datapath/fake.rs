@@ -28,6 +28,7 @@ use crate::model::{
 };
 
 use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
+use crate::model::spec::Protocol;
 
 /// Ticks in a second of the fake's clock.
 pub const TICKS_PER_SECOND: u32 = 100;
@@ -538,10 +539,10 @@ impl Datapath for Fake {
     fn explain(&self, question: &Question) -> Result<Explanation> {
         let memory = self.memory();
         let (address, port) = (question.vip.ip().into(), question.vip.port().to_be());
-        let found = memory
-            .services
-            .iter()
-            .find(|(_, record)| record.vip == address && record.port == port);
+        let found = memory.services.iter().find(|(_, record)| {
+            (record.vip, record.port, record.protocol)
+                == (address, port, question.protocol.number())
+        });
         let Some((id, record)) = found.and_then(|(id, _)| Some((*id, memory.record(*id)?))) else {
             return Ok(Explanation {
                 outcome: Outcome::PassNoService as u32,
@@ -552,7 +553,11 @@ impl Datapath for Fake {
             client: question.client.ip().into(),
             client_port: question.client.port().to_be(),
             service_port: port,
-            flags: if question.opening { tcp::SYN } else { tcp::ACK },
+            flags: match (question.protocol, question.opening) {
+                (Protocol::Udp, _) => 0,
+                (Protocol::Tcp, true) => tcp::SYN,
+                (Protocol::Tcp, false) => tcp::ACK,
+            },
             sequence: 0,
         };
         let decision = steer(&Surroundings::<false>(&memory), id, &record, &packet);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     observed::Vlans,
-    spec::{ClientAction, ClientRules, Prefix},
+    spec::{ClientAction, ClientRules, Prefix, Protocol},
 };
 
 pub mod bpf;
@@ -131,7 +131,9 @@ pub struct Question {
     pub client: std::net::SocketAddr,
     /// Service.
     pub vip: std::net::SocketAddr,
-    /// Whether it is a SYN; else a plain ACK.
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Of TCP: whether it is a SYN; else a plain ACK.
     pub opening: bool,
 }
 

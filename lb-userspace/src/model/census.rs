@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use lb_common::{
     abi::{BackendRecord, ServiceRecord, Slot, backend_flags, service_flags},
     entry::{FlowEntry, FlowKey, Meta, age as ticks_since, is_closed, state},
-    steer::slot_index,
+    steer::{slot_index, unlisted_owner},
 };
 
 use crate::model::plan::Installed;
@@ -152,7 +152,13 @@ impl<'a> Census<'a> {
         // In a slot that is not tracked only a close is noted, so an entry is not known to be idle before its slot
         // has been tracked for that long. It stays because it accounts for its flow's close.
         let since = self.tracked_since.get(&service).copied().unwrap_or(0);
-        let unseen = if tracked { age.min(since) } else { 0 };
+        let unseen = if is_datagram(record) {
+            age
+        } else if tracked {
+            age.min(since)
+        } else {
+            0
+        };
         let closing = meta.has(state::CLOSING);
         let tally = self.tallies.entry(meta.backend()).or_default();
         let over =
@@ -173,7 +179,7 @@ impl<'a> Census<'a> {
             tally.closed += u64::from(meta.has(state::CLOSE_COUNTED));
             tally.longest = tally.longest.max(ticks_since(entry.opened, self.times.now));
         }
-        if slot.base() == meta.backend() {
+        if unlisted_owner(record, slot) == meta.backend() {
             return Fate::Keep;
         }
         self.exceptional.insert((service, index));
@@ -201,6 +207,11 @@ impl<'a> Census<'a> {
         let slot = view.slots.get(index as usize).copied();
         Some((service, slot.map(|slot| (index, slot))))
     }
+}
+
+/// Whether its flows have neither an opening nor a closing packet, and every one of them has an entry.
+pub const fn is_datagram(record: &ServiceRecord) -> bool {
+    record.flags & service_flags::DATAGRAM != 0
 }
 
 /// Flows that may live unseen, of a backend with these counters: opened here, not seen to close, not listed.

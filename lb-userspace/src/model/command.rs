@@ -8,7 +8,7 @@ use super::{
     drain::{Admin, Drained, Draining, End, Ended, Progress, Reason, Sight, as_ms},
     observed::Observed,
     refused::Refused,
-    spec::{BackendSpec, Capacity, Forward, OnDeadline},
+    spec::{BackendSpec, Capacity, Forward, OnDeadline, Ports},
     state::{Backend, Forgiven, Op, Origin, Service, State},
 };
 
@@ -276,7 +276,14 @@ pub fn remove(
 }
 
 /// Adds a backend to `SERVICE/POOL/BACKEND`.
-pub fn add(state: &State, capacity: &Capacity, path: &str, spec: BackendSpec) -> Result<Vec<Op>> {
+///
+/// In `l2` a port may be left out (0): it is the service's own.
+pub fn add(
+    state: &State,
+    capacity: &Capacity,
+    path: &str,
+    mut spec: BackendSpec,
+) -> Result<Vec<Op>> {
     let mut parts = path.split('/');
     let (Some(service), Some(pool), Some(name), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -287,6 +294,10 @@ pub fn add(state: &State, capacity: &Capacity, path: &str, spec: BackendSpec) ->
         );
     };
     let (service_name, service) = find_service(state, service)?;
+    let vip = &service.spec.listen;
+    if spec.address.port() == 0 && !service.spec.forward.rewrites_port() && !vip.is_several() {
+        spec.address.set_port(vip.port);
+    }
     if !service.spec.pools.contains_key(pool) {
         let known = service.spec.pools.keys().map(String::as_str);
         return Err(Refused::unknown_name(
@@ -355,11 +366,13 @@ fn check_new(
         );
     }
     check_address(service, name, spec.address)?;
-    let same =
-        |backend: &Backend| backend.admin != Admin::Removed && backend.spec.address == spec.address;
     let taken = state.backends().find(|(_, other, _, backend)| {
-        let shared = other.id == service.id || is_nat(other) || is_nat(service);
-        shared && same(backend)
+        let same = backend.admin != Admin::Removed
+            && backend.spec.address.ip() == spec.address.ip()
+            && ports(other, backend.spec.address).overlaps(ports(service, spec.address));
+        let one_protocol = other.spec.listen.protocol == service.spec.listen.protocol;
+        let shared = other.id == service.id || one_protocol && (is_nat(other) || is_nat(service));
+        shared && same
     });
     match taken {
         None => Ok(()),
@@ -370,6 +383,15 @@ fn check_new(
             );
             Err(Refused::conflict(error).hint("a backend's answers must name one service"))
         }
+    }
+}
+
+/// The ports that a backend at `address` answers from.
+const fn ports(service: &Service, address: SocketAddr) -> Ports {
+    if address.port() == 0 {
+        service.spec.listen.ports()
+    } else {
+        Ports::one(address.port())
     }
 }
 
@@ -388,7 +410,14 @@ pub fn check_address(service: &Service, name: &str, address: SocketAddr) -> Resu
                 .hint("use the address that the backend has on its network"),
         );
     }
-    if ip == vip.address || address.port() == 0 {
+    if vip.is_several() && address.port() != 0 {
+        let error = format!(
+            "add {name}: service {} is on several ports and keeps the one that a client chose",
+            service.spec.name
+        );
+        return Err(Refused::invalid(error).hint(format!("write {ip}, without a port")));
+    }
+    if ip == vip.address || (address.port() == 0 && !vip.is_several()) {
         return Err(Refused::invalid(format!(
             "add {name}: {address} can not be a backend's address"
         )));
@@ -403,7 +432,7 @@ pub fn check_address(service: &Service, name: &str, address: SocketAddr) -> Resu
         let hint = format!("use the backend's {} address", family(vip.address));
         return Err(Refused::invalid(error).hint(hint));
     }
-    if !forward.rewrites_port() && address.port() != vip.port {
+    if !forward.rewrites_port() && !vip.is_several() && address.port() != vip.port {
         let error = format!(
             "add {name}: forward = \"{}\" can not change port {} to {}",
             forward.name(),

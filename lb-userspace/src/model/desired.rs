@@ -1,6 +1,11 @@
 //! What the maps should hold: a pure function of the state, of what is seen, and of the time.
 
-use std::{collections::BTreeMap, hash::Hasher, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    hash::Hasher,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use lb_common::{
     Addr,
@@ -15,12 +20,12 @@ use siphasher::sip::SipHasher13;
 use super::{
     drain::Admin,
     observed::{Hop, Observed, Vlans},
-    spec::{Affinity, ClientRules, Forward, OnDeadline, OutOfOrder, Spec, Tracking},
+    spec::{
+        Affinity, ClientRules, Forward, OnDeadline, OutOfOrder, Protocol, ServiceSpec, Spec,
+        Tracking,
+    },
     state::{Backend, Service, State},
 };
-
-/// IP protocol number of TCP (IANA).
-const TCP: u8 = 6;
 
 /// All that the maps should hold.
 #[derive(Debug, Clone, Default)]
@@ -118,25 +123,29 @@ pub fn flow_key(seed: &[u8; 16], name: &str) -> HashKey {
 
 fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
     let spec = &service.spec;
-    let tracking = match spec.tracking {
-        Tracking::Full => service_flags::TRACK_ALL,
-        Tracking::Moved => 0,
-    };
-    let affinity = match spec.affinity {
-        Affinity::Client => service_flags::AFFINITY_CLIENT,
-        Affinity::Flow => 0,
+    let tracking = match (spec.listen.protocol, spec.tracking) {
+        // Datagrams say neither when a flow begins nor when it ends: only its entry knows that there is one.
+        (Protocol::Udp, _) => service_flags::DATAGRAM | service_flags::TRACK_ALL,
+        (Protocol::Tcp, Tracking::Full) => service_flags::TRACK_ALL,
+        (Protocol::Tcp, Tracking::Moved) => 0,
     };
     let echo = if spec.icmp_echo {
         service_flags::ECHO
     } else {
         0
     };
+    let (affinity, affinity_mask) = affinity(spec);
     ServiceRecord {
         table: ServiceRecord::table_word(0, service.slots),
         key: flow_key(node.seed, name),
         vip: spec.listen.address.into(),
         port: spec.listen.port.to_be(),
-        protocol: TCP,
+        last_port: if spec.listen.is_several() {
+            spec.listen.last_port.to_be()
+        } else {
+            0
+        },
+        protocol: spec.listen.protocol.number(),
         mode: match spec.forward {
             Forward::L2 => mode::L2,
             Forward::Nat => mode::NAT,
@@ -146,10 +155,23 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         flags: tracking | affinity | echo,
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
-        affinity_mask: Addr::prefix_mask(128),
+        affinity_mask,
         tunnel_port: spec.tunnel.port.to_be(),
         flows_per_second: spec.new_flows_per_core,
         ..ServiceRecord::default()
+    }
+}
+
+/// Flag and mask of what chooses a flow's slot.
+fn affinity(spec: &ServiceSpec) -> (u32, Addr) {
+    // An IPv4 address stands in the last 32 of 128 bits.
+    let before = if spec.listen.address.is_ipv4() { 96 } else { 0 };
+    match spec.affinity {
+        Affinity::Flow => (0, Addr::prefix_mask(128)),
+        Affinity::Client { prefix } => (
+            service_flags::AFFINITY_CLIENT,
+            Addr::prefix_mask((before + prefix).min(128)),
+        ),
     }
 }
 
@@ -174,10 +196,12 @@ fn backend_record(
         && drain.cutting.is_some()
     {
         cut = drain.cut(now_ms);
-        flags |= match drain.on_deadline {
-            OnDeadline::Reset => backend_flags::CUT_RESET,
-            OnDeadline::Drop => backend_flags::CUT_DROP,
-            OnDeadline::Leave => 0,
+        flags |= match (drain.on_deadline, service.spec.listen.protocol) {
+            (OnDeadline::Reset, Protocol::Tcp) => backend_flags::CUT_RESET,
+            // Nobody can be told that his datagrams go nowhere. They go to another backend at once.
+            (OnDeadline::Reset, Protocol::Udp) => backend_flags::ENDED,
+            (OnDeadline::Drop, _) => backend_flags::CUT_DROP,
+            (OnDeadline::Leave, _) => 0,
         };
     }
     let mut record = BackendRecord {
@@ -229,43 +253,83 @@ pub fn node_flags(spec: &Spec) -> u32 {
 
 /// The index: every service, every address of one, and every source that a `nat` backend answers from until the backend is removed.
 fn index(state: &State) -> Vec<IndexEntry> {
-    let mut entries = BTreeMap::new();
+    let mut entries = Entries::default();
     for service in state.services.values() {
+        entries.add_address(state, service);
+    }
+    let mut services: Vec<&Service> = state.services.values().collect();
+    // On an address with several ranges the narrowest comes first.
+    services.sort_by_key(|service| {
+        let ports = service.spec.listen.ports();
+        (ports.last - ports.first, ports.first, service.id)
+    });
+    for service in services {
         let vip = &service.spec.listen;
-        let entry = IndexEntry {
-            address: vip.address.into(),
-            selector: selector(vip.port.to_be(), TCP, kind::SERVICE),
-            service: service.id,
-            backend: 0,
-        };
-        entries.insert((vip.address, entry.selector), entry);
-        let address = IndexEntry {
-            selector: selector(0, 0, kind::VIP),
-            ..entry
-        };
-        // Of several services at one address, one that wants echo requests answered.
-        let place = entries
-            .entry((vip.address, address.selector))
-            .or_insert(address);
-        if service.spec.icmp_echo && !answers_echo(state, place.service) {
-            *place = address;
-        }
+        let several = vip.is_several();
+        let kind = if several { kind::RANGE } else { kind::SERVICE };
+        entries.add(service, SocketAddr::new(vip.address, vip.port), kind, 0);
         if service.spec.forward != Forward::Nat {
             continue;
         }
+        let kind = if several {
+            kind::REPLY_RANGE
+        } else {
+            kind::REPLY
+        };
         for (id, backend) in service.live_backends() {
-            let address = backend.spec.address;
-            let entry = IndexEntry {
-                address: address.ip().into(),
-                selector: selector(address.port().to_be(), TCP, kind::REPLY),
-                service: service.id,
-                backend: id,
-            };
-            // Two live backends never share an address; a later id would be the newer one.
-            entries.insert((address.ip(), entry.selector), entry);
+            entries.add(service, backend.spec.address, kind, id);
         }
     }
-    entries.into_values().collect()
+    entries.by_key.into_values().collect()
+}
+
+/// Entries of the index, and how many ranges each address has.
+#[derive(Default)]
+struct Entries {
+    by_key: BTreeMap<(IpAddr, u64), IndexEntry>,
+    ranges: BTreeMap<(IpAddr, u8, u8), u32>,
+}
+
+impl Entries {
+    /// The service's address, whatever the port.
+    fn add_address(&mut self, state: &State, service: &Service) {
+        let address = service.spec.listen.address;
+        let entry = IndexEntry {
+            address: address.into(),
+            selector: selector(0, 0, kind::VIP),
+            service: service.id,
+            backend: 0,
+        };
+        // Of several services at one address, one that wants echo requests answered.
+        let place = self
+            .by_key
+            .entry((address, entry.selector))
+            .or_insert(entry);
+        if service.spec.icmp_echo && !answers_echo(state, place.service) {
+            *place = entry;
+        }
+    }
+
+    fn add(&mut self, service: &Service, at: SocketAddr, kind: u8, backend: u32) {
+        let protocol = service.spec.listen.protocol.number();
+        let port = if matches!(kind, kind::RANGE | kind::REPLY_RANGE) {
+            let count = self.ranges.entry((at.ip(), protocol, kind)).or_default();
+            let number = *count as u16;
+            // Past the end nobody looks; the configuration and `add` refuse as many.
+            *count += 1;
+            number
+        } else {
+            at.port().to_be()
+        };
+        let entry = IndexEntry {
+            address: at.ip().into(),
+            selector: selector(port, protocol, kind),
+            service: service.id,
+            backend,
+        };
+        // Two live backends never share an address; a later id would be the newer one.
+        self.by_key.insert((at.ip(), entry.selector), entry);
+    }
 }
 
 fn answers_echo(state: &State, id: u32) -> bool {

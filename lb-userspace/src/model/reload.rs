@@ -179,10 +179,9 @@ fn add_service(spec: &ServiceSpec, ids: &mut Ids, now_ms: u64, changes: &mut Cha
     }
 }
 
-/// `ADDRESS:PORT/PROTOCOL`.
+/// `ADDRESS:PORTS/PROTOCOL`.
 pub fn listen(spec: &ServiceSpec) -> String {
-    let vip = &spec.listen;
-    format!("{}/tcp", std::net::SocketAddr::new(vip.address, vip.port))
+    spec.listen.to_string()
 }
 
 fn add_backend(

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -232,15 +233,100 @@ pub struct ServiceSpec {
     pub pools: BTreeMap<String, PoolSpec>,
 }
 
+impl ServiceSpec {
+    /// Whether its flows have neither an opening nor a closing packet: each of them has an entry in the flow table, begins
+    /// when that is made and ends when it is not seen any more.
+    pub const fn is_datagram(&self) -> bool {
+        matches!(self.listen.protocol, Protocol::Udp)
+    }
+}
+
 /// Address, port and protocol of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Vip {
     /// Destination address.
     pub address: IpAddr,
-    /// Destination port, host byte order, never 0.
+    /// Destination port, or the first of several; host byte order, never 0.
     pub port: u16,
+    /// The last of several ports; the same as `port` where there is one.
+    pub last_port: u16,
     /// Protocol.
     pub protocol: Protocol,
+}
+
+impl Vip {
+    /// Its port or ports.
+    pub const fn ports(&self) -> Ports {
+        Ports {
+            first: self.port,
+            last: self.last_port,
+        }
+    }
+
+    /// Whether it is more than one port. Such a service keeps the port that the client chose.
+    pub const fn is_several(&self) -> bool {
+        !self.ports().is_one()
+    }
+}
+
+impl fmt::Display for Vip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            IpAddr::V4(v4) => write!(f, "{v4}")?,
+            IpAddr::V6(v6) => write!(f, "[{v6}]")?,
+        }
+        write!(f, ":{}/{}", self.ports(), self.protocol.name())
+    }
+}
+
+/// A port, or several in a row. Host byte order, never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ports {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl Ports {
+    /// Every port.
+    pub const EVERY: Self = Self {
+        first: 1,
+        last: u16::MAX,
+    };
+
+    /// A single one.
+    pub const fn one(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// Whether it is a single one.
+    pub const fn is_one(self) -> bool {
+        self.first == self.last
+    }
+
+    /// Whether this is one of them.
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// Whether a port is in both.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::EVERY => write!(f, "*"),
+            ports if ports.is_one() => write!(f, "{}", ports.first),
+            Self { first, last } => write!(f, "{first}-{last}"),
+        }
+    }
 }
 
 /// Transport protocol of a service.
@@ -249,6 +335,26 @@ pub struct Vip {
 pub enum Protocol {
     /// TCP (IANA 6).
     Tcp,
+    /// UDP (IANA 17).
+    Udp,
+}
+
+impl Protocol {
+    /// Its IANA number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// As it is written behind a port.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// How a packet gets to its backend.
@@ -338,8 +444,11 @@ impl Default for TunnelSpec {
 pub enum Affinity {
     /// The whole 5-tuple.
     Flow,
-    /// The client's address alone.
-    Client,
+    /// The first bits of the client's address.
+    Client {
+        /// How many, counted in an address of the service's own family: at least 1, all of them for the address itself.
+        prefix: u8,
+    },
 }
 
 /// Which flows are listed in the flow table.
@@ -434,7 +543,8 @@ pub struct PoolSpec {
 /// One backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendSpec {
-    /// Where it listens. In `l2` the port is the service's own.
+    /// Where it listens. In `l2` the port is the service's own. Of a service on several ports it is 0: the one that the
+    /// client chose.
     pub address: SocketAddr,
     /// Its share relative to the other backends of its pool, 0 to 1000; 0 takes no new flows.
     pub weight: u32,

@@ -51,6 +51,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
         listen: Vip {
             address: [203, 0, 113, 10].into(),
             port: 80,
+            last_port: 80,
             protocol: Protocol::Tcp,
         },
         forward: Forward::Nat,

@@ -244,6 +244,14 @@ impl Lab {
             "--listen",
             &format!("[::]:{port}"),
         ]);
+        // A datagram's answer comes from the address that its socket is bound to.
+        let mut own = vec![self.backend(backend)];
+        if self.options.answers == Answers::Direct {
+            own.push(address::VIP);
+        }
+        for ip in own {
+            command.args(["--udp", &SocketAddr::new(ip, port).to_string()]);
+        }
         let mut guard = self.spawn(&format!("server-{backend}"), command)?;
         if self.lifetime == Lifetime::Parent {
             guard.wait_line("listening ")?;

@@ -4,6 +4,7 @@
 mod changes;
 mod clients;
 mod configuration;
+mod datagrams;
 mod drain;
 mod flood;
 mod health;

@@ -136,7 +136,7 @@ fn row(pool: &PoolStatus, backend: &BackendStatus) -> Vec<String> {
     vec![
         format!("{}{mark}", pool.name),
         backend.name.clone(),
-        backend.address.to_string(),
+        address(&backend.address),
         backend.admin.clone(),
         backend.health.clone(),
         if backend.accepting { "yes" } else { "no" }.to_owned(),
@@ -186,6 +186,14 @@ fn lost(outcomes: &BTreeMap<String, u64>) -> Option<String> {
         .map(|(name, count)| format!("{} {name}", human::count(*count)))
         .collect();
     (!lost.is_empty()).then(|| lost.join(", "))
+}
+
+/// Without a port where every one is the client's own choice.
+fn address(address: &std::net::SocketAddr) -> String {
+    match address.port() {
+        0 => address.ip().to_string(),
+        _ => address.to_string(),
+    }
 }
 
 #[cfg(test)]

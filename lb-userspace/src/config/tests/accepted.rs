@@ -295,3 +295,71 @@ fn tunnels_mix_families_and_take_the_nodes_source() {
     let b = &spec.services["b"].pools["p"].backends["x"].address;
     assert_eq!(b.to_string(), "[fd00::1]:80");
 }
+
+#[test]
+fn udp_services() {
+    let spec = check(
+        "interfaces = [\"eth0\"]\n[service.dns]\nlisten = \"203.0.113.53:53/udp\"\nhealth.readiness = { tcp = true }\n\
+         pool.p.backends = { a = \"10.0.0.1:5353\" }\n\
+         [service.dns-tcp]\nlisten = \"203.0.113.53:53\"\npool.p.backends = { a = \"10.0.0.1:5353\" }\n",
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    let dns = &spec.services["dns"];
+    assert_eq!(dns.listen.to_string(), "203.0.113.53:53/udp");
+    assert_eq!(dns.tracking, Tracking::Full);
+    assert_eq!(dns.idle_timeout, Duration::from_secs(30));
+    assert_eq!(
+        spec.services["dns-tcp"].idle_timeout,
+        Duration::from_secs(350)
+    );
+}
+
+#[test]
+fn several_ports() {
+    let service = |name: &str, listen: &str, backend: &str| {
+        format!(
+            "[service.{name}]\nlisten = \"{listen}\"\nhealth = \"none\"\npool.p.backends = {{ a = \"{backend}\" }}\n"
+        )
+    };
+    let text = String::from("interfaces = [\"eth0\"]\n")
+        + &service("exact", "203.0.113.10:8080", "10.0.0.1:80")
+        + &service("range", "203.0.113.10:8000-8999", "10.0.0.2")
+        + &service("next", "203.0.113.10:9000-9001/tcp", "10.0.0.2")
+        + &service("every", "203.0.113.10:*", "10.0.0.3")
+        + &service("every-udp", "203.0.113.10:*/udp", "10.0.0.3")
+        + &service("six", "[2001:db8::10]:*/udp", "fd00::3");
+    let spec = check(&text).unwrap_or_else(|error| panic!("{error}"));
+    for (name, listen, backend) in [
+        ("range", "203.0.113.10:8000-8999/tcp", "10.0.0.2:0"),
+        ("every", "203.0.113.10:*/tcp", "10.0.0.3:0"),
+        ("six", "[2001:db8::10]:*/udp", "[fd00::3]:0"),
+    ] {
+        let service = &spec.services[name];
+        assert_eq!(service.listen.to_string(), listen);
+        let address = service.pools["p"].backends["a"].address;
+        assert_eq!(address.to_string(), backend);
+    }
+}
+
+#[test]
+fn affinity_by_a_prefix() {
+    let prefix = |listen: &str, affinity: &str, backend: &str| {
+        let text = format!(
+            "interfaces = [\"eth0\"]\n[service.web]\nlisten = \"{listen}\"\naffinity = {affinity}\n\
+             pool.p.backends = {{ a = \"{backend}\" }}\n"
+        );
+        let spec = check(&text).unwrap_or_else(|error| panic!("{error}"));
+        spec.services["web"].affinity
+    };
+    let (v4, v6) = ("203.0.113.10:80", "[2001:db8::10]:80");
+    let (b4, b6) = ("10.0.0.1:80", "[fd00::1]:80");
+    for (listen, affinity, backend, bits) in [
+        (v4, "\"client\"", b4, 32),
+        (v4, "{ client = 24 }", b4, 24),
+        (v6, "\"client\"", b6, 128),
+        (v6, "{ client = 56 }", b6, 56),
+    ] {
+        let wanted = Affinity::Client { prefix: bits };
+        assert_eq!(prefix(listen, affinity, backend), wanted);
+    }
+}

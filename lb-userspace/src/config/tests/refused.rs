@@ -122,16 +122,14 @@ fn listen() {
     );
     refuse_in_service(&[
         ("listen = 443", "3:10", &["must be a text in quotes"]),
-        ("listen = \"203.0.113.10:443/udp\"", "3:10", &["UDP", "not supported yet"]),
+        ("listen = \"203.0.113.10:443/udp\"", "2:10", &["a UDP service lacks `health`", "health = \"none\""]),
         ("listen = \"203.0.113.10:443/quic\"", "3:10", &["QUIC", "not supported yet"]),
         ("listen = \"203.0.113.10:443/tpc\"", "3:10", &["`tpc` for a protocol", "/tcp"]),
-        ("listen = \"203.0.113.10:8000-8100\"", "3:10", &["several ports", "not supported yet"]),
-        ("listen = \"203.0.113.10:80,443\"", "3:10", &["several ports", "not supported yet"]),
-        ("listen = \"203.0.113.10:*\"", "3:10", &["every port", "not supported yet"]),
+        ("listen = \"203.0.113.10:8100-8000\"", "3:10", &["not the lesser", "FIRST-LAST"]),
+        ("listen = \"203.0.113.10:80,443\"", "3:10", &["a list of ports", "not supported yet"]),
         ("listen = \"2001:db8::10\"", "3:10", &["lacks a port", "write [2001:db8::10]:443"]),
         ("listen = \"2001:db8::10:443\"", "3:10", &["lacks a port", "[2001:db8::10:443]:443"]),
         ("listen = \"[2001:db8::10]\"", "3:10", &["lacks a port", "write [2001:db8::10]:443"]),
-        ("listen = \"[2001:db8::10]:*\"", "3:10", &["every port", "not supported yet"]),
         ("listen = \"[::ffff:203.0.113.10]:443\"", "3:10", &["IPv4 address written as IPv6", "write 203.0.113.10:443"]),
         ("listen = \"[203.0.113.10]:443\"", "3:10", &["no IPv6 address", "[2001:db8::10]:443"]),
         ("listen = \"[fe80::1]:443\"", "3:10", &["link-local"]),
@@ -169,6 +167,8 @@ fn words_and_numbers_of_a_service() {
         ("forward = \"ipip\"\npool.blue.backends = { a = \"10.0.0.1:8443\" }", "4:28", &["port 8443", "`ipip` cannot rewrite"]),
         ("forward = \"full-nat\"", "3:11", &["not supported yet"]),
         ("forward = \"L2\"", "3:11", &["cannot be `L2`", "did you mean `l2`?"]),
+        ("affinity = { client = 33 }", "3:23", &["out of range", "from 1 to 32"]),
+        ("affinity = {}", "3:1", &["lacks `client`", "client = 24"]),
         ("affinity = \"clients\"", "3:12", &["did you mean `client`?"]),
         ("tracking = \"none\"", "3:12", &["choices are `moved`, `full`"]),
         ("min_available = 2", "3:17", &["`min_available` is 2", "`blue` has 1 backend", "min_available = 1"]),
@@ -336,8 +336,8 @@ fn between_services() {
             &[("6:10", &["`203.0.113.1:80` is already where service `a` listens (line 3)", "service `b`"])]),
         (["[::ffff:203.0.113.1]:80", "10.0.0.1:80"], ["203.0.113.1:80", "10.0.0.2:80"],
             &[("3:10", &["IPv4 address written as IPv6"]), ("6:10", &["already where service `a` listens (line 3)"])]),
-        (["203.0.113.1:80/udp", "10.0.0.1:80"], ["203.0.113.1:80/tcp", "10.0.0.2:80"],
-            &[("3:10", &["UDP"])]),
+        (["203.0.113.1:80/udp", "10.0.0.1:80"], ["203.0.113.1:80/tcp", "10.0.0.1:80"],
+            &[("2:10", &["a UDP service lacks `health`"])]),
         (["203.0.113.1:80", "10.0.0.1:80"], ["203.0.113.2:80", "10.0.0.1:80"],
             &[("7:25", &["`nat` backend of service `a` too (line 4)", "could not be told apart"])]),
         (["203.0.113.1:80", "203.0.113.2:80"], ["203.0.113.2:80", "10.0.0.1:80"],
@@ -446,4 +446,34 @@ fn errors_as_people_and_programs_see_them() {
     assert_eq!(json["problems"][0]["line"], 3);
     assert_eq!(json["problems"][1]["column"], 11);
     assert_eq!(json["problems"][0]["hint"], "did you mean `xdp_mode`?");
+}
+
+#[test]
+#[rustfmt::skip] // A row a line.
+fn several_ports() {
+    let rows: &[([&str; 2], [&str; 2], &[Expected<'_>])] = &[
+        (["203.0.113.1:80-90", "10.0.0.1"], ["203.0.113.1:90-99", "10.0.0.2"],
+            &[("7:10", &["`203.0.113.1:90-99` is already where service `a` listens (line 3)"])]),
+        (["203.0.113.1:80-90", "10.0.0.1"], ["203.0.113.2:85", "10.0.0.1:85"],
+            &[("8:25", &["`nat` backend of service `a` too (line 4)"])]),
+        (["203.0.113.1:80-90", "10.0.0.1:80"], ["203.0.113.2:85", "10.0.0.1:85"],
+            &[("4:25", &["keeps the one that a client chose", "write 10.0.0.1"]), ("8:25", &["too (line 4)"])]),
+        (["203.0.113.1:80-90", "203.0.113.2"], ["203.0.113.2:85", "10.0.0.1:85"],
+            &[("4:25", &["where service `b` listens"])]),
+    ];
+    for ([l1, b1], [l2, b2], expected) in rows {
+        let text = format!(
+            "interfaces = [\"e\"]\n[service.a]\nlisten = \"{l1}\"\npool.p.backends = {{ x = \"{b1}\" }}\nhealth = \"none\"\n\
+             [service.b]\nlisten = \"{l2}\"\npool.p.backends = {{ x = \"{b2}\" }}\nhealth = \"none\"\n"
+        );
+        refuse(&text, expected);
+    }
+    refuse_in_service(&[
+        ("listen = \"203.0.113.1:*\"\nhealth.readiness = { tcp = true }\npool.p.backends = { a = \"10.0.0.1\" }", "4:8",
+            &["`readiness` lacks `port`", "port = 8080"]),
+        ("listen = \"203.0.113.1:*\"\npool.p.backends = { a = \"10.0.0.1\" }", "2:10",
+            &["a service on several ports lacks `health`"]),
+        ("listen = \"203.0.113.1:53/udp\"\nhealth = \"none\"\ntracking = \"moved\"", "5:12",
+            &["cannot be `moved` in a UDP service"]),
+    ]);
 }

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::super::words::quote;
 
 /// What this version serves; the hint to all that it does not.
-pub(super) const SERVED_TODAY: &str = "ebb serves TCP on a single port today";
+pub(super) const SERVED_TODAY: &str =
+    "ebb serves TCP and UDP, on a port, ports in a row or every port";
 
 /// `ADDRESS` or `ADDRESS:PORT`, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,9 @@ pub(super) enum Port {
     One(u16),
     /// `*`.
     Every,
-    /// `8000-8100` or a list.
+    /// `8000-8100`; the first is less than the last, neither is 0.
+    Range(u16, u16),
+    /// A list.
     Several,
 }
 
@@ -115,16 +118,33 @@ fn parse_port(text: &str) -> Result<Port, Fault> {
         return Ok(Port::Every);
     }
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if text.contains(['-', ',']) && text.split(['-', ',']).all(digits) {
-        return Ok(Port::Several);
-    }
-    match text.parse::<u16>() {
-        Ok(port) if port != 0 && digits(text) => Ok(Port::One(port)),
+    let number = |text: &str| match text.parse::<u16>() {
+        Ok(port) if port != 0 && digits(text) => Ok(port),
         _ => Err(Fault::new(
             format!("has {} for a port", quote(text)),
             "a port is a number from 1 to 65535",
         )),
+    };
+    if let Some((first, last)) = text.split_once('-')
+        && digits(first)
+        && digits(last)
+    {
+        let (first, last) = (number(first)?, number(last)?);
+        if first < last {
+            return Ok(Port::Range(first, last));
+        }
+        return Err(Fault::new(
+            format!(
+                "has the ports {}, of which the first is not the lesser",
+                quote(text)
+            ),
+            "write FIRST-LAST, such as 8000-8999",
+        ));
     }
+    if text.contains(['-', ',']) && text.split(['-', ',']).all(digits) {
+        return Ok(Port::Several);
+    }
+    number(text).map(Port::One)
 }
 
 /// Of an IPv4-mapped address: the IPv4 address is meant.
@@ -157,7 +177,7 @@ mod tests {
             ("203.0.113.10:443", v4(Port::One(443))),
             ("203.0.113.10:65535", v4(Port::One(65535))),
             ("203.0.113.10:*", v4(Port::Every)),
-            ("203.0.113.10:80-90", v4(Port::Several)),
+            ("203.0.113.10:80-90", v4(Port::Range(80, 90))),
             ("203.0.113.10:80,90", v4(Port::Several)),
             (
                 "::1",
@@ -200,6 +220,8 @@ mod tests {
             ("203.0.113.10:+443", "for a port"),
             ("203.0.113.10:65536", "for a port"),
             ("203.0.113.10:80-", "for a port"),
+            ("203.0.113.10:90-80", "not the lesser"),
+            ("203.0.113.10:0-80", "`0` for a port"),
             ("203.0.113.10:https", "for a port"),
             ("[::1", "closing"),
             ("[::1]443", "no `:`"),

@@ -1,11 +1,10 @@
 //! Rules between services, and between the backends of one.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    net::SocketAddr,
-};
+use std::{collections::HashMap, net::IpAddr};
 
-use crate::model::spec::Forward;
+use lb_common::limits::RANGES_MAX;
+
+use crate::model::spec::{Forward, Ports};
 
 use super::{
     super::{file::Place, problem::Problems, words::quote},
@@ -24,34 +23,58 @@ pub(super) fn check(facts: &Facts, problems: &mut Problems<'_>) {
     within_capacity(facts, problems);
 }
 
+/// An exact port goes before ports in a row, and these before every port; ports in a row do not overlap.
 fn one_service_a_vip(facts: &Facts, problems: &mut Problems<'_>) {
     let mut services: Vec<_> = facts
         .services
         .iter()
-        .filter_map(|service| service.listen.map(|listen| (listen, service)))
+        .filter_map(|service| Some((service.listen?, service.ports?, service)))
         .collect();
-    services.sort_by_key(|(listen, _)| listen.place);
-    let mut first: HashMap<SocketAddr, &ServiceFacts> = HashMap::new();
-    for (listen, service) in services {
-        match first.entry(listen.value) {
-            Entry::Vacant(free) => {
-                free.insert(service);
-            }
-            Entry::Occupied(taken) => {
-                let other = taken.get();
-                let line = other.listen.map_or(0, |listen| problems.line(listen.place));
-                let message = format!(
-                    "{} is already where service {} listens (line {line})",
-                    quote(&listen.value.to_string()),
-                    quote(other.title())
-                );
-                let hint = format!(
-                    "give service {} another address or port",
-                    quote(service.title())
-                );
-                problems.report(listen.place, message, hint);
-            }
+    services.sort_by_key(|(listen, ..)| listen.place);
+    let mut earlier: HashMap<_, Vec<(Ports, &ServiceFacts)>> = HashMap::new();
+    for (listen, ports, service) in services {
+        let key = (listen.value.ip(), service.protocol);
+        let others = earlier.entry(key).or_default();
+        if let Some((_, other)) = others.iter().find(|(other, _)| clash(*other, ports)) {
+            let line = other.listen.map_or(0, |listen| problems.line(listen.place));
+            let what = with_ports(listen.value.ip(), ports);
+            let message = format!(
+                "{} is already where service {} listens (line {line})",
+                quote(&what),
+                quote(other.title())
+            );
+            let hint = format!(
+                "give service {} another address or port",
+                quote(service.title())
+            );
+            problems.report(listen.place, message, hint);
+        } else {
+            others.push((ports, service));
         }
+        let ranges = others.iter().filter(|(ports, _)| !ports.is_one()).count();
+        if !ports.is_one() && ranges > RANGES_MAX as usize {
+            let message = format!(
+                "{} has more than {RANGES_MAX} services on several ports",
+                quote(&listen.value.ip().to_string())
+            );
+            problems.report(
+                listen.place,
+                message,
+                "join some of them, or use another address",
+            );
+        }
+    }
+}
+
+fn clash(a: Ports, b: Ports) -> bool {
+    let nested = a.is_one() != b.is_one() || (a == Ports::EVERY) != (b == Ports::EVERY);
+    a == b || (a.overlaps(b) && !nested)
+}
+
+fn with_ports(ip: IpAddr, ports: Ports) -> String {
+    match ip {
+        IpAddr::V4(v4) => format!("{v4}:{ports}"),
+        IpAddr::V6(v6) => format!("[{v6}]:{ports}"),
     }
 }
 
@@ -104,12 +127,21 @@ fn one_backend_an_address(service: &ServiceFacts, problems: &mut Problems<'_>) {
 
 /// A packet to such a backend would be a packet to a service.
 fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Problems<'_>) {
-    let vips: HashMap<SocketAddr, &str> = facts
-        .services
-        .iter()
-        .filter_map(|other| other.listen.map(|listen| (listen.value, other.title())))
-        .collect();
-    for (backend, BackendAddress { ip, port }, place) in service.addressed() {
+    let mut vips: HashMap<IpAddr, Vec<(Ports, &str)>> = HashMap::new();
+    for other in &facts.services {
+        if let (Some(listen), Some(ports)) = (other.listen, other.ports)
+            && other.protocol == service.protocol
+        {
+            let at = vips.entry(listen.value.ip()).or_default();
+            at.push((ports, other.title()));
+        }
+    }
+    let listens = |ip: IpAddr, own: Ports| {
+        let mut at = vips.get(&ip)?.iter();
+        at.find(|(ports, _)| ports.overlaps(own))
+            .map(|(_, title)| *title)
+    };
+    for (backend, BackendAddress { ip, ports }, place) in service.addressed() {
         let name = quote(&backend.name.value);
         if service.listen.is_some_and(|listen| listen.value.ip() == ip) {
             let message = format!("backend {name} has the address of its own service");
@@ -120,7 +152,7 @@ fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Pr
                 _ => "write the address that the backend has on its network",
             };
             problems.report(place, message, hint);
-        } else if let Some(other) = port.and_then(|port| vips.get(&SocketAddr::new(ip, port))) {
+        } else if let Some(other) = ports.and_then(|ports| listens(ip, ports)) {
             let message = format!("backend {name} is where service {} listens", quote(other));
             problems.report(
                 place,
@@ -143,16 +175,25 @@ fn one_nat_service_a_backend(facts: &Facts, problems: &mut Problems<'_>) {
                 .addressed()
                 .map(move |found| (index, service, found))
         })
-        .filter(|(_, _, (_, address, _))| address.port.is_some())
         .collect();
     backends.sort_by_key(|(_, _, (_, _, place))| *place);
-    let mut first = HashMap::new();
-    for (index, service, (backend, address, place)) in backends {
-        let (other_index, other, other_place) =
-            *first
-                .entry(address)
-                .or_insert((index, service.title(), place));
-        if other_index != index {
+    let mut earlier: HashMap<_, Vec<(Ports, usize, &str, Place)>> = HashMap::new();
+    for (index, service, (backend, BackendAddress { ip, ports }, place)) in backends {
+        let Some(ports) = ports else { continue };
+        let others = earlier.entry((ip, service.protocol)).or_default();
+        let clash = others
+            .iter()
+            .find(|(taken, other, ..)| *other != index && taken.overlaps(ports))
+            .copied();
+        others.push((ports, index, service.title(), place));
+        let ranges = others.iter().filter(|(ports, ..)| !ports.is_one()).count();
+        if !ports.is_one() && ranges > RANGES_MAX as usize {
+            let message = format!(
+                "backend {} is in more than {RANGES_MAX} `nat` services on several ports",
+                quote(&backend.name.value)
+            );
+            problems.report(place, message, "join some of the services");
+        } else if let Some((_, _, other, other_place)) = clash {
             let line = problems.line(other_place);
             let message = format!(
                 "backend {} is a `nat` backend of service {} too (line {line}): its answers could not be told apart",

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::spec::{Capacity, Forward, TunnelSpec};
+use crate::model::spec::{Capacity, Forward, Ports, Protocol, TunnelSpec};
 
 use super::super::file::{Located, Place};
 
@@ -23,8 +23,12 @@ pub(super) struct Facts {
 #[derive(Debug)]
 pub(super) struct ServiceFacts {
     pub(super) name: Located<String>,
-    /// Where it listens, as far as an address and one TCP port could be read.
+    /// Where it listens, as far as an address and its (first) port could be read.
     pub(super) listen: Option<Located<SocketAddr>>,
+    /// Its ports, when those could be read.
+    pub(super) ports: Option<Ports>,
+    /// Its protocol, when that could be read.
+    pub(super) protocol: Option<Protocol>,
     /// How it forwards, when that could be read.
     pub(super) forward: Option<Forward>,
     /// Its backends in the order of the file.
@@ -39,11 +43,11 @@ pub(super) struct BackendFacts {
     pub(super) address: Option<Located<BackendAddress>>,
 }
 
-/// A backend's address; the port is absent where it is the service's own and that could not be read.
+/// A backend's address; the ports are absent where they are the service's own and those could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct BackendAddress {
     pub(super) ip: IpAddr,
-    pub(super) port: Option<u16>,
+    pub(super) ports: Option<Ports>,
 }
 
 impl ServiceFacts {

@@ -1,12 +1,15 @@
 //! Health checks of a service: `[service.X.health]`.
 
-use crate::model::spec::{HealthSpec, ProbeKind, ProbeSpec};
+use crate::model::spec::{HealthSpec, ProbeKind, ProbeSpec, Protocol};
 
-use super::super::{
-    file::{Field, Section},
-    limits,
-    problem::{Problems, Reported},
-    words::quote,
+use super::{
+    super::{
+        file::{Field, Section},
+        limits,
+        problem::{Problems, Reported},
+        words::quote,
+    },
+    listen::Listen,
 };
 
 const SWITCH_OFF: &str = "write health = \"none\" to switch health checks off";
@@ -31,12 +34,28 @@ fn default() -> HealthSpec {
 /// Reads the section, or takes the default where there is none.
 ///
 /// A section makes exactly the checks it lists. An empty one could mean "none" or "the usual", so it is refused.
+///
+/// Nobody answers a datagram that means nothing to him, and no port of several is the one to ask: such services have no
+/// check that could go without saying.
 pub(super) fn read(
-    field: Option<Field<'_>>,
+    of: &mut Section<'_>,
+    listen: &Listen,
     service: &str,
     problems: &mut Problems<'_>,
 ) -> Result<HealthSpec, Reported> {
-    let Some(field) = field else {
+    let Some(field) = of.field("health") else {
+        let several = listen.ports.is_some_and(|ports| !ports.is_one());
+        if several || listen.protocol == Some(Protocol::Udp) {
+            let what = if several {
+                "a service on several ports"
+            } else {
+                "a UDP service"
+            };
+            let hint = format!(
+                "name a port that answers, such as health.readiness = {{ tcp = true, port = 8080 }}; or {SWITCH_OFF}"
+            );
+            return Err(problems.report(of.place, format!("{what} lacks `health`"), hint));
+        }
         return Ok(default());
     };
     if field.is_text() {
@@ -56,7 +75,7 @@ pub(super) fn read(
     let mut check = |key, rise, problems: &mut Problems<'_>| {
         let check = section
             .field(key)
-            .map(|field| probe(&field, &format!("{title}.{key}"), rise, problems));
+            .map(|field| probe(&field, &format!("{title}.{key}"), listen, rise, problems));
         check.transpose()
     };
     let startup = check("startup", limits::PROBE_STARTUP_RISE_DEFAULT, problems);
@@ -73,6 +92,7 @@ pub(super) fn read(
 fn probe(
     field: &Field<'_>,
     title: &str,
+    listen: &Listen,
     default_rise: u32,
     problems: &mut Problems<'_>,
 ) -> Result<ProbeSpec, Reported> {
@@ -81,6 +101,17 @@ fn probe(
     let port = section
         .field("port")
         .map(|field| field.integer(problems, 1..=u32::from(u16::MAX)));
+    if port.is_none() && listen.ports.is_some_and(|ports| !ports.is_one()) {
+        let message = format!(
+            "{} lacks `port`: the service is on several",
+            quote(field.key)
+        );
+        problems.report(
+            field.place(),
+            message,
+            "add the port to ask, such as port = 8080",
+        );
+    }
     let port = port
         .transpose()
         .map(|port| port.and_then(|port| u16::try_from(port).ok()));

@@ -1,10 +1,10 @@
-//! Where a service listens: `ADDRESS:PORT[/PROTOCOL]`.
+//! Where a service listens: `ADDRESS:PORTS[/PROTOCOL]`.
 
 use std::net::SocketAddr;
 
 use crate::model::{
     address::{is_mapped, unusable},
-    spec::{Protocol, Vip},
+    spec::{Ports, Protocol, Vip},
 };
 
 use super::{
@@ -22,9 +22,12 @@ pub(super) struct Listen {
     /// The address, when this version can serve it.
     pub(super) vip: Result<Vip, Reported>,
     /// The address as far as it was understood, also when it was refused; IPv4 where it is a mapped one.
+    /// Its port is the first where there are several.
     pub(super) heard: Option<Located<SocketAddr>>,
-    /// Whether the protocol is TCP: the same port of another protocol is another place to listen.
-    pub(super) tcp: bool,
+    /// All the ports of it.
+    pub(super) ports: Option<Ports>,
+    /// The protocol, when it is one: the same port of another protocol is another place to listen.
+    pub(super) protocol: Option<Protocol>,
 }
 
 impl Listen {
@@ -33,7 +36,8 @@ impl Listen {
         Self {
             vip: Err(reported),
             heard: None,
-            tcp: false,
+            ports: None,
+            protocol: None,
         }
     }
 }
@@ -49,16 +53,12 @@ pub(super) fn read(field: &Field<'_>, problems: &mut Problems<'_>) -> Listen {
         None => (text, None),
     };
     let endpoint = endpoint(address);
-    let heard = match endpoint {
-        Ok(Endpoint {
-            ip,
-            port: Port::One(port),
-        }) => Some(Located {
-            value: SocketAddr::new(ip.to_canonical(), port),
-            place: field.place(),
-        }),
-        _ => None,
-    };
+    let heard = endpoint.as_ref().ok().and_then(|endpoint| {
+        let ports = ports(endpoint.port)?;
+        let value = SocketAddr::new(endpoint.ip.to_canonical(), ports.first);
+        let place = field.place();
+        Some((Located { value, place }, ports))
+    });
     let vip = endpoint
         .and_then(|endpoint| vip(endpoint, protocol))
         .map_err(|fault| {
@@ -68,8 +68,32 @@ pub(super) fn read(field: &Field<'_>, problems: &mut Problems<'_>) -> Listen {
                 fault.hint,
             )
         });
-    let tcp = matches!(protocol, None | Some("tcp"));
-    Listen { vip, heard, tcp }
+    Listen {
+        vip,
+        heard: heard.map(|(heard, _)| heard),
+        ports: heard.map(|(_, ports)| ports),
+        protocol: known(protocol),
+    }
+}
+
+/// The ports meant, where they are in a row.
+const fn ports(port: Port) -> Option<Ports> {
+    match port {
+        Port::One(port) => Some(Ports::one(port)),
+        Port::Range(first, last) => Some(Ports { first, last }),
+        Port::Every => Some(Ports::EVERY),
+        Port::Absent | Port::Several => None,
+    }
+}
+
+/// The protocol of this name; TCP without one.
+fn known(name: Option<&str>) -> Option<Protocol> {
+    match name {
+        None => Some(Protocol::Tcp),
+        Some(name) => [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .find(|protocol| protocol.name() == name),
+    }
 }
 
 fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
@@ -79,18 +103,17 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
             SERVED_TODAY,
         )
     };
-    match protocol {
-        None | Some("tcp") => {}
-        Some("udp") => return Err(later("UDP")),
-        Some("quic") => return Err(later("QUIC")),
-        Some("sctp") => return Err(later("SCTP")),
-        Some(other) => {
+    let protocol = match (known(protocol), protocol) {
+        (Some(known), _) => known,
+        (None, Some("quic")) => return Err(later("QUIC")),
+        (None, Some("sctp")) => return Err(later("SCTP")),
+        (None, other) => {
             return Err(Fault::new(
-                format!("has {} for a protocol", quote(other)),
-                "write /tcp or leave it out",
+                format!("has {} for a protocol", quote(other.unwrap_or_default())),
+                "write /udp or /tcp; without one it is TCP",
             ));
         }
-    }
+    };
     if is_mapped(endpoint.ip) {
         return Err(mapped(endpoint));
     }
@@ -101,17 +124,17 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
             "use an address that is routed to this node",
         ));
     }
-    match endpoint.port {
-        Port::One(port) => Ok(Vip {
+    match (ports(endpoint.port), endpoint.port) {
+        (Some(ports), _) => Ok(Vip {
             address: endpoint.ip,
-            port,
-            protocol: Protocol::Tcp,
+            port: ports.first,
+            last_port: ports.last,
+            protocol,
         }),
-        Port::Absent => Err(Fault::new(
+        (None, Port::Absent) => Err(Fault::new(
             "lacks a port",
             format!("write {}", with_port(endpoint.ip, 443)),
         )),
-        Port::Every => Err(later("every port")),
-        Port::Several => Err(later("several ports")),
+        (None, _) => Err(later("a list of ports")),
     }
 }

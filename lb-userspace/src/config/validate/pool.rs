@@ -7,7 +7,7 @@ use std::{
 
 use crate::model::{
     address::{family, is_mapped, unusable},
-    spec::{BackendSpec, Forward, PoolSpec},
+    spec::{BackendSpec, Forward, PoolSpec, Ports},
 };
 
 use super::{
@@ -205,17 +205,17 @@ fn heard(
     let Ok(Endpoint { ip, port }) = endpoint else {
         return None;
     };
-    let port = match (port, of.forward) {
-        (Port::One(port), _) => Some(*port),
-        (Port::Absent, Ok(forward)) if !forward.rewrites_port() => {
-            of.listen.heard.map(|listen| listen.value.port())
-        }
+    let several = of.listen.ports.is_some_and(|ports| !ports.is_one());
+    let ports = match (port, of.forward) {
+        (Port::One(port), _) => Some(Ports::one(*port)),
+        (Port::Absent, Ok(forward)) if !forward.rewrites_port() => of.listen.ports,
+        (Port::Absent, _) if several => of.listen.ports,
         _ => None,
     };
     Some(Located {
         value: BackendAddress {
             ip: ip.to_canonical(),
-            port,
+            ports,
         },
         place: field.place(),
     })
@@ -255,8 +255,15 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
         return Err(fault.into());
     }
     let listen_port = of.listen.heard.map(|listen| listen.value.port());
+    let several = of.listen.ports.is_some_and(|ports| !ports.is_one());
     match port {
-        Port::Every | Port::Several => Err(Fault::new(
+        Port::Absent if several => Ok(SocketAddr::new(ip, 0)),
+        _ if several => Err(Fault::new(
+            "has a port, but the service is on several and keeps the one that a client chose",
+            format!("write {ip}"),
+        )
+        .into()),
+        Port::Every | Port::Range(..) | Port::Several => Err(Fault::new(
             "has more than one port",
             "a backend listens on a single port",
         )

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::spec::{
-    Affinity, DrainSpec, Forward, OnDeadline, PoolSpec, ServiceSpec, Tracking,
+    Affinity, DrainSpec, Forward, OnDeadline, PoolSpec, Protocol, ServiceSpec, Tracking,
 };
 
 use super::{
@@ -39,22 +39,26 @@ pub(super) fn read(
         .map_or_else(Listen::unheard, |field| listen::read(&field, problems));
     let forward = forward(section, problems);
     let tunnel = tunnel::of_service(section, forward, facts.tunnel, problems);
-    let affinity = choice(section, "affinity", Affinity::Flow, &AFFINITIES, problems);
-    let tracking = choice(section, "tracking", Tracking::Moved, &TRACKINGS, problems);
+    let affinity = affinity(section, &listen, field.key, problems);
+    let tracking = tracking(section, listen.protocol, problems);
     let drain = drain(section.field("drain"), field.key, problems);
-    let idle_timeout = section
-        .field("idle_timeout")
-        .map_or(Ok(limits::IDLE_TIMEOUT_DEFAULT), |field| {
-            field.duration(problems, limits::IDLE_TIMEOUT)
-        });
-    let health = health::read(section.field("health"), field.key, problems);
+    let default = match listen.protocol {
+        Some(Protocol::Udp) => limits::IDLE_TIMEOUT_UDP_DEFAULT,
+        _ => limits::IDLE_TIMEOUT_DEFAULT,
+    };
+    let idle_timeout = section.field("idle_timeout").map_or(Ok(default), |field| {
+        field.duration(problems, limits::IDLE_TIMEOUT)
+    });
+    let health = health::read(section, &listen, field.key, problems);
 
     let mut service_facts = ServiceFacts {
         name: Located {
             value: field.key.to_owned(),
             place: field.key_place,
         },
-        listen: listen.heard.filter(|_| listen.tcp),
+        listen: listen.heard.filter(|_| listen.protocol.is_some()),
+        ports: listen.ports,
+        protocol: listen.protocol,
         forward: forward.ok(),
         backends: Vec::new(),
     };
@@ -98,7 +102,6 @@ pub(super) fn read(
     })
 }
 
-const AFFINITIES: [(&str, Affinity); 2] = [("flow", Affinity::Flow), ("client", Affinity::Client)];
 const TRACKINGS: [(&str, Tracking); 2] = [("moved", Tracking::Moved), ("full", Tracking::Full)];
 const DEADLINES: [(&str, OnDeadline); 3] = [
     ("reset", OnDeadline::Reset),
@@ -116,6 +119,60 @@ fn choice<T: Copy>(
     section
         .field(key)
         .map_or(Ok(default), |field| field.choice(problems, choices, &[]))
+}
+
+/// `"flow"`, `"client"`, or `{ client = PREFIX }`.
+fn affinity(
+    section: &mut Section<'_>,
+    listen: &Listen,
+    service: &str,
+    problems: &mut Problems<'_>,
+) -> Result<Affinity, Reported> {
+    let Some(field) = section.field("affinity") else {
+        return Ok(Affinity::Flow);
+    };
+    // Where the family is not known, that is the error, not this.
+    let bits = match listen.heard {
+        Some(heard) if heard.value.is_ipv4() => 32,
+        _ => 128,
+    };
+    if !field.is_table() {
+        let choices = [
+            ("flow", Affinity::Flow),
+            ("client", Affinity::Client { prefix: bits }),
+        ];
+        return field.choice(problems, &choices, &[]);
+    }
+    let mut section = field.section(problems, &format!("service.{service}.affinity"))?;
+    let hint = "for example: affinity = { client = 24 }";
+    let prefix = section
+        .required("client", problems, hint)
+        .and_then(|field| field.integer(problems, 1..=u32::from(bits)));
+    section.finish(problems);
+    Ok(Affinity::Client {
+        prefix: u8::try_from(prefix?).unwrap_or(bits),
+    })
+}
+
+/// Of UDP every flow is listed: a datagram does not say whether it opens one.
+fn tracking(
+    section: &mut Section<'_>,
+    protocol: Option<Protocol>,
+    problems: &mut Problems<'_>,
+) -> Result<Tracking, Reported> {
+    let Some(field) = section.field("tracking") else {
+        return Ok(match protocol {
+            Some(Protocol::Udp) => Tracking::Full,
+            _ => Tracking::Moved,
+        });
+    };
+    let tracking = field.choice(problems, &TRACKINGS, &[])?;
+    if protocol == Some(Protocol::Udp) && tracking == Tracking::Moved {
+        let message =
+            "cannot be `moved` in a UDP service: a datagram does not say whether it opens a flow";
+        return Err(field.wrong(problems, message, "take the line out; every flow is listed"));
+    }
+    Ok(tracking)
 }
 
 fn forward(section: &mut Section<'_>, problems: &mut Problems<'_>) -> Result<Forward, Reported> {

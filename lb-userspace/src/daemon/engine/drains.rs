@@ -11,6 +11,7 @@ impl Engine {
     /// Counts what is to be counted, ends what is to end.
     pub(super) fn step_drains(&mut self, now_ms: u64) -> Result<(), Fault> {
         self.note_ages();
+        let expired = std::mem::take(&mut self.expired);
         let mut ops = Vec::new();
         for (name, service, id, backend) in self.state.backends() {
             match &backend.admin {
@@ -21,7 +22,8 @@ impl Engine {
                         id,
                         backend,
                     };
-                    self.step_drain(&target, drain, now_ms, &mut ops);
+                    let expired = expired.get(&id).copied().unwrap_or(0);
+                    self.step_drain(&target, drain, expired, now_ms, &mut ops);
                 }
                 Admin::Drained(drained) if backend.leaving => {
                     if self.may_leave(service, id, backend, drained, now_ms) {
@@ -42,25 +44,34 @@ impl Engine {
         }
     }
 
-    fn step_drain(&self, target: &Target, drain: &Draining, now_ms: u64, ops: &mut Vec<Op>) {
+    /// `expired`: flows that looks have freed since the last step.
+    fn step_drain(
+        &self,
+        target: &Target,
+        drain: &Draining,
+        expired: u64,
+        now_ms: u64,
+        ops: &mut Vec<Op>,
+    ) {
         let sight = self.sight(target.service, target.id, target.backend);
         let service = target.name.to_owned();
         let backend = target.id;
         let mut drain = drain.clone();
         if drain.at_start.is_none() {
-            drain.at_start = Some(sight.left());
-            let flows = sight.left();
+            // What was freed since the command was there at the command. The counters still say so, where they know.
+            let freed = if target.service.spec.is_datagram() {
+                expired
+            } else {
+                0
+            };
+            let flows = sight.left() + freed;
+            drain.at_start = Some(flows);
             ops.push(Op::DrainCounted {
                 service: service.clone(),
                 backend,
                 flows,
             });
         }
-        let expired = self
-            .last_look
-            .tallies
-            .get(&backend)
-            .map_or(0, |tally| tally.idle_expired);
         drain.progress = self.progress(&drain, expired);
         if expired > 0 {
             let progress = drain.progress;

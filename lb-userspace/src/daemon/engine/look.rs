@@ -120,9 +120,20 @@ impl Engine {
             handshakes: census.handshakes,
             at_ms: now_ms,
         };
+        self.note_expired(&look.tallies);
         self.last_look = look;
         self.look_is_old = false;
         Ok(())
+    }
+
+    /// Keeps what this look has freed of draining backends until their drains are moved on: not every look is for them.
+    fn note_expired(&mut self, tallies: &BTreeMap<u32, Tally>) {
+        for (_, _, id, backend) in self.state.backends() {
+            let expired = tallies.get(&id).map_or(0, |tally| tally.idle_expired);
+            if expired > 0 && backend.admin.draining().is_some() {
+                *self.expired.entry(id).or_default() += expired;
+            }
+        }
     }
 
     /// Clears the flag of every unmoved slot that has no flow but its base's.
@@ -250,7 +261,11 @@ impl Engine {
         } else {
             0
         };
-        let unseen = crate::model::census::unseen(&tally, stats.opened, stats.closed, forgiven);
+        let unseen = if service.spec.is_datagram() {
+            0
+        } else {
+            crate::model::census::unseen(&tally, stats.opened, stats.closed, forgiven)
+        };
         // Flows that this drain has already given up are not waited for again.
         let given_up = backend
             .admin

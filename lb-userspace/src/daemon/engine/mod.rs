@@ -21,7 +21,7 @@ use super::journal::Log;
 use crate::{
     datapath::{self, Datapath, Table, Verdict},
     model::{
-        census::{Census, Fate, Times},
+        census::{self, Census, Fate, Times},
         compose,
         desired::{self, Node, Tables},
         observed::{Health, Hop, Observed, Way},
@@ -71,6 +71,8 @@ pub struct Engine {
     look_is_old: bool,
     next_look_ms: u64,
     next_sweep_ms: u64,
+    /// Flows of draining backends that were not seen for the idle timeout, not yet in their drains' progress.
+    expired: BTreeMap<u32, u64>,
     /// Age of the oldest flow seen, by drain.
     longest_ms: BTreeMap<u64, u64>,
     /// Why the maps are behind.
@@ -106,6 +108,7 @@ impl Engine {
             look_is_old: true,
             next_look_ms: 0,
             next_sweep_ms: 0,
+            expired: BTreeMap::new(),
             longest_ms: BTreeMap::new(),
             trouble: None,
             notes: Vec::new(),
@@ -273,7 +276,7 @@ impl Engine {
                 slots,
                 rebased,
             } => {
-                if *rebased {
+                if *rebased || self.is_datagram(*service) {
                     self.prepare(*service, slots, now_ms)?;
                 }
                 self.doubtful.insert(*service);
@@ -288,8 +291,13 @@ impl Engine {
         }
     }
 
-    /// Marks the flows that the new base will not own, before it is published: from then on they are what keeps
-    /// their connections alive, and must not give way to others.
+    fn is_datagram(&self, service: u32) -> bool {
+        let record = self.installed.services.get(&service);
+        record.is_some_and(census::is_datagram)
+    }
+
+    /// Marks the flows whose packets would go elsewhere without their entries, before the table that does it is
+    /// published: from then on these are what keeps them alive, and must not give way to others.
     fn prepare(
         &mut self,
         service: u32,

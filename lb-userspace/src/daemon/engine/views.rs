@@ -189,7 +189,11 @@ impl Engine {
             packets: stats.packets,
             bytes: stats.bytes,
             opened: stats.opened,
-            closed: stats.closed,
+            closed: if service.spec.is_datagram() {
+                stats.opened.saturating_sub(sight.listed)
+            } else {
+                stats.closed
+            },
             reply_packets: stats.reply_packets,
             next_hop: self.next_hop(backend),
             drain: backend
@@ -334,6 +338,7 @@ impl Engine {
                 entry.client.into(),
                 u16::from_be(FlowKey::client_port(entry.ports)),
             ),
+            service_port: u16::from_be(FlowKey::service_port(entry.ports)),
             phase: phase.to_owned(),
             age_s: f64::from(age(entry.opened, now)) / per_second,
             idle_s: f64::from(age(entry.seen, now)) / per_second,
@@ -342,9 +347,24 @@ impl Engine {
     }
 
     /// Where a client's packets go, as the loaded program says.
-    pub fn explain(&self, service: &str, from: SocketAddr) -> Result<api::Explained> {
+    ///
+    /// `port`: which of the service's, where it has several; the first unless told otherwise.
+    pub fn explain(
+        &self,
+        service: &str,
+        from: SocketAddr,
+        port: Option<u16>,
+    ) -> Result<api::Explained> {
         let (name, service) = find_service(&self.state, service)?;
-        let vip = SocketAddr::new(service.spec.listen.address, service.spec.listen.port);
+        let listen = &service.spec.listen;
+        let port = port.unwrap_or(listen.port);
+        if !listen.ports().contains(port) {
+            return Err(
+                Refused::invalid(format!("explain {name}: {port} is no port of {listen}"))
+                    .hint("name one that it is on, or none"),
+            );
+        }
+        let vip = SocketAddr::new(listen.address, port);
         if from.is_ipv4() != vip.is_ipv4() {
             return Err(Refused::invalid(format!(
                 "explain {name}: {from} is not of the same family as {vip}"
@@ -354,6 +374,7 @@ impl Engine {
             let question = Question {
                 client: from,
                 vip,
+                protocol: service.spec.listen.protocol,
                 opening,
             };
             self.datapath.explain(&question).map_err(|error| {
@@ -367,6 +388,7 @@ impl Engine {
         let slot = Slot(opening.slot);
         Ok(api::Explained {
             service: name.to_owned(),
+            protocol: service.spec.listen.protocol.name().to_owned(),
             from,
             slot: opening.slot_index,
             current: backend_name(service, slot.current()),

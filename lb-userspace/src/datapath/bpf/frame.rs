@@ -4,30 +4,33 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::steer::tcp;
 
-use crate::datapath::Question;
+use crate::{datapath::Question, model::spec::Protocol};
 
-/// Ethernet, IP and TCP headers of the question's packet; checksums are left zero, nobody looks at them. `None` when
-/// client and service are of different families.
-pub fn segment(question: &Question) -> Option<Vec<u8>> {
+/// Ethernet, IP and transport headers of the question's packet; checksums are left zero, nobody looks at them. `None`
+/// when client and service are of different families.
+pub fn packet(question: &Question) -> Option<Vec<u8>> {
+    let (client, vip) = (&question.client, &question.vip);
+    let transport = match question.protocol {
+        Protocol::Tcp => tcp_header(client, vip, question.opening).to_vec(),
+        Protocol::Udp => udp_header(client, vip).to_vec(),
+    };
+    let (protocol, length) = (question.protocol.number(), transport.len() as u8);
     let mut frame = vec![0u8; 12];
-    match (question.client.ip(), question.vip.ip()) {
+    match (client.ip(), vip.ip()) {
         (IpAddr::V4(client), IpAddr::V4(vip)) => {
-            frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+            frame.extend([0x08, 0x00, 0x45, 0, 0, 20 + length, 0, 0, 0x40, 0]);
+            frame.extend([64, protocol, 0, 0]);
             frame.extend(client.octets());
             frame.extend(vip.octets());
         }
         (IpAddr::V6(client), IpAddr::V6(vip)) => {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, length, protocol, 64]);
             frame.extend(client.octets());
             frame.extend(vip.octets());
         }
         _ => return None,
     }
-    frame.extend(tcp_header(
-        &question.client,
-        &question.vip,
-        question.opening,
-    ));
+    frame.extend(transport);
     Some(frame)
 }
 
@@ -37,5 +40,14 @@ fn tcp_header(client: &SocketAddr, vip: &SocketAddr, opening: bool) -> [u8; 20] 
     header[2..4].copy_from_slice(&vip.port().to_be_bytes());
     header[12] = 0x50;
     header[13] = if opening { tcp::SYN } else { tcp::ACK };
+    header
+}
+
+/// A datagram without data.
+fn udp_header(client: &SocketAddr, vip: &SocketAddr) -> [u8; 8] {
+    let mut header = [0u8; 8];
+    header[0..2].copy_from_slice(&client.port().to_be_bytes());
+    header[2..4].copy_from_slice(&vip.port().to_be_bytes());
+    header[5] = 8;
     header
 }

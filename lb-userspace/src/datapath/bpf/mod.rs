@@ -17,7 +17,7 @@ use lb_common::{
         VlanDevice, jump,
     },
     entry::{FlowEntry, Meta},
-    index::{self, IndexEntry, Live},
+    index::{self, IndexEntry, Live, kind},
     limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX},
     outcome::Outcome,
 };
@@ -513,7 +513,11 @@ impl Datapath for BpfDatapath {
         for (offset, entry) in table.iter().enumerate() {
             self.index.write_all(first + offset as u32, entry)?;
         }
-        self.control.words(0)?[0].store(Live::new(seed, second, half - 1).0, Ordering::Release);
+        let ranges = entries
+            .iter()
+            .any(|entry| index::kind_of(entry.selector) == kind::RANGE);
+        let live = Live::new(seed, second, half - 1).with_ranges(ranges);
+        self.control.words(0)?[0].store(live.0, Ordering::Release);
         self.barrier.wait()
     }
 
@@ -658,7 +662,7 @@ impl Datapath for BpfDatapath {
     }
 
     fn explain(&self, question: &Question) -> Result<Explanation> {
-        let frame = frame::segment(question).ok_or_else(|| {
+        let frame = frame::packet(question).ok_or_else(|| {
             Error::Other(format!(
                 "{} and {} are of different families",
                 question.client, question.vip

@@ -3,7 +3,7 @@
 use std::{io::Write as _, net::SocketAddr, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use ebb_tests::{client::raise_open_files, server::Server};
+use ebb_tests::{client::raise_open_files, datagram::EchoServer, server::Server};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Arguments of `ebb-lab serve`.
@@ -15,6 +15,9 @@ pub struct Serve {
     /// Address and port to listen on; may be given several times
     #[arg(long, required = true)]
     listen: Vec<SocketAddr>,
+    /// Address and port to echo datagrams at; may be given several times
+    #[arg(long)]
+    udp: Vec<SocketAddr>,
 }
 
 impl Serve {
@@ -31,6 +34,8 @@ impl Serve {
     async fn serve(self) -> Result<ExitCode> {
         let server = Server::bind(&self.name, &self.listen)
             .with_context(|| format!("listen on {:?}", self.listen))?;
+        let echo = EchoServer::bind(&self.name, &self.udp)
+            .with_context(|| format!("take datagrams on {:?}", self.udp))?;
         let addresses: Vec<_> = server
             .addresses()?
             .iter()
@@ -42,6 +47,7 @@ impl Serve {
         std::io::stdout().flush()?;
         tokio::select! {
             ended = server.run() => ended.context("accept connections")?,
+            ended = echo.run() => ended.context("take datagrams")?,
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

@@ -1,0 +1,162 @@
+//! Steering QUIC: by the server that a connection id names, before anything else.
+//!
+//! | packet | known? | goes to |
+//! |---|---|---|
+//! | Initial, 0-RTT | flow entry that an opening with this connection id made | the entry's backend |
+//! | Initial, 0-RTT | flow entry, and the connection id names its backend | the entry's backend |
+//! | Initial, 0-RTT | anything else | `current`: a new connection, which may come from an old one's port |
+//! | Handshake, short header | its connection id names a backend | that backend, from whatever address |
+//! | any other | flow entry | the entry's backend |
+//! | any other | no | `current` |
+//!
+//! Entries do not route what names its server. They say which backends still have flows.
+
+use super::{Count, Decision, Env, Flow, FlowKey, NewEntry, NonNull, Outcome, Packet, ServiceRecord};
+use super::{entry, flow_hash, slot_index, state};
+
+/// A QUIC packet, as far as steering needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    /// Digest of its connection id, if it opens a connection.
+    pub opening: Option<u32>,
+    /// Backend that its connection id names; 0 for none.
+    pub backend: u32,
+}
+
+/// Steers a QUIC packet from a client.
+#[inline(always)]
+pub fn steer<E: Env>(
+    env: &E,
+    id: u32,
+    service: &ServiceRecord,
+    packet: &Packet,
+    named: &Named,
+) -> Decision {
+    let key = FlowKey {
+        client: packet.client,
+        ports: FlowKey::pack(packet.client_port, packet.service_port, id),
+    };
+    let hash = flow_hash(service, &key);
+    let slot_index = slot_index(service, &key, hash);
+    let decide = |(outcome, backend), slot| Decision {
+        outcome,
+        backend,
+        hash,
+        slot_index,
+        slot,
+    };
+    let Some(slot) = env.slot(((service.table >> 32) as u32).wrapping_add(slot_index)) else {
+        return decide((Outcome::PassInternal, 0), super::Slot(0));
+    };
+    let flow = Flow {
+        env,
+        id,
+        service,
+        key,
+        hash,
+        slot,
+    };
+    let known = entry::find(env.flows(), hash, &key);
+    let backend = if named.backend == 0 || flow.is_gone(named.backend) {
+        0
+    } else {
+        named.backend
+    };
+    let answer = match named.opening {
+        Some(digest) => flow.open_quic(known, digest, backend),
+        None if backend != 0 => flow.by_name(known, backend),
+        None => flow.tracked(packet),
+    };
+    decide(answer, slot)
+}
+
+impl<E: Env> Flow<'_, E> {
+    /// An Initial or 0-RTT packet.
+    #[inline(always)]
+    fn open_quic(
+        &self,
+        known: Option<NonNull<entry::FlowEntry>>,
+        digest: u32,
+        named: u32,
+    ) -> (Outcome, u32) {
+        let current = self.slot.current();
+        let Some(flow) = known else {
+            let (outcome, backend) = self.begin();
+            if E::WRITES
+                && outcome as u32 == Outcome::ForwardOpening as u32
+                && let Some(flow) = entry::find(self.env.flows(), self.hash, &self.key)
+            {
+                // SAFETY: the entry was found for this packet.
+                unsafe { entry::set_meta(flow, self.flow_meta(digest, backend, state::ISN_KNOWN)) };
+            }
+            return (outcome, backend);
+        };
+        // SAFETY: the entry was found for this packet.
+        let meta = unsafe { entry::meta(flow) };
+        let same = meta.has(state::ISN_KNOWN) && meta.isn() == digest;
+        if (same || named == meta.backend()) && !self.is_gone(meta.backend()) {
+            self.note(flow, 0);
+            return (Outcome::ForwardFlow, meta.backend());
+        }
+        if current == 0 {
+            return (Outcome::DropNoBackend, 0);
+        }
+        if E::WRITES {
+            if !self.env.may_begin(self.id, self.service) {
+                return (Outcome::DropFlowLimit, 0);
+            }
+            // The connection that had this port before is known by its name from now on.
+            unsafe { entry::set_meta(flow, self.flow_meta(digest, current, state::ISN_KNOWN)) };
+            self.note(flow, 0);
+            if meta.backend() != current {
+                self.env.count(current, Count::Opened);
+            }
+        }
+        (Outcome::ForwardOpening, current)
+    }
+
+    /// A packet whose connection id names this backend.
+    #[inline(always)]
+    fn by_name(&self, known: Option<NonNull<entry::FlowEntry>>, backend: u32) -> (Outcome, u32) {
+        if !E::WRITES {
+            return (Outcome::ForwardServerId, backend);
+        }
+        let Some(flow) = known else {
+            self.list(self.hash, &self.key, backend);
+            return (Outcome::ForwardServerId, backend);
+        };
+        // SAFETY: the entry was found for this packet.
+        if unsafe { entry::meta(flow) }.backend() == backend {
+            self.note(flow, 0);
+            return (Outcome::ForwardServerId, backend);
+        }
+        // Two connections from one port on two backends: this one is listed beside the other.
+        let key = FlowKey {
+            client: self.key.client,
+            ports: self.key.ports ^ ((u64::from(backend as u16)) << 16),
+        };
+        let hash = flow_hash(self.service, &key);
+        match entry::find(self.env.flows(), hash, &key) {
+            Some(flow) => self.note(flow, 0),
+            None => self.list(hash, &key, backend),
+        }
+        (Outcome::ForwardServerId, backend)
+    }
+
+    /// Makes an entry for a flow that has come from elsewhere, at a bounded rate.
+    #[inline(always)]
+    fn list(&self, hash: u64, key: &FlowKey, backend: u32) {
+        let now = self.env.now();
+        if !self.env.may_adopt(now) {
+            return;
+        }
+        let new = NewEntry {
+            meta: self.flow_meta(0, backend, 0),
+            opened: now,
+            seen: now,
+        };
+        if entry::insert(self.env.flows(), hash, key, &new, &self.flow_policy()).is_some() {
+            self.env.count(backend, Count::Adopted);
+        }
+    }
+}
