@@ -156,18 +156,21 @@ pub mod jump {
     pub const ICMP: u32 = 1;
     /// Packets that do not fit their tunnel, after [`super::TooBig`] was laid out for it.
     pub const TOO_BIG: u32 = 2;
-    /// Fragments.
+    /// Fragments, the first of each packet.
     pub const FRAGMENT: u32 = 3;
+    /// Later fragments.
+    pub const FRAGMENT_LATER: u32 = 4;
     /// Services on several ports.
     pub const RANGES: u32 = 6;
     /// How many places there are.
-    pub const PLACES: u32 = 8;
+    pub const PLACES: u32 = 16;
     /// What is loaded into which place.
     pub const PROGRAMS: &[(u32, &str)] = &[
         (THOROUGH, "thorough"),
         (ICMP, "icmp"),
         (TOO_BIG, "too_big"),
         (FRAGMENT, "fragment"),
+        (FRAGMENT_LATER, "fragment_later"),
         (RANGES, "ranges"),
     ];
 }

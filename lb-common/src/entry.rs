@@ -106,6 +106,7 @@ impl Meta {
 }
 
 /// What identifies a flow, always seen from the client.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowKey {
     /// The client's address.

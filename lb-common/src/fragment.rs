@@ -22,6 +22,7 @@ pub const SECONDS: u32 = 30;
 pub const TO_CLIENT: u64 = 1;
 
 /// A packet that came in fragments.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Key {
     /// Keyed hash of all of it.

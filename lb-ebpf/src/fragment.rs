@@ -5,7 +5,7 @@
 
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext};
 use lb_common::{
-    abi::{backend_flags, control_flags, mode},
+    abi::{backend_flags, control_flags, jump, mode},
     entry::{self, HandshakePolicy, Meta, NewEntry},
     fragment::{self as rule, Key, TO_CLIENT},
     index::{self, kind},
@@ -16,7 +16,7 @@ use network_types::tcp::TcpHdr;
 use crate::{
     Passage, count, drop, end, find,
     forward::{self, By, Exit},
-    maps,
+    hand_over, maps,
     parse::{self, Network, Parsed, Refused},
     pass, serve,
     tables::Fragments,
@@ -24,17 +24,26 @@ use crate::{
     to_tunnel,
 };
 
-/// Takes over fragments.
+/// Takes over first fragments; hands later ones on.
 #[xdp]
 pub fn fragment(ctx: XdpContext) -> u32 {
-    match handle(&ctx) {
+    match first(&ctx) {
         Ok(verdict) => verdict,
-        Err(refused) => pass(&ctx, 0, refused.outcome),
+        Err(refused) => hand_over(&ctx, refused),
     }
 }
 
+/// Takes over later fragments.
+// A program of its own: both in one have more variables than a BPF program's stack holds.
+#[xdp]
+pub fn fragment_later(ctx: XdpContext) -> u32 {
+    let known = locate(&ctx).and_then(|found| later(&ctx, &found));
+    known.unwrap_or_else(|refused| pass(&ctx, 0, refused.outcome))
+}
+
+/// A fragment whose packet lies inside the frame.
 #[inline(always)]
-fn handle(ctx: &XdpContext) -> Result<u32, Refused> {
+fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
     let found = thorough::locate(ctx)?;
     if found.part == 0 {
         return Err(Outcome::PassFragment.into());
@@ -43,19 +52,33 @@ fn handle(ctx: &XdpContext) -> Result<u32, Refused> {
     if extent.total > extent.end - extent.network {
         return Err(Outcome::PassTruncated.into());
     }
-    let Some(key) = key(&found) else {
-        return Err(Outcome::PassInternal.into());
-    };
+    Ok(found)
+}
+
+#[inline(always)]
+fn first(ctx: &XdpContext) -> Result<u32, Refused> {
+    let found = locate(ctx)?;
     if found.part > 1 {
-        return Ok(later(ctx, &found, &key));
+        return Err(Refused {
+            outcome: Outcome::PassFragment,
+            program: jump::FRAGMENT_LATER,
+        });
     }
+    keep(key(&found)?)?;
     // SAFETY: `locate` has checked the network header.
-    let first =
-        unsafe { parse::transport(found.protocol, found.network, found.ends, extent, false) };
-    match first {
+    let parsed = unsafe {
+        parse::transport(
+            found.protocol,
+            found.network,
+            found.ends,
+            &found.extent,
+            false,
+        )
+    };
+    match parsed {
         Ok(packet) => {
             let packet = Parsed {
-                fragment: Some(key),
+                is_first: true,
                 ..packet
             };
             Ok(serve(ctx, &packet))
@@ -65,20 +88,39 @@ fn handle(ctx: &XdpContext) -> Result<u32, Refused> {
 }
 
 #[inline(always)]
-fn key(found: &Located) -> Option<Key> {
+fn key(found: &Located) -> Result<Key, Refused> {
     let protocol = match found.network {
         Network::V4(_) => found.protocol,
         Network::V6(_) => 0,
     };
-    let seed = maps::CONTROL.get(0)?.index_seed;
+    let Some(control) = maps::CONTROL.get(0) else {
+        return Err(Outcome::PassInternal.into());
+    };
+    let seed = control.index_seed;
     let (source, destination) = &found.ends;
-    Some(rule::key(seed, source, destination, found.id, protocol))
+    Ok(rule::key(seed, source, destination, found.id, protocol))
+}
+
+/// Lays the key out for [`remember`].
+#[inline(always)]
+fn keep(key: Key) -> Result<(), Refused> {
+    let Some(place) = maps::FRAGMENT_KEY.get_ptr_mut(0) else {
+        return Err(Outcome::PassInternal.into());
+    };
+    // SAFETY: this CPU's own place.
+    unsafe { *place = key };
+    Ok(())
 }
 
 /// Remembers where a packet went, if it is a first fragment.
 #[inline(always)]
 pub fn remember(packet: &Parsed, service: u32, backend: u32, way: u64) {
-    let Some(key) = &packet.fragment else { return };
+    if !packet.is_first {
+        return;
+    }
+    let Some(key) = maps::FRAGMENT_KEY.get(0) else {
+        return;
+    };
     let meta = rule::meta(service, backend, way);
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() as u32 };
@@ -118,20 +160,18 @@ fn recall(key: &Key) -> Option<Meta> {
 
 /// A fragment without ports.
 #[inline(always)]
-fn later(ctx: &XdpContext, found: &Located, key: &Key) -> u32 {
+fn later(ctx: &XdpContext, found: &Located) -> Result<u32, Refused> {
     // The first one has all of the header; what would be laid over it is no honest fragment.
     let offset = usize::from(found.part & !1);
     if found.protocol == parse::TCP && offset < TcpHdr::LEN {
-        return unserved(ctx, found, Outcome::PassFragmentTiny);
+        return Ok(unserved(ctx, found, Outcome::PassFragmentTiny));
     }
-    let Some(meta) = recall(key) else {
-        return unserved(ctx, found, Outcome::PassFragmentEarly);
-    };
-    if meta.has(TO_CLIENT) {
-        to_client(ctx, found, meta)
-    } else {
-        to_backend(ctx, found, meta, key.hash)
-    }
+    let key = key(found)?;
+    Ok(match recall(&key) {
+        None => unserved(ctx, found, Outcome::PassFragmentEarly),
+        Some(meta) if meta.has(TO_CLIENT) => to_client(ctx, found, meta),
+        Some(meta) => to_backend(ctx, found, meta, key.hash),
+    })
 }
 
 /// A fragment that nothing is known of: `outcome` when it is to a service's address.

@@ -80,6 +80,10 @@ pub static CLIENTS_1: LpmTrie<[u8; 16], ClientRule> = LpmTrie::pinned(65_536, 0)
 #[map]
 pub static CLIENTS_2: LpmTrie<[u8; 16], ClientRule> = LpmTrie::pinned(65_536, 0);
 
+/// The first fragment that a CPU is at. (It lasts through all of the program, whose stack is too small for that.)
+#[map]
+pub static FRAGMENT_KEY: PerCpuArray<fragment::Key> = PerCpuArray::with_max_entries(1, 0);
+
 /// A word per CPU to pass a value through, see `thorough::forget`.
 #[map]
 pub static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

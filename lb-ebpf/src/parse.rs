@@ -4,7 +4,7 @@
 //! and shares the checks of single headers.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::{Addr, abi::jump, fragment::Key, outcome::Outcome, steer::Packet};
+use lb_common::{Addr, abi::jump, outcome::Outcome, steer::Packet};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -87,8 +87,8 @@ pub struct Parsed {
     pub is_plain: bool,
     /// Length of the frame in bytes.
     pub length: u32,
-    /// What its later fragments are known by, when it is a first one.
-    pub fragment: Option<Key>,
+    /// It is the first of several, and what the later ones are known by lies in `maps::FRAGMENT_KEY`.
+    pub is_first: bool,
 }
 
 impl Parsed {
@@ -382,7 +382,7 @@ fn whole(
         flags,
         is_plain,
         length: frame as u32,
-        fragment: None,
+        is_first: false,
     })
 }
 
