@@ -182,8 +182,11 @@ fn to_tunnel(
             end(ctx, id, sent, passage.outcome, passage.backend)
         }
         Err(Outcome::DropTooBig) => {
-            let room = tunnel::room(service, backend);
-            too_big::hand_over(ctx, &packet.link, passage.length, id, room);
+            // Nobody is told of an ICMP error or a later fragment that does not fit (RFC 1122 section 3.2.2).
+            if packet.parsed.is_some() {
+                let room = tunnel::room(service, backend);
+                too_big::hand_over(ctx, &packet.link, passage.length, id, room);
+            }
             drop(ctx, id, Outcome::DropTooBig)
         }
         Err(outcome) => drop(ctx, id, outcome),

@@ -5,7 +5,7 @@ use lb_common::{abi::mode, outcome::Outcome};
 use super::{
     Broken, Run, answer,
     forward::{Change, receiver},
-    rule, unserved,
+    rule, tunnel, unserved,
 };
 use crate::{
     fuzz::{
@@ -64,6 +64,11 @@ fn to_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broke
             );
             return super::unchanged(run);
         }
+        // Only first fragments are spoken of (RFC 1122 section 3.2.2).
+        Outcome::DropTooBig => {
+            tunnel::too_big(service, view)?;
+            return super::unchanged(run);
+        }
         other => {
             return Err(Broken(format!(
                 "{other:?} is no outcome of a fragment to a service"
@@ -81,6 +86,9 @@ fn to_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broke
         "backend {} is reached by {verdict:?}",
         backend.id
     );
+    if mode::is_tunnel(service.row.mode) {
+        return tunnel::entered(service, backend, view, run);
+    }
     let is_nat = service.row.mode == mode::NAT;
     let change = Change {
         macs: Some(run.output[..12].to_vec()),

@@ -11,7 +11,7 @@ use super::{
     Broken, Run,
     answer::{self, OWN_TTL, turn},
     forward::{Change, owned, receiver},
-    rule, same, unchanged,
+    rule, same, tunnel, unchanged,
 };
 use crate::{
     fuzz::{
@@ -103,11 +103,9 @@ pub fn to_backend(
             );
             return unchanged(run);
         }
-        Outcome::PassIcmp => {
-            rule!(
-                mode::is_tunnel(service.row.mode),
-                "errors about flows go to their backends"
-            );
+        // Nothing is said of an error that does not fit (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+        Outcome::DropTooBig => {
+            tunnel::too_big(service, view)?;
             return unchanged(run);
         }
         other => {
@@ -132,6 +130,9 @@ pub fn to_backend(
         "backend {} is reached by {verdict:?}",
         backend.id
     );
+    if mode::is_tunnel(service.row.mode) {
+        return tunnel::entered(service, backend, view, run);
+    }
     let change = Change {
         macs: Some(run.output[..12].to_vec()),
         to: is_nat.then_some(backend.address),
