@@ -339,7 +339,8 @@ fn an_address_is_in_the_index_once_and_names_a_service_that_answers() {
     ] {
         let services = (80..).zip(wishes).map(|(port, wish)| {
             let mut service = service(&format!("s{port}"), false);
-            (service.listen.port, service.icmp_echo) = (port, wish);
+            (service.listen.port, service.listen.last_port) = (port, port);
+            service.icmp_echo = wish;
             let backends = service
                 .pools
                 .values_mut()
@@ -370,7 +371,7 @@ fn an_address_is_in_the_index_once_and_names_a_service_that_answers() {
 #[test]
 fn a_removed_service_leaves_nothing_behind() {
     let mut other = service("other", false);
-    other.listen.port = 81;
+    (other.listen.port, other.listen.last_port) = (81, 81);
     for pool in other.pools.values_mut() {
         for backend in pool.backends.values_mut() {
             backend.address.set_port(9090);

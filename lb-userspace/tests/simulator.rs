@@ -174,6 +174,7 @@ impl Simulator {
                 destination_mac: [4; 6],
                 mtu: 1500,
                 source: None,
+                vlan: 0,
             };
             self.engine.way(ip, Way::Known(hop), self.now_ms);
         }

@@ -382,7 +382,7 @@ mod tests {
             "ebb drain web/b1 --timeout 300",
             "ebb drain web/b1 --on-deadline never",
             "ebb add web/b1 10.0.0.1:80",
-            "ebb add web/blue/b1 10.0.0.1",
+            "ebb add web/blue/b1 10.0.0.1:0",
             "ebb add web/blue/b1 10.0.0.1:80 --weight 1001",
             "ebb explain web",
             "ebb switch web",

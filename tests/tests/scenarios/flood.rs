@@ -10,7 +10,7 @@ use ebb_tests::{
     client::Load,
     flood::{Flood, FloodOptions, Kind, Shedder},
     lab::Lab,
-    scenario::{LIMIT, Scene, Way, can_run, check_sum, lab_with, now},
+    scenario::{Scene, Way, can_run, check_sum, lab_with, now},
 };
 use serde_json::Value;
 
