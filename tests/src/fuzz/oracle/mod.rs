@@ -15,7 +15,7 @@ use lb_common::outcome::Outcome;
 
 use super::{
     counters::Moved,
-    view::View,
+    view::{ETHERNET, View},
     world::{Concern, World},
 };
 use crate::rig::Verdict;
@@ -83,6 +83,17 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
     let Ok(view) = View::parse(run.input) else {
         return unserved(run, 0);
     };
+    // By another interface a frame leaves without its tags.
+    if run.verdict == Verdict::Redirect && view.network > ETHERNET {
+        let input = untagged(run.input, &view);
+        return judge(
+            world,
+            &Run {
+                input: &input,
+                ..*run
+            },
+        );
+    }
     let view = &view;
     match world.concern(run.input, view) {
         Concern::To(service) => {
@@ -100,6 +111,12 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
         Concern::Address(service) => unserved(run, service.id),
         Concern::Nobody => unserved(run, 0),
     }
+}
+
+/// The frame without its tags.
+fn untagged(frame: &[u8], view: &View) -> Vec<u8> {
+    let (addresses, packet) = (&frame[..ETHERNET - 2], &frame[view.network - 2..]);
+    [addresses, packet].concat()
 }
 
 /// What is not served passes as it came. `service` may count it, where it was for its address.
