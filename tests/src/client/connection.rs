@@ -266,10 +266,11 @@ impl Connection {
         .map_err(|_| late(limit))?
     }
 
-    /// Sends an echo frame of `length` bytes and checks its answer. After [`Self::upgrade`] only.
+    /// Sends an echo frame of `length` bytes, at most [`wire::PAYLOAD_MAX`], and checks its answer. After
+    /// [`Self::upgrade`] only.
     ///
     /// # Errors
-    /// What broke the connection.
+    /// What broke the connection, or a frame that the server would not take.
     pub async fn echo(&mut self, length: u16) -> Result<(), Failure> {
         let limit = self.limit;
         timeout(limit, self.echo_inner(length))
@@ -284,6 +285,14 @@ impl Connection {
                 "the connection does not speak the echo protocol",
             ));
         };
+        // The server resets the connection over a longer one, which looks like a fault of the way.
+        if usize::from(length) > wire::PAYLOAD_MAX {
+            let detail = format!(
+                "a frame has at most {} bytes, not {length}",
+                wire::PAYLOAD_MAX
+            );
+            return Err(Failure::new(Reason::Other, detail));
+        }
         let (seed, sequence) = (echo.seed, echo.next);
         echo.next += 1;
         self.scratch.clear();
