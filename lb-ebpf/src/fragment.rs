@@ -41,7 +41,7 @@ pub fn fragment_later(ctx: XdpContext) -> u32 {
     known.unwrap_or_else(|refused| pass(&ctx, 0, refused.outcome))
 }
 
-/// A fragment whose packet lies inside the frame.
+/// A fragment that lies inside the frame, and whose headers lie inside of it.
 #[inline(always)]
 fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
     let found = thorough::locate(ctx)?;
@@ -49,6 +49,10 @@ fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
         return Err(Outcome::PassFragment.into());
     }
     let extent = &found.extent;
+    // Of IPv6: extension headers go no further than the payload length says. IPv4's `locate` has seen to it.
+    if extent.header > extent.total {
+        return Err(Outcome::PassMalformed.into());
+    }
     if extent.total > extent.end - extent.network {
         return Err(Outcome::PassTruncated.into());
     }

@@ -334,6 +334,51 @@ fn every_truncation_of_a_fragment_passes_untouched() -> Result<()> {
 }
 
 #[test]
+fn extension_headers_past_the_payload_length_are_malformed() -> Result<()> {
+    /// Where the payload length is, and the first extension header.
+    const LENGTH: std::ops::Range<usize> = 18..20;
+    const EXTENSIONS: usize = 54;
+    for service in services() {
+        if service.vip.is_ipv4() {
+            continue;
+        }
+        for options in [false, true] {
+            let mut rig = rig(&service)?;
+            let mut frames = cut(&asked(&service).build(), 1024, 1024, 9);
+            if options {
+                // In front of the fragment header, destination options: of 8 bytes, filled by PadN.
+                for frame in &mut frames {
+                    let length = u16::from_be_bytes([frame[18], frame[19]]) + 8;
+                    frame[LENGTH].copy_from_slice(&length.to_be_bytes());
+                    let next = std::mem::replace(&mut frame[20], 60);
+                    frame.splice(EXTENSIONS..EXTENSIONS, [next, 0, 1, 4, 0, 0, 0, 0]);
+                }
+            }
+            assert_eq!(rig.run(&frames[0])?.2, Outcome::ForwardSteady);
+            let headers = if options { 16 } else { 8 };
+            for frame in &frames[..2] {
+                for length in 0..headers {
+                    let mut short = frame.clone();
+                    short[LENGTH].copy_from_slice(&u16::to_be_bytes(length));
+                    let (verdict, out, outcome) = rig.run(&short)?;
+                    assert_eq!(
+                        (verdict, outcome),
+                        (Verdict::Pass, Outcome::PassMalformed),
+                        "{length} bytes, options: {options}"
+                    );
+                    assert_eq!(out, short);
+                }
+            }
+            // As far as the headers, without data: nothing contradicts itself.
+            let mut empty = frames[1].clone();
+            empty[LENGTH].copy_from_slice(&u16::to_be_bytes(headers));
+            assert_eq!(rig.run(&empty)?.2, Outcome::ForwardFragment);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn an_ipv6_packet_that_is_its_only_fragment_is_whole() -> Result<()> {
     // RFC 6946: a fragment header with offset 0 and no more to come.
     let service = services()[3];

@@ -89,14 +89,17 @@ fn ping_l2_v6() -> Result<()> {
 /// What fits the link between router and client.
 const SMALL: u32 = 1300;
 
-/// Every backend learns by an error addressed to the service that its answers do not fit the link to the client:
-/// downloads stand still on each that does not get its own flow's error.
 fn smaller_link(way: Way) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let names = ["b1", "b2", "b3"];
-    let scene = Scene::new(way, &names)?;
+    smaller_link_of(Scene::new(way, &["b1", "b2", "b3"])?)
+}
+
+/// Every backend learns by an error addressed to the service that its answers do not fit the link to the client:
+/// downloads stand still on each that does not get its own flow's error.
+pub(super) fn smaller_link_of(scene: Scene) -> Result<()> {
+    let names = scene.lab.backends();
     // Only the router knows it: the client still offers segments for 1500 bytes.
     ok(&scene, "router", &format!("ip link set client mtu {SMALL}"))?;
     // The backends are one source to the router, which would tell them one error a second.
@@ -164,7 +167,11 @@ fn in_fragments(way: Way) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let scene = Scene::new(way, &["b1", "b2", "b3"])?;
+    in_fragments_of(Scene::new(way, &["b1", "b2", "b3"])?)
+}
+
+/// The same in a scene of three backends.
+pub(super) fn in_fragments_of(scene: Scene) -> Result<()> {
     let client = scene.raw_client(0)?;
     let mut served = BTreeMap::<String, u32>::new();
     for port in 42_000..42_020_u16 {

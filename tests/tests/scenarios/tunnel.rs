@@ -1,7 +1,10 @@
 //! The tunnel modes with live TCP: the real daemon and its native XDP program on the balancer, `ebb decap` on the
 //! backends, in every pair of families and on both sides of the MTU limit.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests::{
@@ -77,11 +80,12 @@ fn outcome(scene: &Scene, name: &str) -> Result<u64> {
         .unwrap_or(0))
 }
 
-/// The path MTU that the client's kernel has learned for the service; `None` when nobody told it of one.
-fn learned(scene: &Scene) -> Result<Option<u32>> {
-    let target = scene.target().ip().to_string();
-    let mut command = scene.lab.command("client", "ip");
-    let output = command.args(["route", "get", &target]).output()?;
+/// The path MTU that the client's kernel has learned for an address; `None` when nobody told it of one.
+pub(super) fn learned(lab: &Lab, target: IpAddr) -> Result<Option<u32>> {
+    let mut command = lab.command("client", "ip");
+    let output = command
+        .args(["route", "get", &target.to_string()])
+        .output()?;
     let text = String::from_utf8(output.stdout)?;
     let mut words = text.split_whitespace();
     Ok(words
@@ -89,28 +93,24 @@ fn learned(scene: &Scene) -> Result<Option<u32>> {
         .and_then(|_| words.next()?.parse().ok()))
 }
 
-/// Large transfers both ways on one connection, every byte checked: how many bytes each way.
-fn transfer(scene: &Scene) -> Result<u64> {
+/// Large transfers both ways, every byte checked: how many bytes each way, `frames` times 32 000.
+pub(super) fn transfer(lab: &Lab, target: SocketAddr, frames: u64) -> Result<u64> {
     // Many segments, and no more than the server takes in one frame.
     const FRAME: u16 = 32_000;
-    const FRAMES: u64 = 100;
-    let target = scene.target();
-    scene
-        .lab
-        .netns("client")
+    lab.netns("client")
         .block_on(|| async move {
             let mut up = Connection::open(None, target, LIMIT).await?;
             up.upgrade(7).await?;
-            for _ in 0..FRAMES {
+            for _ in 0..frames {
                 up.echo(FRAME).await?;
             }
             up.close().await?;
             let mut down = Connection::open(None, target, LIMIT).await?;
-            down.get_bytes(u64::from(FRAME) * FRAMES, 8, true).await?;
+            down.get_bytes(u64::from(FRAME) * frames, 8, true).await?;
             Ok(())
         })?
         .map_err(|failure: Failure| anyhow::anyhow!("{failure}"))?;
-    Ok(u64::from(FRAME) * FRAMES)
+    Ok(u64::from(FRAME) * frames)
 }
 
 /// Transfers and many connections through a link wide enough: nothing is too big, everything comes out of a tunnel.
@@ -122,7 +122,7 @@ fn through(forward: &str) -> Result<()> {
         let what = format!("{forward} {families:?}");
         let scene = scene(forward, families, Some(WIDE), &["b1", "b2"]).context(what.clone())?;
         let load = scene.load(40, 40.0).context(what.clone())?;
-        transfer(&scene).context(what.clone())?;
+        transfer(&scene.lab, scene.target(), 100).context(what.clone())?;
         let report = load.stop(Duration::from_millis(300));
         assert!(report.is_clean(), "{what}: {}", report.summary());
         for backend in ["b1", "b2"] {
@@ -136,7 +136,7 @@ fn through(forward: &str) -> Result<()> {
             }
         }
         assert_eq!(outcome(&scene, "answer_too_big")?, 0, "{what}");
-        assert_eq!(learned(&scene)?, None, "{what}");
+        assert_eq!(learned(&scene.lab, scene.target().ip())?, None, "{what}");
     }
     Ok(())
 }
@@ -157,9 +157,13 @@ fn path_mtu(forward: &str, families: (Family, Family), room: u32) -> Result<()> 
         return Ok(());
     }
     let scene = scene(forward, families, None, &["b1"])?;
-    assert_eq!(learned(&scene)?, None, "nothing learned before");
-    let bytes = transfer(&scene)?;
-    assert_eq!(learned(&scene)?, Some(room));
+    assert_eq!(
+        learned(&scene.lab, scene.target().ip())?,
+        None,
+        "nothing learned before"
+    );
+    let bytes = transfer(&scene.lab, scene.target(), 100)?;
+    assert_eq!(learned(&scene.lab, scene.target().ip())?, Some(room));
     let answers = outcome(&scene, "answer_too_big")?;
     // The packets of one window at most, not one for each packet of the transfer.
     assert!(
@@ -223,4 +227,43 @@ fn drained_under_load_ipip() -> Result<()> {
 #[test]
 fn drained_under_load_gue_4in6() -> Result<()> {
     drained_under_load("gue", (Family::V4, Family::V6))
+}
+
+/// The way back is the backend's own: that its answers do not fit the link to the client it learns by an error that
+/// goes through the tunnel.
+#[test]
+fn smaller_link_behind_ipip_4in6() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let names = ["b1", "b2", "b3"];
+    super::icmp::smaller_link_of(scene("ipip", (Family::V4, Family::V6), Some(WIDE), &names)?)
+}
+
+#[test]
+fn smaller_link_behind_gue_6in4() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let names = ["b1", "b2", "b3"];
+    super::icmp::smaller_link_of(scene("gue", (Family::V6, Family::V4), Some(WIDE), &names)?)
+}
+
+/// Fragments go through as they are, and the backend's kernel puts them together.
+#[test]
+fn in_fragments_through_ipip_6in4() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let names = ["b1", "b2", "b3"];
+    super::icmp::in_fragments_of(scene("ipip", (Family::V6, Family::V4), Some(WIDE), &names)?)
+}
+
+#[test]
+fn in_fragments_through_gue_4in6() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let names = ["b1", "b2", "b3"];
+    super::icmp::in_fragments_of(scene("gue", (Family::V4, Family::V6), Some(WIDE), &names)?)
 }
