@@ -191,6 +191,9 @@ fn up() -> Result<u32> {
     Ok(nix::net::if_::if_nametoindex("up0")?)
 }
 
+/// VLAN devices, what becomes of an answer, and the tags that it leaves with.
+type Row = (Vlans, Verdict, &'static [(u16, u16)]);
+
 #[test]
 fn answers_leave_as_the_kernels_device_says() -> Result<()> {
     for service in services() {
@@ -202,7 +205,7 @@ fn answers_leave_as_the_kernels_device_says() -> Result<()> {
         let fragments = cut(&answer.clone().data(&[7; 1000]).build(), 512, 512, 3);
         // The kernel here has no VLAN devices; of which kind `up0` is, is what the daemon says of it.
         let below = |parent| Vlans::from([(up().expect("up0"), VlanDevice { parent, tag: 300 })]);
-        let rows: [(Vlans, Verdict, &[(u16, u16)]); 4] = [
+        let rows: [Row; 4] = [
             (Vlans::new(), Verdict::Redirect, &[]),
             (below(INGRESS), Verdict::Tx, &[(0x8100, 300)]),
             (below(INGRESS + 5), Verdict::Redirect, &[(0x8100, 300)]),

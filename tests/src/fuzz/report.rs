@@ -150,7 +150,6 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::DropClient,
             Outcome::DropFlowLimit,
             Outcome::AnswerTooBig,
-            Outcome::DropTooBig,
         ],
     ),
     (
