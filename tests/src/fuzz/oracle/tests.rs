@@ -145,8 +145,10 @@ fn is_free(service: &Service, bit: usize) -> bool {
         service.backends[0].address.is_ipv4(),
         service.row.mode == mode::GUE,
     );
-    let port = if is_v4 { 34 } else { 54 };
-    !is_v4 && (124..144).contains(&bit) || is_udp && (port * 8 + 2..port * 8 + 16).contains(&bit)
+    let (port, low, high) = (if is_v4 { 34 } else { 54 }, bit % 8 < 4, bit % 8 > 5);
+    let in_label = !is_v4 && (bit / 8 == 15 && low || (16..18).contains(&(bit / 8)));
+    let in_port = is_udp && (bit / 8 == port && !high || bit / 8 == port + 1);
+    in_label || in_port
 }
 
 #[test]
