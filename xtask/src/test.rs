@@ -22,6 +22,11 @@ use crate::{
 /// take longer than the other stages together.
 const VM_KERNEL: &str = "6.1";
 
+/// The packet tests, as patterns of `cargo test --test`.
+const PACKET_TESTS: [&str; 1] = ["packet*"];
+/// The other test programs of `ebb-tests`.
+const LAB_TESTS: [&str; 4] = ["bench", "fuzz", "lab_*", "scenarios"];
+
 /// Arguments of `test`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -45,7 +50,9 @@ pub enum Stage {
     Clippy,
     /// Unit and documentation tests, on the host
     Host,
-    /// Packet, lab and command-line tests, in network namespaces; need root
+    /// The loaded program, packet by packet; needs root
+    Packet,
+    /// Lab and command-line tests, in network namespaces; need root
     Lab,
     /// The packet tests on another kernel, in a virtual machine; only when named
     Vm,
@@ -67,9 +74,12 @@ impl Stage {
                 .args(["test", "--no-fail-fast", "-p", "lb-common"])
                 .args(["-p", "lb-userspace", "-p", "xtask", "--"])
                 .args(filter),
-            Self::Lab => cargo
-                .args(["test", "--no-fail-fast", "--release", "-p", "ebb-tests"])
-                .args(["--", "--test-threads=1"])
+            // Each loads programs of its own in a namespace of its own, and the kernel's verifier takes most of the time.
+            Self::Packet => live_tests(&mut cargo, &PACKET_TESTS)
+                .args(["--", "--test-threads=2"])
+                .args(filter),
+            Self::Lab => live_tests(&mut cargo, &LAB_TESTS)
+                .args(["--lib", "--bins", "--", "--test-threads=1"])
                 .args(filter),
             Self::Vm => cargo
                 .args(["run", "--quiet", "-p", "xtask", "--", "vm"])
@@ -90,6 +100,13 @@ impl Stage {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
+}
+
+/// `cargo test` of these test programs of `ebb-tests`.
+fn live_tests<'a>(cargo: &'a mut Command, patterns: &[&str]) -> &'a mut Command {
+    cargo
+        .args(["test", "--no-fail-fast", "--release", "-p", "ebb-tests"])
+        .args(patterns.iter().flat_map(|pattern| ["--test", pattern]))
 }
 
 /// How a stage ended.
@@ -161,7 +178,7 @@ fn run_stage(stage: Stage, filter: &[OsString]) -> Outcome {
     if let Err(why) = possible(stage) {
         return Outcome::Skipped(why);
     }
-    if matches!(stage, Stage::Lab | Stage::Demo) {
+    if matches!(stage, Stage::Packet | Stage::Lab | Stage::Demo) {
         // The command-line tests start the daemon that a user would.
         let prepared = build::daemon_and_lab().and_then(|()| shell::run_as_root(&mut command));
         if let Err(error) = prepared {
@@ -179,7 +196,7 @@ fn run_stage(stage: Stage, filter: &[OsString]) -> Outcome {
 /// Whether this machine can run the stage; if not, why.
 fn possible(stage: Stage) -> Result<(), String> {
     match (stage, shell::root()) {
-        (Stage::Lab | Stage::Demo, Root::No(why)) => Err(why.to_owned()),
+        (Stage::Packet | Stage::Lab | Stage::Demo, Root::No(why)) => Err(why.to_owned()),
         (Stage::Vm, _) => vm::possible(),
         _ => Ok(()),
     }
@@ -252,8 +269,26 @@ mod tests {
     fn filters_reach_the_test_programs() {
         let shown = shell::show(&Stage::Lab.command(&["drain".into()]));
         assert!(
-            shown.ends_with("-p ebb-tests -- --test-threads=1 drain"),
+            shown.ends_with("--lib --bins -- --test-threads=1 drain"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn every_test_program_belongs_to_one_stage() {
+        let directory = shell::repository().join("tests").join("tests");
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let name = name.trim_end_matches(".rs");
+            let belongs = |patterns: &[&str]| {
+                patterns
+                    .iter()
+                    .any(|pattern| match pattern.strip_suffix('*') {
+                        Some(start) => name.starts_with(start),
+                        None => name == *pattern,
+                    })
+            };
+            assert!(belongs(&PACKET_TESTS) != belongs(&LAB_TESTS), "{name}");
+        }
     }
 }
