@@ -1,6 +1,9 @@
 //! Configuration files for the lab.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::lab::{
     Lab,
@@ -16,6 +19,8 @@ pub struct Service {
     pub family: Family,
     /// Family of its backends' addresses, where it is not the service's own.
     pub backend_family: Option<Family>,
+    /// Address of all its backends, where they are no namespaces of the lab.
+    pub backend_at: Option<IpAddr>,
     /// Its port on the VIP.
     pub port: u16,
     /// `tcp` or `udp`.
@@ -49,6 +54,7 @@ impl Service {
             name: "web".into(),
             family: Family::V4,
             backend_family: None,
+            backend_at: None,
             port: 80,
             protocol: "tcp".into(),
             backend_port: if forward == "nat" { 8080 } else { 80 },
@@ -65,11 +71,14 @@ impl Service {
         SocketAddr::new(address::vip(self.family), self.port)
     }
 
-    /// Where it reaches a backend of the lab.
+    /// Where it reaches a backend.
     #[must_use]
     pub fn backend(&self, lab: &Lab, name: &str) -> SocketAddr {
         let family = self.backend_family.unwrap_or(self.family);
-        SocketAddr::new(lab.backend_in(family, name), self.backend_port)
+        let ip = self
+            .backend_at
+            .unwrap_or_else(|| lab.backend_in(family, name));
+        SocketAddr::new(ip, self.backend_port)
     }
 }
 

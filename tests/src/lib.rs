@@ -4,6 +4,7 @@
 //! servers know that by themselves.
 
 pub mod bench;
+pub mod capture;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -10,6 +10,7 @@ mod flood;
 mod health;
 mod icmp;
 mod interfaces;
+mod kernel_tunnels;
 mod nginx;
 mod restart;
 mod truth;
