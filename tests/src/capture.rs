@@ -2,7 +2,13 @@
 //!
 //! What an XDP program sends by the interface it runs on, or takes, is not seen there; one hop further it is.
 
-use std::{fs, path::PathBuf, thread, time::Duration, time::Instant};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -27,11 +33,16 @@ impl Capture {
     /// # Errors
     /// tcpdump is missing, or does not like the filter; with what it said.
     pub fn start(lab: &Lab, role: &str, interface: &str, way: &str, filter: &str) -> Result<Self> {
-        let name = format!("capture-{role}-{interface}");
+        // A log of its own: that of an earlier one says as well that it listens.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("capture-{number}-{role}-{interface}");
         let file = lab.directory().join(format!("{name}.pcap"));
         let mut command = lab.command(role, "tcpdump");
         command
             .args(["-i", interface, "-Q", way, "-s", SNAPSHOT])
+            // Each frame is handed over and written at once: those in a block that is not full yet are lost at the end.
+            .args(["--immediate-mode", "-U"])
             // Not as a user of its own, who may not write here.
             .args(["-Z", "root", "-w"])
             .arg(&file)
@@ -50,11 +61,20 @@ impl Capture {
         Ok(Self { guard, file })
     }
 
-    /// Ends it: the frames, in the order in which they came.
+    /// Ends it as soon as the frames are `enough`, or after some time: the frames, in the order in which they came.
     ///
     /// # Errors
     /// It missed some, or wrote no file that can be read.
-    pub fn stop(mut self) -> Result<Vec<Vec<u8>>> {
+    pub fn stop_when(mut self, enough: impl Fn(&[Vec<u8>]) -> bool) -> Result<Vec<Vec<u8>>> {
+        let deadline = Instant::now() + LIMIT;
+        let is_enough = || {
+            let bytes = fs::read(&self.file).ok()?;
+            // The last frame may be half written.
+            Some(enough(&frames(&bytes)?))
+        };
+        while is_enough() != Some(true) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
         self.guard.terminate(LIMIT)?;
         let said = self.guard.log_tail();
         ensure!(

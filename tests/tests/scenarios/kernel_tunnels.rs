@@ -111,18 +111,18 @@ fn service(lab: &Lab, vm: &VmBackend, number: u16, case: &Case) -> Service {
     service
 }
 
-/// Packets that came out of a device of the machine.
+/// Bytes that came out of a device of the machine. Not packets: generic receive offload joins those before they are
+/// counted.
 fn came_out(vm: &mut VmBackend, device: &str) -> Result<u64> {
     let words = ["ip", "-s", "-j", "link", "show", "dev", device];
     let said = vm.machine().output(&words, "")?;
     let links: Value = serde_json::from_str(&said)?;
-    links[0]["stats64"]["rx"]["packets"]
+    links[0]["stats64"]["rx"]["bytes"]
         .as_u64()
-        .with_context(|| format!("no packets in {said}"))
+        .with_context(|| format!("no bytes in {said}"))
 }
 
 #[test]
-#[ignore = "written and compiled, not run yet: nobody has seen it pass or fail"]
 fn transfers_through_the_kernels_own_devices() -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -130,7 +130,11 @@ fn transfers_through_the_kernels_own_devices() -> Result<()> {
     let lab = Lab::create(LabOptions::new(Topology::OneArm, Answers::Direct, &["b1"]))?;
     for family in Family::BOTH {
         let (ip, bits) = (chosen(family), family.link_bits());
-        let words = format!("addr add {ip}/{bits} dev eth0 nodad");
+        // Deprecated: not what the kernel itself chooses as the source of `ipip`.
+        let mut words = format!("addr add {ip}/{bits} dev eth0");
+        if family == Family::V6 {
+            words += " nodad preferred_lft 0";
+        }
         let done = lab.command("lb", "ip").args(words.split(' ')).status()?;
         ensure!(done.success(), "ip {words}");
     }
@@ -195,10 +199,9 @@ fn one(lab: &Lab, vm: &mut VmBackend, case: &Case, service: &Service) -> Result<
         learned(lab, target.ip())?
     );
     let out = came_out(vm, case.device)? - before;
-    // The packets with the upload's bytes, at least.
     ensure!(
-        out > bytes / 1500,
-        "{out} packets came out of {} for {bytes} bytes",
+        out > bytes,
+        "{out} bytes came out of {} for an upload of {bytes}",
         case.device
     );
     in_fragments(lab, target)?;
@@ -245,15 +248,26 @@ fn on_the_wire(lab: &Lab, case: &Case, target: SocketAddr) -> Result<()> {
     } else {
         address::lb(case.outer)
     };
+    let frames = capture.stop_when(|frames| {
+        let clients = frames.iter().filter_map(|frame| {
+            let outer = Outer::parse(frame).ok()?;
+            client_of(&outer.inner).ok()
+        });
+        clients.collect::<BTreeSet<_>>().len() == usize::from(FLOWS)
+    })?;
     let mut ports = BTreeMap::<(IpAddr, u16), BTreeSet<u16>>::new();
-    for frame in capture.stop()? {
+    for frame in frames {
         let outer = Outer::parse(&frame).map_err(anyhow::Error::msg)?;
         ensure!(outer.source == source, "from {}", outer.source);
         let (client, port) = client_of(&outer.inner)?;
         let flow = ports.entry((client, port)).or_default();
         flow.extend(outer.udp.map(|udp| udp.source));
     }
-    ensure!(ports.len() == usize::from(FLOWS), "{} flows", ports.len());
+    ensure!(
+        ports.len() == usize::from(FLOWS),
+        "{} flows: {ports:?}",
+        ports.len()
+    );
     if case.forward == "gue" {
         ensure!(
             ports.values().all(|ports| ports.len() == 1),
