@@ -26,6 +26,7 @@ use crate::{
 
 /// Takes over first fragments; hands later ones on.
 #[xdp]
+#[inline(always)]
 pub fn fragment(ctx: XdpContext) -> u32 {
     match first(&ctx) {
         Ok(verdict) => verdict,
@@ -36,6 +37,7 @@ pub fn fragment(ctx: XdpContext) -> u32 {
 /// Takes over later fragments.
 // A program of its own: both in one have more variables than a BPF program's stack holds.
 #[xdp]
+#[inline(always)]
 pub fn fragment_later(ctx: XdpContext) -> u32 {
     let known = locate(&ctx).and_then(|found| later(&ctx, &found));
     known.unwrap_or_else(|refused| pass(&ctx, 0, refused.outcome))

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -27,6 +27,10 @@ use lb_userspace::{
     },
     model::spec::{Capacity, XdpMode},
 };
+
+mod pool;
+
+pub use pool::Borrowed;
 
 /// A program's verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +106,7 @@ impl ServiceSetup {
 /// The program, loaded.
 pub struct Rig {
     /// The data plane.
-    pub datapath: BpfDatapath,
-    pins: PathBuf,
+    pub datapath: Borrowed,
     index: Vec<IndexEntry>,
     services: Vec<ServiceSetup>,
 }
@@ -129,38 +132,30 @@ impl Rig {
 
     /// The same with these sizes.
     pub fn with_capacity(capacity: Capacity) -> Result<Self> {
-        Self::with_object(object::XDP, capacity)
+        own_namespace()?;
+        Ok(Self::of(Borrowed::from_pool(capacity, || {
+            load(object::XDP, capacity)
+        })?))
     }
 
-    /// The same with the programs of another object file.
+    /// The same with the programs of another object file, and its maps pinned.
     pub fn with_object(object: &[u8], capacity: Capacity) -> Result<Self> {
         own_namespace()?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pins = PathBuf::from(format!(
-            "/sys/fs/bpf/ebb-rig-{}-{number}",
-            std::process::id()
-        ));
-        let options = Options {
-            pins: pins.clone(),
-            interfaces: Vec::new(),
-            mode: XdpMode::Auto,
-            capacity,
-            trace: false,
-        };
-        // What a failed attempt pinned would stay for ever.
-        let datapath = BpfDatapath::open(object, &options)
-            .inspect_err(|_| std::mem::drop(bpf::remove_pins(&pins)))?;
-        Ok(Self {
-            datapath,
-            pins,
-            index: Vec::new(),
-            services: Vec::new(),
-        })
+        let (datapath, pins) = load(object, capacity)?;
+        Ok(Self::of(Borrowed::pinned(datapath, pins)?))
     }
 
-    /// Where its maps are pinned.
-    pub fn pins(&self) -> &std::path::Path {
-        &self.pins
+    fn of(datapath: Borrowed) -> Self {
+        Self {
+            datapath,
+            index: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+
+    /// Where its maps are pinned, if they are.
+    pub fn pins(&self) -> Option<&Path> {
+        self.datapath.pins()
     }
 
     /// A service whose slots all have this owner.
@@ -402,10 +397,24 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let _ = bpf::remove_pins(&self.pins);
-    }
+/// Loads the object with pins of its own.
+fn load(object: &[u8], capacity: Capacity) -> Result<(BpfDatapath, PathBuf)> {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let pins = PathBuf::from(format!(
+        "/sys/fs/bpf/ebb-rig-{}-{number}",
+        std::process::id()
+    ));
+    let options = Options {
+        pins: pins.clone(),
+        interfaces: Vec::new(),
+        mode: XdpMode::Auto,
+        capacity,
+        trace: false,
+    };
+    // What a failed attempt pinned would stay for ever.
+    let datapath = BpfDatapath::open(object, &options)
+        .inspect_err(|_| std::mem::drop(bpf::remove_pins(&pins)))?;
+    Ok((datapath, pins))
 }
 
 /// A network namespace for this thread, with a veth pair whose near end is the way to the clients' networks.

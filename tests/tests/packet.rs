@@ -127,6 +127,27 @@ fn unmoved_slots_need_no_table() -> Result<()> {
 }
 
 #[test]
+fn a_rig_that_is_used_again_is_as_new() -> Result<()> {
+    for _ in 0..3 {
+        let mut rig = rig(&NAT, MOVED)?;
+        assert_eq!(rig.stats(OLD)?.packets, 0);
+        for table in [Table::Flows, Table::Handshakes] {
+            assert!(rig.entries(table)?.is_empty(), "{table:?}");
+        }
+        assert_eq!(send(&mut rig, &ack(1000, 7))?.1, OLD);
+        assert_eq!(send(&mut rig, &syn(1001, 7))?.1, NEW);
+        for table in [Table::Flows, Table::Handshakes] {
+            assert_eq!(rig.entries(table)?.len(), 1, "{table:?}");
+        }
+        drop(rig);
+        let mut rig = Rig::new()?;
+        let outcome = rig.run(&syn(1001, 7).build())?.2;
+        assert_eq!(outcome, Outcome::PassNoService);
+    }
+    Ok(())
+}
+
+#[test]
 fn opening_goes_to_current_and_is_recorded() -> Result<()> {
     let mut rig = rig(&NAT, MOVED)?;
     assert_eq!(

@@ -53,6 +53,7 @@ pub struct Message {
 
 /// Takes over ICMP.
 #[xdp]
+#[inline(always)]
 pub fn icmp(ctx: XdpContext) -> u32 {
     match handle(&ctx) {
         Ok(verdict) => verdict,

@@ -66,7 +66,7 @@ impl Runner {
     /// Root is missing, or the kernel refuses something.
     pub fn new(object: &[u8]) -> Result<Self> {
         let (world, rig) = World::new(object)?;
-        let counters = Counters::open(rig.pins(), ROWS.len() + 1)?;
+        let counters = Counters::open(rig.pins().context("its maps are pinned")?, ROWS.len() + 1)?;
         Ok(Self {
             world,
             rig,

@@ -241,7 +241,7 @@ fn command(kernel: &Kernel, image: &Path, directory: &Path, joint: Option<&Joint
         None => Command::new(QEMU),
     };
     let file = |kind: &str, name: &str| format!("{kind}:{}", directory.join(name).display());
-    command.args(["-M", "pc", "-m", "1G", "-smp", "2", "-no-reboot"]);
+    command.args(["-M", "pc", "-m", "2G", "-smp", "2", "-no-reboot"]);
     command.args(["-nodefaults", "-display", "none"]);
     match env::var("EBB_VM_ACCEL").as_deref() {
         Ok("kvm") => command.args(["-accel", "kvm", "-cpu", "host"]),
