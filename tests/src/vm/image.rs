@@ -104,16 +104,16 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// A program without what only a debugger reads: nine tenths of ours, which the guest would have to keep in memory.
 fn stripped(program: &Path) -> Result<Vec<u8>> {
-    let output = Command::new("strip")
-        .args(["--strip-debug", "-o", "/dev/stdout"])
-        .arg(program)
+    // Not to a pipe: strip seeks in what it writes.
+    let to = tempfile::NamedTempFile::new().context("a temporary file")?;
+    let status = Command::new("strip")
+        .args(["--strip-debug", "-o"])
+        .args([to.path(), program])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
-        .output();
-    match output {
-        Ok(output) if output.status.success() && output.stdout.starts_with(b"\x7fELF") => {
-            Ok(output.stdout)
-        }
+        .status();
+    match status {
+        Ok(status) if status.success() => read(to.path()),
         // Large, but it works.
         _ => read(program),
     }
