@@ -85,10 +85,9 @@ pub struct ServiceRecord {
     pub affinity_mask: Addr,
     /// UDP port that backends decapsulate at ([`mode::GUE`]), network order as loaded.
     pub tunnel_port: u16,
-    /// Where a connection id names its server ([`service_flags::QUIC`]): first byte, and how many; see RFC 9000
-    /// section 5.1 and draft-ietf-quic-load-balancers.
-    pub quic_first: u8,
-    /// Bytes of the server id.
+    /// Configuration that connection ids follow ([`service_flags::QUIC`]): the upper three bits of their first octet.
+    pub quic_rotation: u8,
+    /// Bytes of the server id in them, at most [`crate::quic::SERVER_ID_MAX`].
     pub quic_length: u8,
     /// Zero.
     pub reserved_more: [u32; 11],
@@ -160,6 +159,8 @@ pub mod jump {
     pub const FRAGMENT: u32 = 3;
     /// Later fragments.
     pub const FRAGMENT_LATER: u32 = 4;
+    /// QUIC.
+    pub const QUIC: u32 = 5;
     /// Services on several ports.
     pub const RANGES: u32 = 6;
     /// How many places there are.
@@ -171,6 +172,7 @@ pub mod jump {
         (TOO_BIG, "too_big"),
         (FRAGMENT, "fragment"),
         (FRAGMENT_LATER, "fragment_later"),
+        (QUIC, "quic"),
         (RANGES, "ranges"),
     ];
 }

@@ -22,6 +22,9 @@ pub mod kind {
     pub const RANGE: u8 = 4;
     /// A source address that is a backend of a `nat` service on several ports; numbered like [`RANGE`].
     pub const REPLY_RANGE: u8 = 5;
+    /// A server id of a QUIC service: in place of an address there are the service's id and the server id, see
+    /// [`server_key`](super::server_key).
+    pub const SERVER_ID: u8 = 6;
 }
 
 /// One entry.
@@ -105,6 +108,16 @@ impl Live {
 #[inline(always)]
 pub const fn selector(port: u16, protocol: u8, kind: u8) -> u64 {
     port as u64 | ((protocol as u64) << 16) | ((kind as u64) << 24)
+}
+
+/// Address and selector of a [`kind::SERVER_ID`].
+#[inline(always)]
+pub const fn server_key(service: u32, server: u64) -> (Addr, u64) {
+    let address = Addr {
+        high: service as u64,
+        low: server,
+    };
+    (address, selector(0, 0, kind::SERVER_ID))
 }
 
 /// The [`kind`] out of a [`selector`].

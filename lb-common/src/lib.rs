@@ -21,6 +21,7 @@ pub mod index;
 pub mod limits;
 pub mod outcome;
 pub mod protect;
+pub mod quic;
 pub mod steer;
 pub mod tunnel;
 

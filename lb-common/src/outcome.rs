@@ -63,6 +63,10 @@ outcomes! {
     ForwardOpeningUnrecorded = "forward_opening_unrecorded",
     /// Opens a flow again: a retransmission, to where the first one went.
     ForwardRetransmit = "forward_retransmit",
+    /// To the backend that its QUIC connection id names.
+    ForwardServerId = "forward_server_id",
+    /// A QUIC packet whose connection id ought to name a backend and does not: by its flow entry, or as a new flow.
+    ForwardServerUnknown = "forward_server_unknown",
     /// A backend's answer, to the client.
     ForwardReply = "forward_reply",
     /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.

@@ -19,22 +19,19 @@ pub const UNROUTABLE: u8 = 0b111;
 const LONG: u8 = 0x80;
 const VERSION_2: u32 = 0x6b33_43cf;
 
-/// What the beginning of a datagram says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What the beginning of a datagram says. Plain words: the place of an `Option`'s missing value would be copied about
+/// unset, which the verifier refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Header {
-    /// A digest of the connection id that the client has chosen for the server, or goes on with what a server chose:
-    /// of an Initial or a 0-RTT packet.
-    pub opening: Option<u32>,
-    /// The server id in its connection id.
-    pub server: Option<u64>,
-}
-
-impl Header {
-    /// Neither an opening nor a server id.
-    pub const UNKNOWN: Self = Self {
-        opening: None,
-        server: None,
-    };
+    /// Whether it is an Initial or a 0-RTT packet.
+    pub opens: bool,
+    /// Of those: a digest of the connection id, which the client has chosen for a new connection, and a server for one
+    /// that goes on.
+    pub digest: u32,
+    /// Whether its connection id has a server id.
+    pub is_named: bool,
+    /// That server id.
+    pub server: u64,
 }
 
 /// Reads the first bytes of a datagram to this service.
@@ -42,17 +39,14 @@ impl Header {
 pub fn header(service: &ServiceRecord, bytes: &[u8; LOOKED_AT]) -> Header {
     if bytes[0] & LONG == 0 {
         return Header {
-            opening: None,
-            server: server_id(service, bytes[1], word(bytes, 2)),
+            opens: false,
+            digest: 0,
+            is_named: names(service, bytes[1]),
+            server: server_id(service, word(bytes, 2)),
         };
     }
     let version = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
     let length = bytes[5];
-    let server = if length > service.quic_length {
-        server_id(service, bytes[6], word(bytes, 7))
-    } else {
-        None
-    };
     // The second version has the types one further on (RFC 9369 section 3.2): Initial is 1, 0-RTT 2.
     let kind = (bytes[0] >> 4) & 3;
     let kind = if version == VERSION_2 {
@@ -60,12 +54,12 @@ pub fn header(service: &ServiceRecord, bytes: &[u8; LOOKED_AT]) -> Header {
     } else {
         kind
     };
-    let opening = if kind < 2 && length >= 8 {
-        Some(digest(word(bytes, 6)))
-    } else {
-        None
-    };
-    Header { opening, server }
+    Header {
+        opens: kind < 2 && length >= 8,
+        digest: digest(word(bytes, 6)),
+        is_named: length > service.quic_length && names(service, bytes[6]),
+        server: server_id(service, word(bytes, 7)),
+    }
 }
 
 /// Eight bytes from `at`, as one number in network order.
@@ -83,14 +77,16 @@ fn word(bytes: &[u8; LOOKED_AT], at: usize) -> u64 {
     ])
 }
 
-/// The server id, if a connection id with this first octet has one.
+/// Whether a connection id with this first octet has a server id.
 #[inline(always)]
-const fn server_id(service: &ServiceRecord, first: u8, next: u64) -> Option<u64> {
-    let length = service.quic_length;
-    if first >> 5 != service.quic_rotation || length == 0 || length > SERVER_ID_MAX {
-        return None;
-    }
-    Some(next >> (64 - 8 * length as u32))
+const fn names(service: &ServiceRecord, first: u8) -> bool {
+    first >> 5 == service.quic_rotation && service.quic_length.wrapping_sub(1) < SERVER_ID_MAX
+}
+
+/// The server id in front of these bytes of a connection id.
+#[inline(always)]
+const fn server_id(service: &ServiceRecord, next: u64) -> u64 {
+    next >> (64_u32.wrapping_sub(8 * service.quic_length as u32) & 63)
 }
 
 #[inline(always)]
@@ -110,18 +106,25 @@ mod tests {
         }
     }
 
-    const SHORT: [u8; 16] = [
-        0x40, 0x2b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-    ];
+    const SHORT: [u8; 16] = [0x40, 0x2b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
 
     #[test]
     fn a_short_header_names_its_server() {
-        for (length, id) in [(1, 1), (2, 0x0102), (4, 0x0102_0304), (8, 0x0102_0304_0506_0708)] {
+        for (length, id) in [
+            (1, 1),
+            (2, 0x0102),
+            (4, 0x0102_0304),
+            (8, 0x0102_0304_0506_0708),
+        ] {
             let found = header(&service(length, 1), &SHORT);
-            assert_eq!(found.server, Some(id), "{length}");
-            assert_eq!(found.opening, None);
+            assert_eq!((found.is_named, found.server), (true, id), "{length}");
+            assert!(!found.opens);
         }
-        assert_eq!(header(&service(4, 0), &SHORT), Header::UNKNOWN, "another configuration");
+        assert!(
+            !header(&service(4, 0), &SHORT).is_named,
+            "another configuration"
+        );
+        assert!(!header(&service(0, 1), &SHORT).is_named, "no server ids");
     }
 
     #[test]
@@ -143,10 +146,14 @@ mod tests {
             ("Handshake of version 2", 0xf0, VERSION_2, false),
         ] {
             let found = long(first, version, 8);
-            assert_eq!(found.opening.is_some(), opens, "{what}");
-            assert_eq!(found.server, Some(0x0908), "{what}");
+            assert_eq!(found.opens, opens, "{what}");
+            assert_eq!((found.is_named, found.server), (true, 0x0908), "{what}");
         }
-        assert_eq!(long(0xe0, 1, 2).server, None, "too short to hold one");
-        assert_eq!(long(0xc0, 1, 8).opening, long(0xd0, 1, 8).opening, "one connection");
+        assert!(!long(0xe0, 1, 2).is_named, "too short to hold one");
+        assert_eq!(
+            long(0xc0, 1, 8).digest,
+            long(0xd0, 1, 8).digest,
+            "one connection"
+        );
     }
 }

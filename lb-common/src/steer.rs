@@ -15,6 +15,8 @@
 //!
 //! Only packets in tracked slots ([`Slot::is_tracked`]), openings and closings touch the tables at all.
 
+pub mod quic;
+
 use core::ptr::NonNull;
 
 use crate::{

@@ -12,7 +12,7 @@
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr,
-    abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode},
+    abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode, service_flags},
     fragment::TO_CLIENT,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
@@ -28,6 +28,7 @@ mod parse;
 mod prefix;
 mod probe;
 mod protect;
+mod quic;
 mod ranges;
 mod reset;
 mod tables;
@@ -120,9 +121,25 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
     if protect::denies(&packet.source) {
         return drop(ctx, id, Outcome::DropClient);
     }
+    // A first fragment, which QUIC does not make, goes as a datagram, and the later ones follow it.
+    if service.flags & service_flags::QUIC != 0 && !packet.is_first {
+        return hand_over(ctx, quic::REFUSED);
+    }
     let decision = steer::steer(&Kernel::<true>, id, service, &packet.from_client());
+    send(ctx, packet, id, service, &decision)
+}
+
+/// To the backend that was decided on, or not.
+#[inline(always)]
+fn send(
+    ctx: &XdpContext,
+    packet: &Parsed,
+    id: u32,
+    service: &ServiceRecord,
+    decision: &Decision,
+) -> u32 {
     if !decision.outcome.is_forward() {
-        return refuse(ctx, id, &decision);
+        return refuse(ctx, id, decision);
     }
     let Some(backend) = maps::BACKENDS.get(decision.backend) else {
         return pass(ctx, id, Outcome::PassInternal);

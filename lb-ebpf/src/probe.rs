@@ -8,13 +8,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::info;
 use lb_common::{
-    abi::{ClockReading, Explanation, Slot},
+    abi::{ClockReading, Explanation, ServiceRecord, Slot},
     outcome::Outcome,
     steer::{self, Decision},
 };
 
 use crate::{
-    maps, protect, service_of,
+    maps,
+    parse::Parsed,
+    protect, quic, service_of,
     tables::{Kernel, loaded},
     thorough,
 };
@@ -37,16 +39,30 @@ pub fn trace(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
 /// Says where the given packet would go, and leaves no trace of it. Run by hand only (BPF_PROG_TEST_RUN).
 #[xdp]
 pub fn explain(ctx: XdpContext) -> u32 {
+    answer(&ctx, |packet, id, service| {
+        steer::steer(&Kernel::<false>, id, service, &packet.from_client())
+    })
+}
+
+/// The same for a packet to a QUIC service.
+#[xdp]
+pub fn explain_quic(ctx: XdpContext) -> u32 {
+    answer(&ctx, |packet, id, service| {
+        let named = quic::named(&ctx, packet, id, service);
+        let packet = packet.from_client();
+        steer::quic::steer(&Kernel::<false>, id, service, &packet, &named)
+    })
+}
+
+#[inline(always)]
+fn answer(ctx: &XdpContext, steer: impl Fn(&Parsed, u32, &ServiceRecord) -> Decision) -> u32 {
     let nothing = |outcome| (0, decision(outcome));
-    let (service, decision) = match thorough::parse(&ctx) {
+    let (service, decision) = match thorough::parse(ctx) {
         Err(refused) => nothing(refused.outcome),
         Ok(packet) => match service_of(&packet) {
             None => nothing(Outcome::PassNoService),
             Some((id, _)) if protect::denies(&packet.source) => (id, decision(Outcome::DropClient)),
-            Some((id, service)) => (
-                id,
-                steer::steer(&Kernel::<false>, id, service, &packet.from_client()),
-            ),
+            Some((id, service)) => (id, steer(&packet, id, service)),
         },
     };
     if let Some(place) = maps::EXPLANATION.get_ptr_mut(0) {

@@ -310,6 +310,9 @@ pub struct ExplainRequest {
     /// Port of the service, where it has several; the first when left out.
     #[serde(default)]
     pub port: Option<u16>,
+    /// Of a QUIC service: the connection id of a packet, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cid: Option<String>,
 }
 
 /// Where a client's packets go, answered by the loaded program.
@@ -329,8 +332,14 @@ pub struct Explained {
     pub base: Option<String>,
     /// A packet that opens a flow.
     pub opening: Answer,
-    /// A packet of a flow that is open.
+    /// A packet of a flow that is open; of QUIC, one whose connection id names nobody.
     pub established: Answer,
+    /// Of a QUIC service: a packet with the connection id that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<Answer>,
+    /// Whether it is a QUIC service.
+    #[serde(default)]
+    pub quic: bool,
 }
 
 /// One answer of the program.

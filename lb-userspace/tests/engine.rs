@@ -243,6 +243,7 @@ fn a_backend_id_is_free_only_when_nothing_names_it() {
         let spec = BackendSpec {
             address: address(300 + n),
             weight: 1,
+            server_id: None,
         };
         node.engine
             .add(&format!("web/blue/n{n}"), spec, node.now_ms)
@@ -586,6 +587,7 @@ fn the_capacity_is_what_the_configuration_says() {
     let spec = BackendSpec {
         address: address(500),
         weight: 1,
+        server_id: None,
     };
     let refused = node
         .engine
@@ -611,6 +613,7 @@ fn addresses_that_no_backend_can_have_are_refused() {
         let spec = BackendSpec {
             address: text.parse().unwrap(),
             weight: 1,
+            server_id: None,
         };
         let refused = node.engine.add("web/blue/b9", spec, node.now_ms);
         let said = refused.unwrap_err().error;

@@ -484,6 +484,7 @@ impl Simulator {
         let spec = BackendSpec {
             address: address(1000 + self.added),
             weight: 1 + self.random.below(3) as u32,
+            server_id: None,
         };
         let result = self.engine.add(&path, spec, self.now_ms);
         self.note(format!("add {path}: {result:?}"));

@@ -1,6 +1,7 @@
 //! Configuration files for the lab.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
 };
@@ -23,10 +24,14 @@ pub struct Service {
     pub backend_at: Option<IpAddr>,
     /// Its port on the VIP.
     pub port: u16,
+    /// The last of several ports; backends then have none of their own.
+    pub last_port: Option<u16>,
     /// `tcp` or `udp`.
     pub protocol: String,
     /// Port of the backends; but in `nat` the service's own.
     pub backend_port: u16,
+    /// Port of the health check, when it is not the backends' own.
+    pub check_port: Option<u16>,
     /// `nat`, `l2`, `ipip` or `gue`.
     pub forward: String,
     /// The pool that takes new flows.
@@ -35,6 +40,8 @@ pub struct Service {
     pub pools: Vec<(String, Vec<String>)>,
     /// More lines of the service's own table, as they stand in the file.
     pub more: String,
+    /// More keys of a backend's table, as they stand in the file, by its name.
+    pub more_of: BTreeMap<String, String>,
 }
 
 impl Service {
@@ -56,12 +63,15 @@ impl Service {
             backend_family: None,
             backend_at: None,
             port: 80,
+            last_port: None,
             protocol: "tcp".into(),
+            check_port: None,
             backend_port: if forward == "nat" { 8080 } else { 80 },
             forward: forward.into(),
             active_pool: "blue".into(),
             pools: vec![pool("blue", 'b'), pool("green", 'g')],
             more: String::new(),
+            more_of: BTreeMap::new(),
         }
     }
 
@@ -105,17 +115,22 @@ pub fn file(lab: &Lab, services: &[Service]) -> String {
 fn table(lab: &Lab, service: &Service) -> String {
     let Service {
         name,
+        last_port,
         protocol,
+        check_port,
         forward,
         active_pool,
         pools,
         more,
+        more_of,
         ..
     } = service;
+    let last = last_port.map_or_else(String::new, |port| format!("-{port}"));
+    let check = check_port.map_or_else(String::new, |port| format!(", port = {port}"));
     let mut text = format!(
-        "[service.{name}]\nlisten = \"{}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
+        "[service.{name}]\nlisten = \"{}{last}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
          [service.{name}.health]\n\
-         readiness = {{ http = \"/health/ready\", period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
+         readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
         service.target(),
     );
     for (pool, backends) in pools {
@@ -123,7 +138,14 @@ fn table(lab: &Lab, service: &Service) -> String {
             .iter()
             .map(|backend| {
                 let at = service.backend(lab, backend);
-                format!("{backend} = \"{at}\"")
+                let at = match last_port {
+                    None => at.to_string(),
+                    Some(_) => at.ip().to_string(),
+                };
+                match more_of.get(backend) {
+                    None => format!("{backend} = \"{at}\""),
+                    Some(more) => format!("{backend} = {{ address = \"{at}\", {more} }}"),
+                }
             })
             .collect();
         let _ = write!(

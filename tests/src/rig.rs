@@ -15,7 +15,7 @@ use lb_common::{
     checksum,
     entry::{FlowEntry, FlowKey},
     hash::HashKey,
-    index::{IndexEntry, kind, selector},
+    index::{IndexEntry, kind, kind_of, selector, server_key},
     outcome::Outcome,
     steer, tunnel,
 };
@@ -158,6 +158,21 @@ impl Rig {
         self.datapath.pins()
     }
 
+    /// Takes every service away, and empties the tables and counters of these backends: for the next case on the same
+    /// load.
+    pub fn clear(&mut self, backends: &[u32]) -> Result<()> {
+        self.index.clear();
+        self.services.clear();
+        self.datapath.publish_index(&self.index)?;
+        for table in [Table::Flows, Table::Handshakes] {
+            self.lose(table)?;
+        }
+        for backend in backends {
+            self.datapath.reset_backend_stats(*backend)?;
+        }
+        Ok(())
+    }
+
     /// A service whose slots all have this owner.
     pub fn service(&mut self, setup: ServiceSetup, slots: &[Slot]) -> Result<()> {
         self.service_with(setup, slots, |_| {})
@@ -206,6 +221,22 @@ impl Rig {
         });
         self.datapath.publish_index(&self.index)?;
         Ok(())
+    }
+
+    /// The server ids that a QUIC service's backends go by, in place of those it had: server id, backend.
+    pub fn server_ids(&mut self, service: u32, servers: &[(u64, u32)]) -> Result<()> {
+        self.index
+            .retain(|entry| kind_of(entry.selector) != kind::SERVER_ID || entry.service != service);
+        for (server, backend) in servers {
+            let (address, selector) = server_key(service, *server);
+            self.index.push(IndexEntry {
+                address,
+                selector,
+                service,
+                backend: *backend,
+            });
+        }
+        Ok(self.datapath.publish_index(&self.index)?)
     }
 
     /// The next free selector of this kind at an address.

@@ -9,16 +9,21 @@
 //! | any other | flow entry | the entry's backend |
 //! | any other | no | `current` |
 //!
-//! Entries do not route what names its server. They say which backends still have flows.
+//! Entries do not route what names its server. They say which backends still have flows, and so may give way to those
+//! that flows depend on.
 
-use super::{Count, Decision, Env, Flow, FlowKey, NewEntry, NonNull, Outcome, Packet, ServiceRecord};
+use super::{
+    Count, Decision, Env, Flow, FlowKey, Meta, NewEntry, NonNull, Outcome, Packet, ServiceRecord,
+};
 use super::{entry, flow_hash, slot_index, state};
 
 /// A QUIC packet, as far as steering needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Named {
-    /// Digest of its connection id, if it opens a connection.
-    pub opening: Option<u32>,
+    /// Whether it opens a connection, as far as one can see.
+    pub opens: bool,
+    /// Then: digest of its connection id.
+    pub digest: u32,
     /// Backend that its connection id names; 0 for none.
     pub backend: u32,
 }
@@ -62,10 +67,12 @@ pub fn steer<E: Env>(
     } else {
         named.backend
     };
-    let answer = match named.opening {
-        Some(digest) => flow.open_quic(known, digest, backend),
-        None if backend != 0 => flow.by_name(known, backend),
-        None => flow.tracked(packet),
+    let answer = if named.opens {
+        flow.open_quic(known, named.digest, backend)
+    } else if backend != 0 {
+        flow.by_name(known, backend)
+    } else {
+        flow.nameless(packet)
     };
     decide(answer, slot)
 }
@@ -115,6 +122,17 @@ impl<E: Env> Flow<'_, E> {
         (Outcome::ForwardOpening, current)
     }
 
+    /// A packet that ought to name its server and does not: as any datagram, but counted apart, because with servers
+    /// that are set up as the service is there are none.
+    #[inline(always)]
+    fn nameless(&self, packet: &Packet) -> (Outcome, u32) {
+        match self.tracked(packet) {
+            (outcome, 0) if outcome.is_forward() => (Outcome::DropNoBackend, 0),
+            (outcome, backend) if outcome.is_forward() => (Outcome::ForwardServerUnknown, backend),
+            other => other,
+        }
+    }
+
     /// A packet whose connection id names this backend.
     #[inline(always)]
     fn by_name(&self, known: Option<NonNull<entry::FlowEntry>>, backend: u32) -> (Outcome, u32) {
@@ -151,7 +169,8 @@ impl<E: Env> Flow<'_, E> {
             return;
         }
         let new = NewEntry {
-            meta: self.flow_meta(0, backend, 0),
+            // Not exceptional: its packets find their way without it, and strangers could make any number.
+            meta: Meta::new(0, backend, 0),
             opened: now,
             seen: now,
         };

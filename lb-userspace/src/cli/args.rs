@@ -127,6 +127,9 @@ pub enum Command {
         /// Port of the service, where it is on several; the first when left out
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
         port: Option<u16>,
+        /// Connection id of a packet to a QUIC service, hexadecimal
+        #[arg(long, value_name = "HEX")]
+        cid: Option<String>,
     },
 
     /// Try whether this kernel takes the XDP program

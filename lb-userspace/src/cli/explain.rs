@@ -1,30 +1,20 @@
 //! `ebb explain`.
 
-use std::net::SocketAddr;
-
 use crate::api::{Answer, ExplainRequest, Explained};
 
 use super::{
     client::Client,
     error::{CliError, exit},
-    names::Service,
     output::Output,
 };
 
 /// Asks where a client's packets go.
 pub async fn explain(
     client: &Client,
-    service: &Service,
-    from: SocketAddr,
-    port: Option<u16>,
+    request: &ExplainRequest,
     out: &mut Output,
 ) -> Result<u8, CliError> {
-    let request = ExplainRequest {
-        service: service.0.clone(),
-        from,
-        port,
-    };
-    let answer = client.post("/v1/explain", &request).await?;
+    let answer = client.post("/v1/explain", request).await?;
     let text = if out.json() {
         answer.text()?.to_owned()
     } else {
@@ -47,6 +37,16 @@ fn render(explained: &Explained) -> String {
     };
     let head = format!("{} from {}", explained.service, explained.from);
     let opening = answer(&explained.opening);
+    if explained.quic {
+        let nameless = answer(&explained.established);
+        let named = explained.named.as_ref().map_or_else(
+            || "the backend that it names (ask with --cid HEX)".to_owned(),
+            answer,
+        );
+        return format!(
+            "{head}\n  slot              {slot}\n  a new connection  {opening}\n  an id of a server {named}\n  another id        {nameless}"
+        );
+    }
     if explained.protocol == "udp" {
         return format!("{head}\n  slot              {slot}\n  a datagram        {opening}");
     }
@@ -81,6 +81,8 @@ mod tests {
             base: Some("b1".to_owned()),
             opening: answer("forward_opening", Some("b2"), "takes new flows"),
             established: answer("forward_base", None, "nobody"),
+            named: None,
+            quic: false,
         };
         let text = render(&explained);
         for part in [
@@ -96,5 +98,13 @@ mod tests {
         let text = render(&explained);
         assert!(text.contains("a datagram        b2"), "{text}");
         assert!(!text.contains("an open one"), "{text}");
+        explained.quic = true;
+        let text = render(&explained);
+        for part in ["a new connection  b2", "--cid HEX", "another id        no"] {
+            assert!(text.contains(part), "{text}");
+        }
+        explained.named = Some(answer("forward_server_id", Some("b3"), "names b3"));
+        let text = render(&explained);
+        assert!(text.contains("an id of a server b3: names b3"), "{text}");
     }
 }

@@ -157,13 +157,15 @@ on since the list was loaded. The longest prefix that a client is in decides; wh
 /// `ebb explain --help`.
 pub const EXPLAIN: &str = "\
 Says where the packets of a client go, and why. The answer is the loaded XDP program's own, for a packet that opens a \
-connection and for one of a connection that is open; the question leaves no trace.";
+connection and for one of a connection that is open, or for a datagram; the question leaves no trace. Of a service on \
+several ports, --port says which is meant. Of a QUIC service, --cid asks for a packet with this connection id.";
 
 /// Below `ebb explain --help`.
 pub const EXPLAIN_AFTER: &str = "\
 Examples:
   ebb explain web --from 198.51.100.7:40000
-  ebb explain web --from '[2001:db8::7]:40000' --json";
+  ebb explain web --from '[2001:db8::7]:40000' --json
+  ebb explain web3 --from 198.51.100.7:40000 --cid 0b0a00000b5a5a5a5a";
 
 /// `ebb version --help`.
 pub const VERSION: &str = "\

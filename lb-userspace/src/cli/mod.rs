@@ -41,7 +41,7 @@ mod verify;
 mod version;
 mod wait;
 
-use crate::daemon::assemble::NodeOptions;
+use crate::{api::ExplainRequest, daemon::assemble::NodeOptions};
 use std::{ffi::OsString, future::Future, process::ExitCode};
 
 use clap::Parser;
@@ -107,7 +107,16 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
             service,
             from,
             port,
-        } => block_on(explain::explain(&client, &service, from, port, out)),
+            cid,
+        } => {
+            let request = ExplainRequest {
+                service: service.0,
+                from,
+                port,
+                cid,
+            };
+            block_on(explain::explain(&client, &request, out))
+        }
         Command::Clients => block_on(clients::clients(&client, out)),
         Command::Version => block_on(version::version(&client, out)),
     }

@@ -219,6 +219,7 @@ async fn add(State(control): State<Control>, body: Bytes) -> Answer<Done> {
     let spec = BackendSpec {
         address: request.address,
         weight: request.weight.unwrap_or(1),
+        server_id: None,
     };
     let work = move |engine: &mut Engine, now| engine.add(&request.backend, spec, now);
     done(control.handle.call(work).await?)
@@ -294,8 +295,10 @@ async fn flows(
 
 async fn explain(State(control): State<Control>, body: Bytes) -> Answer<Explained> {
     let request: ExplainRequest = parse(&body)?;
-    let work =
-        move |engine: &mut Engine, _| engine.explain(&request.service, request.from, request.port);
+    let work = move |engine: &mut Engine, _| {
+        let cid = request.cid.as_deref();
+        engine.explain(&request.service, request.from, request.port, cid)
+    };
     Ok(Json(control.handle.call(work).await??))
 }
 

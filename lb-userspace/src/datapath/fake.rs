@@ -536,6 +536,11 @@ impl Datapath for Fake {
         TICKS_PER_SECOND
     }
 
+    /// Without a reader of connection ids: as a datagram.
+    fn explain_quic(&self, question: &Question, _: &[u8]) -> Result<Explanation> {
+        self.explain(question)
+    }
+
     fn explain(&self, question: &Question) -> Result<Explanation> {
         let memory = self.memory();
         let (address, port) = (question.vip.ip().into(), question.vip.port().to_be());

@@ -208,6 +208,10 @@ pub trait Datapath: Send {
     /// Asks the loaded program where a packet would go; leaves no trace.
     fn explain(&self, question: &Question) -> Result<Explanation>;
 
+    /// The same of a QUIC service: for the first packet of a new connection, or for a later one with the connection id `id`,
+    /// of at most 20 bytes.
+    fn explain_quic(&self, question: &Question, id: &[u8]) -> Result<Explanation>;
+
     /// Where the program runs.
     fn attachments(&self) -> Vec<Attachment>;
 

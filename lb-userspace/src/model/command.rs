@@ -366,6 +366,7 @@ fn check_new(
         );
     }
     check_address(service, name, spec.address)?;
+    check_server_id(service, name, spec)?;
     let taken = state.backends().find(|(_, other, _, backend)| {
         let same = backend.admin != Admin::Removed
             && backend.spec.address.ip() == spec.address.ip()
@@ -383,6 +384,24 @@ fn check_new(
             );
             Err(Refused::conflict(error).hint("a backend's answers must name one service"))
         }
+    }
+}
+
+/// Refuses a server id that another backend of the service goes by.
+fn check_server_id(service: &Service, name: &str, spec: &BackendSpec) -> Result<()> {
+    let Some(quic) = &service.spec.quic else {
+        return Ok(());
+    };
+    let id = quic.server_id(spec);
+    let mut others = service.live_backends().map(|(_, backend)| backend);
+    match others.find(|other| quic.server_id(&other.spec) == id) {
+        None => Ok(()),
+        Some(other) => Err(Refused::conflict(format!(
+            "add {name}: {} has the server id {id:0digits$x} already",
+            other.name,
+            digits = 2 * usize::from(quic.server_id_length)
+        ))
+        .hint("write it into the configuration file with a server_id of its own")),
     }
 }
 

@@ -12,7 +12,7 @@ use lb_common::{
     abi::{BackendRecord, ServiceRecord, backend_flags, control_flags, mode, service_flags},
     checksum::address_delta,
     hash::HashKey,
-    index::{IndexEntry, kind, selector},
+    index::{IndexEntry, kind, selector, server_key},
     tunnel::fixed_sum,
 };
 use siphasher::sip::SipHasher13;
@@ -152,7 +152,9 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
             Forward::Ipip => mode::IPIP,
             Forward::Gue => mode::GUE,
         },
-        flags: tracking | affinity | echo,
+        flags: tracking | affinity | echo | spec.quic.map_or(0, |_| service_flags::QUIC),
+        quic_rotation: spec.quic.map_or(0, |quic| quic.rotation),
+        quic_length: spec.quic.map_or(0, |quic| quic.server_id_length),
         idle_ticks: (node.ticks)(spec.idle_timeout),
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask,
@@ -268,6 +270,7 @@ fn index(state: &State) -> Vec<IndexEntry> {
         let several = vip.is_several();
         let kind = if several { kind::RANGE } else { kind::SERVICE };
         entries.add(service, SocketAddr::new(vip.address, vip.port), kind, 0);
+        entries.add_servers(service);
         if service.spec.forward != Forward::Nat {
             continue;
         }
@@ -286,7 +289,7 @@ fn index(state: &State) -> Vec<IndexEntry> {
 /// Entries of the index, and how many ranges each address has.
 #[derive(Default)]
 struct Entries {
-    by_key: BTreeMap<(IpAddr, u64), IndexEntry>,
+    by_key: BTreeMap<([u8; 16], u64), IndexEntry>,
     ranges: BTreeMap<(IpAddr, u8, u8), u32>,
 }
 
@@ -303,7 +306,7 @@ impl Entries {
         // Of several services at one address, one that wants echo requests answered.
         let place = self
             .by_key
-            .entry((address, entry.selector))
+            .entry((entry.address.bytes(), entry.selector))
             .or_insert(entry);
         if service.spec.icmp_echo && !answers_echo(state, place.service) {
             *place = entry;
@@ -328,7 +331,28 @@ impl Entries {
             backend,
         };
         // Two live backends never share an address; a later id would be the newer one.
-        self.by_key.insert((at.ip(), entry.selector), entry);
+        self.insert(entry);
+    }
+
+    /// The names that a QUIC service's backends go by.
+    fn add_servers(&mut self, service: &Service) {
+        let Some(quic) = &service.spec.quic else {
+            return;
+        };
+        for (id, backend) in service.live_backends() {
+            let (address, selector) = server_key(service.id, quic.server_id(&backend.spec));
+            self.insert(IndexEntry {
+                address,
+                selector,
+                service: service.id,
+                backend: id,
+            });
+        }
+    }
+
+    fn insert(&mut self, entry: IndexEntry) {
+        let key = (entry.address.bytes(), entry.selector);
+        self.by_key.insert(key, entry);
     }
 }
 

@@ -357,6 +357,9 @@ fn check_same(name: &str, old: &Service, new: &ServiceSpec) -> Result<()> {
     if old.spec.listen != new.listen {
         return refuse("listen");
     }
+    if old.spec.quic != new.quic {
+        return refuse("quic");
+    }
     if old.spec.forward != new.forward {
         return refuse("forward");
     }

@@ -201,6 +201,9 @@ pub struct ServiceSpec {
     pub name: String,
     /// Where clients reach it.
     pub listen: Vip,
+    /// QUIC's connection ids, when its datagrams are QUIC.
+    #[serde(default)]
+    pub quic: Option<QuicSpec>,
     /// How packets get to the backends.
     pub forward: Forward,
     /// The outer headers, where there are any.
@@ -238,6 +241,27 @@ impl ServiceSpec {
     /// when that is made and ends when it is not seen any more.
     pub const fn is_datagram(&self) -> bool {
         matches!(self.listen.protocol, Protocol::Udp)
+    }
+}
+
+/// How QUIC connection ids name their server, in plain text (draft-ietf-quic-load-balancers-21).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuicSpec {
+    /// Bytes of a server id: 1 to 8.
+    pub server_id_length: u8,
+    /// The upper three bits of a connection id's first octet: 0 to 6.
+    pub rotation: u8,
+}
+
+impl QuicSpec {
+    /// The server id of a backend: its own, or the last bytes of its address.
+    pub fn server_id(&self, backend: &BackendSpec) -> u64 {
+        let last = match backend.address.ip() {
+            IpAddr::V4(v4) => u64::from(v4.to_bits()),
+            IpAddr::V6(v6) => v6.to_bits() as u64,
+        };
+        let bits = 64 - 8 * u32::from(self.server_id_length.clamp(1, 8));
+        backend.server_id.unwrap_or(last) & (u64::MAX >> bits)
     }
 }
 
@@ -548,6 +572,9 @@ pub struct BackendSpec {
     pub address: SocketAddr,
     /// Its share relative to the other backends of its pool, 0 to 1000; 0 takes no new flows.
     pub weight: u32,
+    /// Its server id in QUIC connection ids, when that is not the last bytes of its address.
+    #[serde(default)]
+    pub server_id: Option<u64>,
 }
 
 const fn yes() -> bool {

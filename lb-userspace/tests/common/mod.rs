@@ -23,6 +23,7 @@ pub fn pool(prefix: &str, first: u16, count: u16) -> PoolSpec {
         let spec = BackendSpec {
             address: address(first + n),
             weight: 1,
+            server_id: None,
         };
         (format!("{prefix}{n}"), spec)
     };
@@ -54,6 +55,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             last_port: 80,
             protocol: Protocol::Tcp,
         },
+        quic: None,
         forward: Forward::Nat,
         tunnel: Default::default(),
         affinity: Affinity::Flow,

@@ -202,7 +202,16 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
     ),
     (
         Shape::Quic,
-        &[Outcome::PassNoService, Outcome::ForwardOpening],
+        &[
+            Outcome::PassNoService,
+            Outcome::ForwardOpening,
+            Outcome::ForwardFlow,
+            Outcome::ForwardServerId,
+            Outcome::ForwardServerUnknown,
+            Outcome::DropNoBackend,
+            Outcome::DropNoNextHop,
+            Outcome::DropDeadline,
+        ],
     ),
     (
         Shape::Echo,

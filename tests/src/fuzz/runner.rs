@@ -8,7 +8,7 @@ use lb_userspace::datapath::{Datapath as _, Table, Verdict as Scan};
 use super::{
     case::Case,
     counters::{Counters, Moved},
-    oracle::{Broken, Run, counted_once, judge},
+    oracle::{Broken, Run, counted_once, judge, named},
     view::View,
     world::{Concern, ROWS, World},
 };
@@ -90,9 +90,10 @@ impl Runner {
         }
         let most = if case.records { u32::MAX } else { 0 };
         self.rig.limit(most, most)?;
-        let mut last = None;
+        let (mut last, mut names) = (None, Vec::new());
         for (at, input) in case.inputs.iter().enumerate() {
             let seen = self.send(input.bytes(), watch)?;
+            names.extend(named(&self.world, &seen.input));
             let judged = counted_once(&seen.moved).and_then(|counted| {
                 look(at, counted.outcome, seen.verdict);
                 judge(
@@ -103,6 +104,7 @@ impl Runner {
                         output: &seen.output,
                         service: counted.service,
                         outcome: counted.outcome,
+                        named: &names,
                     },
                 )
             });

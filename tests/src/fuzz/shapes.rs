@@ -8,7 +8,7 @@ use super::{
     frame::{Frame, Network, Tcp, Transport},
     sums::{TCP, UDP},
     view::View,
-    world::{NEIGHBOUR, NODE, NOWHERE, Service, World},
+    world::{NEIGHBOUR, NODE, NOWHERE, ROTATION, Service, World},
 };
 use lb_common::{
     abi::mode,
@@ -93,6 +93,8 @@ pub struct Flow {
     isn: u32,
     /// A backend of the service.
     owner: SocketAddr,
+    /// What the same backend goes by in QUIC.
+    server_id: u16,
     /// A backend that answers through the balancer, of this or another service.
     backend: Option<SocketAddr>,
     /// Protocol of the service.
@@ -107,6 +109,7 @@ impl Flow {
         let of_protocol = |service: &&Service| service.row.protocol() == protocol;
         let services: Vec<_> = world.services.iter().filter(of_protocol).collect();
         let service = one(&services, random);
+        let owner = one(&service.backends, random);
         let host = random.random_range(1..=9u8);
         let ip = match service.vip {
             SocketAddr::V4(_) => IpAddr::from([192, 0, 2, host]),
@@ -116,7 +119,8 @@ impl Flow {
             client: SocketAddr::new(ip, random.random()),
             vip: service.vip,
             isn: random.random(),
-            owner: one(&service.backends, random).address,
+            owner: owner.address,
+            server_id: owner.server_id(),
             backend: answering(world, service, random),
             protocol,
             identification: random.random(),
@@ -206,7 +210,7 @@ pub fn frame(shape: Shape, flow: &Flow, random: &mut SmallRng) -> Frame {
         frame.data.truncate(random.random_range(0..20));
     }
     if shape == Shape::Quic {
-        quic(&mut frame.data, random);
+        quic(&mut frame.data, flow, random);
     }
     if matches!(shape, Shape::Udp | Shape::Quic) && random.random_ratio(1, 4) {
         edge(&mut frame, flow.owner);
@@ -451,14 +455,31 @@ fn extensions(flow: &Flow, random: &mut SmallRng) -> Frame {
     frame
 }
 
-/// A QUIC packet's first bytes (RFC 9000 section 17): long header of version 1, or short header.
-fn quic(data: &mut [u8], random: &mut SmallRng) {
-    let long = random.random();
-    let start: [u8; 6] = if long {
-        [0xc3, 0, 0, 0, 1, 8]
+/// A QUIC packet's first bytes (RFC 9000 section 17): long header of either version, or short header; and a connection
+/// id that may name a backend.
+fn quic(data: &mut Vec<u8>, flow: &Flow, random: &mut SmallRng) {
+    if random.random_ratio(7, 8) {
+        data.resize(data.len().max(32), 0x5a);
+    }
+    let mut start = vec![0x43];
+    if random.random() {
+        let version = *one(&[[0, 0, 0, 1], [0x6b, 0x33, 0x43, 0xcf]], random);
+        start = vec![0xc3 | random.random_range(0..4) << 4];
+        start.extend(version);
+        start.push(*one(&[8, 8, 8, 13, 3, 2, 0, 20], random));
+    }
+    let rotation = if random.random_ratio(7, 8) {
+        ROTATION
     } else {
-        [0x43; 6]
+        random.random_range(0..8)
     };
+    start.push(rotation << 5 | random.random_range(0..32));
+    let server = if random.random_ratio(3, 4) {
+        flow.server_id
+    } else {
+        random.random()
+    };
+    start.extend(server.to_be_bytes());
     let length = data.len().min(start.len());
     data[..length].copy_from_slice(&start[..length]);
 }

@@ -61,6 +61,15 @@ const fn udp(name: &'static str, vip: &'static str, mode: u8) -> Row {
     )
 }
 
+/// A QUIC service whose backends go by [`Backend::server_id`].
+const fn quic(name: &'static str, vip: &'static str, mode: u8) -> Row {
+    let udp = udp(name, vip, mode);
+    Row {
+        flags: udp.flags | service_flags::QUIC,
+        ..udp
+    }
+}
+
 const fn tunnel(name: &'static str, vip: &'static str, mode: u8, outer: Family) -> Row {
     Row {
         family: Some(outer),
@@ -78,6 +87,11 @@ impl Row {
         }
     }
 }
+
+/// Bytes of the server ids of QUIC services.
+pub const SERVER_ID_BYTES: usize = 2;
+/// First octet of connection ids that name a backend, without its lower five bits.
+pub const ROTATION: u8 = 3;
 
 /// The services. Ids count from 1 in this order.
 pub const ROWS: &[Row] = &[
@@ -120,6 +134,9 @@ pub const ROWS: &[Row] = &[
         family: Some(Family::V6),
         ..udp("gue v6 in v6 udp", "[2001:db8:f::12]:53", mode::GUE)
     },
+    quic("nat v4 quic", "203.0.113.10:443", mode::NAT),
+    quic("l2 v6 quic", "[2001:db8:f::11]:443", mode::L2),
+    quic("nat v6 quic", "[2001:db8:f::10]:443", mode::NAT),
     Row {
         flows_per_second: 5,
         ..tcp("l2 v4 limited", "203.0.113.13:80", mode::L2, 0)
@@ -213,6 +230,13 @@ pub struct Backend {
     pub role: Role,
     /// Where it listens.
     pub address: SocketAddr,
+}
+
+impl Backend {
+    /// What it goes by in connection ids of a QUIC service.
+    pub fn server_id(&self) -> u16 {
+        0x5a00 | self.id as u16
+    }
 }
 
 /// A service as it was set up.
@@ -423,6 +447,11 @@ impl Service {
         })
     }
 
+    /// Whether connection ids name its backends.
+    pub fn is_quic(&self) -> bool {
+        self.row.flags & service_flags::QUIC != 0
+    }
+
     /// The backend with this id, if it is of this service.
     pub fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.iter().find(|backend| backend.id == id)
@@ -466,7 +495,15 @@ fn add(rig: &mut Rig, id: u32, row: &Row) -> Result<Service> {
             backend.role.apply(record);
         })?;
     }
-    rig.service(setup, &service.slots)?;
+    rig.service_with(setup, &service.slots, |record| {
+        record.quic_length = SERVER_ID_BYTES as u8;
+        record.quic_rotation = ROTATION;
+    })?;
+    if service.is_quic() {
+        let names = service.backends.iter();
+        let names: Vec<_> = names.map(|b| (b.server_id().into(), b.id)).collect();
+        rig.server_ids(id, &names)?;
+    }
     rig.limit_flows(0, id, row.flows_per_second)?;
     service.record = rig.datapath.service(id)?;
     Ok(service)

@@ -96,6 +96,12 @@ pub const fn client(family: Family) -> IpAddr {
     at(family, 1, 0, 2)
 }
 
+/// An address on the client's link that nobody has yet: for a client that moves.
+#[must_use]
+pub const fn client_elsewhere(family: Family) -> IpAddr {
+    at(family, 1, 0, 3)
+}
+
 /// The router towards the client.
 #[must_use]
 pub const fn router_client(family: Family) -> IpAddr {

@@ -12,6 +12,8 @@ mod icmp;
 mod interfaces;
 mod kernel_tunnels;
 mod nginx;
+mod ports;
+mod quic;
 mod restart;
 mod truth;
 mod tunnel;

@@ -90,7 +90,11 @@ fn defaults_of_a_service() {
     let address = "10.0.0.11:8443".parse().expect("an address");
     assert_eq!(
         web.pools["blue"].backends["b1"],
-        BackendSpec { address, weight: 1 }
+        BackendSpec {
+            address,
+            weight: 1,
+            server_id: None
+        }
     );
 }
 

@@ -10,7 +10,7 @@ fn the_example_is_valid() {
     let spec = check(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(
         spec.services.keys().collect::<Vec<_>>(),
-        ["far", "mail", "web", "web6"]
+        ["dns", "far", "games", "mail", "web", "web3", "web6"]
     );
     assert_eq!(
         spec.services["mail"].pools["main"].backends["m1"]

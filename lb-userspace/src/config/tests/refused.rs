@@ -123,7 +123,7 @@ fn listen() {
     refuse_in_service(&[
         ("listen = 443", "3:10", &["must be a text in quotes"]),
         ("listen = \"203.0.113.10:443/udp\"", "2:10", &["a UDP service lacks `health`", "health = \"none\""]),
-        ("listen = \"203.0.113.10:443/quic\"", "3:10", &["QUIC", "not supported yet"]),
+        ("listen = \"203.0.113.10:443/quic\"", "3:10", &["`quic` for a protocol", "quic = {}"]),
         ("listen = \"203.0.113.10:443/tpc\"", "3:10", &["`tpc` for a protocol", "/tcp"]),
         ("listen = \"203.0.113.10:8100-8000\"", "3:10", &["not the lesser", "FIRST-LAST"]),
         ("listen = \"203.0.113.10:80,443\"", "3:10", &["a list of ports", "not supported yet"]),

@@ -105,7 +105,12 @@ fn vip(endpoint: Endpoint, protocol: Option<&str>) -> Result<Vip, Fault> {
     };
     let protocol = match (known(protocol), protocol) {
         (Some(known), _) => known,
-        (None, Some("quic")) => return Err(later("QUIC")),
+        (None, Some("quic")) => {
+            return Err(Fault::new(
+                "has `quic` for a protocol",
+                "write /udp here, and quic = {} below",
+            ));
+        }
         (None, Some("sctp")) => return Err(later("SCTP")),
         (None, other) => {
             return Err(Fault::new(

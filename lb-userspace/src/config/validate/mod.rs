@@ -11,6 +11,7 @@ mod listen;
 mod names;
 mod node;
 mod pool;
+mod quic;
 mod service;
 mod tunnel;
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::model::{
     address::{family, is_mapped, unusable},
-    spec::{BackendSpec, Forward, PoolSpec, Ports},
+    spec::{BackendSpec, Forward, PoolSpec, Ports, QuicSpec},
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     address::{Endpoint, Fault, Port, endpoint, mapped, with_port},
     facts::{BackendAddress, BackendFacts},
     listen::Listen,
-    names,
+    names, quic,
 };
 
 /// What the backends of a service need to know of it.
@@ -30,6 +30,8 @@ pub(super) struct Of<'s> {
     pub(super) service: &'s str,
     pub(super) forward: Result<Forward, Reported>,
     pub(super) listen: Listen,
+    /// How its connection ids name backends, when it is QUIC and that could be read.
+    pub(super) quic: Option<QuicSpec>,
 }
 
 /// A pool that was read.
@@ -124,10 +126,10 @@ fn backend(
     problems: &mut Problems<'_>,
 ) -> Result<(String, BackendSpec), Reported> {
     let name = names::check("backend", field.key, field.key_place, problems);
-    let (address_field, weight) = if field.is_text() {
-        (Ok(*field), Ok(limits::WEIGHT_DEFAULT))
+    let (address_field, weight, server_id) = if field.is_text() {
+        (Ok(*field), Ok(limits::WEIGHT_DEFAULT), Ok(None))
     } else {
-        address_and_weight(field, title, problems)
+        long_form(field, title, of, problems)
     };
     let address = address_field.and_then(|address| {
         let text = address.text(problems, "10.0.0.11:8443")?;
@@ -164,24 +166,29 @@ fn backend(
         BackendSpec {
             address: address?,
             weight: weight?,
+            server_id: server_id?,
         },
     ))
 }
 
-/// The long form of a backend.
-fn address_and_weight<'d>(
+/// What was read of a key.
+type Read<T> = Result<T, Reported>;
+
+/// The long form of a backend: address, weight, server id.
+fn long_form<'d>(
     field: &Field<'d>,
     title: &str,
+    of: Of<'_>,
     problems: &mut Problems<'_>,
-) -> (Result<Field<'d>, Reported>, Result<u32, Reported>) {
+) -> (Read<Field<'d>>, Read<u32>, Read<Option<u64>>) {
     if !field.is_table() {
         let example = format!("{} = \"10.0.0.11:8443\"", field.key);
         let reported = field.wrong_type(problems, "a text in quotes or a table", &example);
-        return (Err(reported), Err(reported));
+        return (Err(reported), Err(reported), Err(reported));
     }
     let mut section = match field.section(problems, &format!("{title}.{}", field.key)) {
         Ok(section) => section,
-        Err(reported) => return (Err(reported), Err(reported)),
+        Err(reported) => return (Err(reported), Err(reported), Err(reported)),
     };
     let hint = format!(
         "for example: {} = {{ address = \"10.0.0.11:8443\", weight = 2 }}",
@@ -192,8 +199,12 @@ fn address_and_weight<'d>(
     let weight = weight.map_or(Ok(limits::WEIGHT_DEFAULT), |field| {
         field.integer(problems, limits::WEIGHT)
     });
+    let server_id = section
+        .field("server_id")
+        .map(|field| quic::server_id(&field, of.quic, problems))
+        .transpose();
     section.finish(problems);
-    (address, weight)
+    (address, weight, server_id)
 }
 
 /// The address as far as it was understood.

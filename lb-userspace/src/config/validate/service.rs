@@ -18,7 +18,7 @@ use super::{
     listen::{self, Listen},
     names,
     pool::{self, Of, Pool},
-    tunnel,
+    quic, tunnel,
 };
 
 /// Reads a service, and adds what others need to know of it to the facts.
@@ -62,10 +62,12 @@ pub(super) fn read(
         forward: forward.ok(),
         backends: Vec::new(),
     };
+    let quic = quic::read(section, &listen, field.key, problems);
     let of = Of {
         service: field.key,
         forward,
         listen,
+        quic: quic.unwrap_or_default(),
     };
     let pools = pools(section, of, &mut service_facts, problems);
     let active_pool = active_pool(section, &pools, problems);
@@ -77,6 +79,9 @@ pub(super) fn read(
     section.finish(problems);
     facts.services.push(service_facts);
 
+    if let (Ok(Some(quic)), Ok(pools)) = (&quic, &pools) {
+        quic::distinct(quic, pools, problems);
+    }
     let pools = pools.and_then(|pools| {
         pools
             .into_iter()
@@ -86,6 +91,7 @@ pub(super) fn read(
     Ok(ServiceSpec {
         name: name?,
         listen: listen.vip?,
+        quic: quic?,
         forward: forward?,
         tunnel: tunnel?,
         affinity: affinity?,

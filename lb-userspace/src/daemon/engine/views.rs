@@ -6,6 +6,7 @@ use lb_common::{
     abi::Slot,
     entry::{FlowEntry, FlowKey, Meta, age, is_closed, state as entry_state},
     outcome::Outcome,
+    quic,
 };
 
 use super::Engine;
@@ -190,7 +191,7 @@ impl Engine {
             bytes: stats.bytes,
             opened: stats.opened,
             closed: if service.spec.is_datagram() {
-                stats.opened.saturating_sub(sight.listed)
+                (stats.opened + stats.adopted).saturating_sub(sight.listed)
             } else {
                 stats.closed
             },
@@ -338,7 +339,11 @@ impl Engine {
                 entry.client.into(),
                 u16::from_be(FlowKey::client_port(entry.ports)),
             ),
-            service_port: u16::from_be(FlowKey::service_port(entry.ports)),
+            service_port: if service.spec.listen.is_several() {
+                u16::from_be(FlowKey::service_port(entry.ports))
+            } else {
+                service.spec.listen.port
+            },
             phase: phase.to_owned(),
             age_s: f64::from(age(entry.opened, now)) / per_second,
             idle_s: f64::from(age(entry.seen, now)) / per_second,
@@ -354,6 +359,7 @@ impl Engine {
         service: &str,
         from: SocketAddr,
         port: Option<u16>,
+        cid: Option<&str>,
     ) -> Result<api::Explained> {
         let (name, service) = find_service(&self.state, service)?;
         let listen = &service.spec.listen;
@@ -370,21 +376,36 @@ impl Engine {
                 "explain {name}: {from} is not of the same family as {vip}"
             )));
         }
-        let ask = |opening| {
+        let quic = service.spec.quic.is_some();
+        let cid = match cid {
+            Some(_) if !quic => {
+                let error = format!("explain {name}: a connection id, and it is no QUIC service");
+                return Err(Refused::invalid(error).hint("leave --cid out"));
+            }
+            Some(text) => Some(connection_id(name, text)?),
+            None => None,
+        };
+        let ask = |opening, id: &[u8]| {
             let question = Question {
                 client: from,
                 vip,
                 protocol: service.spec.listen.protocol,
                 opening,
             };
-            self.datapath.explain(&question).map_err(|error| {
+            let said = if quic {
+                self.datapath.explain_quic(&question, id)
+            } else {
+                self.datapath.explain(&question)
+            };
+            said.map_err(|error| {
                 Refused::new(
                     crate::model::refused::RefusedKind::Failed,
                     format!("explain {name}: {error}"),
                 )
             })
         };
-        let (opening, established) = (ask(true)?, ask(false)?);
+        let (opening, established) = (ask(true, &[])?, ask(false, &NAMELESS)?);
+        let named = cid.map(|id| ask(false, &id)).transpose()?;
         let slot = Slot(opening.slot);
         Ok(api::Explained {
             service: name.to_owned(),
@@ -395,7 +416,26 @@ impl Engine {
             base: backend_name(service, slot.base()),
             opening: answer(service, &opening),
             established: answer(service, &established),
+            named: named.map(|named| answer(service, &named)),
+            quic,
         })
+    }
+}
+
+/// A connection id that names nobody.
+const NAMELESS: [u8; 1] = [quic::UNROUTABLE << 5];
+
+/// A connection id as it is written: 1 to 20 bytes (RFC 9000 section 17.2), two hexadecimal digits each.
+fn connection_id(service: &str, text: &str) -> Result<Vec<u8>> {
+    let byte = |at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    let is_hexadecimal = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
+    match bytes {
+        Some(bytes) if is_hexadecimal && (1..=20).contains(&bytes.len()) => Ok(bytes),
+        _ => Err(
+            Refused::invalid(format!("explain {service}: {text:?} is no connection id"))
+                .hint("write 1 to 20 bytes with two hexadecimal digits each"),
+        ),
     }
 }
 
@@ -427,6 +467,10 @@ fn why(outcome: Outcome, to: &str, current: &str, moved: bool) -> String {
     match outcome {
         Outcome::ForwardSteady => format!("no change touches this slot: all its flows are {to}'s"),
         Outcome::ForwardFlow => format!("this flow is in the flow table, on {to}"),
+        Outcome::ForwardServerId => format!("its connection id names {to}"),
+        Outcome::ForwardServerUnknown => {
+            format!("its connection id names no backend; by its address it is {to}'s")
+        }
         Outcome::ForwardHandshake => format!("its handshake began on {to}"),
         Outcome::ForwardAdopted | Outcome::ForwardBase if moved => {
             format!(

@@ -2,17 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::steer::tcp;
+use lb_common::{quic, steer::tcp};
 
 use crate::{datapath::Question, model::spec::Protocol};
 
-/// Ethernet, IP and transport headers of the question's packet; checksums are left zero, nobody looks at them. `None`
-/// when client and service are of different families.
-pub fn packet(question: &Question) -> Option<Vec<u8>> {
+/// Ethernet, IP and transport headers of the question's packet, and at most 100 bytes of data of a datagram; checksums are
+/// left zero, nobody looks at them. `None` when client and service are of different families.
+pub fn packet(question: &Question, data: &[u8]) -> Option<Vec<u8>> {
     let (client, vip) = (&question.client, &question.vip);
     let transport = match question.protocol {
         Protocol::Tcp => tcp_header(client, vip, question.opening).to_vec(),
-        Protocol::Udp => udp_header(client, vip).to_vec(),
+        Protocol::Udp => [&udp_header(client, vip, data.len() as u8)[..], data].concat(),
     };
     let (protocol, length) = (question.protocol.number(), transport.len() as u8);
     let mut frame = vec![0u8; 12];
@@ -43,11 +43,23 @@ fn tcp_header(client: &SocketAddr, vip: &SocketAddr, opening: bool) -> [u8; 20] 
     header
 }
 
-/// A datagram without data.
-fn udp_header(client: &SocketAddr, vip: &SocketAddr) -> [u8; 8] {
+fn udp_header(client: &SocketAddr, vip: &SocketAddr, length: u8) -> [u8; 8] {
     let mut header = [0u8; 8];
     header[0..2].copy_from_slice(&client.port().to_be_bytes());
     header[2..4].copy_from_slice(&vip.port().to_be_bytes());
-    header[5] = 8;
+    header[5] = 8 + length;
     header
+}
+
+/// A QUIC packet (RFC 9000 section 17): an Initial that no connection has been opened with, or one with a short header and
+/// this connection id.
+pub fn quic(opening: bool, id: &[u8]) -> Vec<u8> {
+    let mut bytes = if opening {
+        // Version 1, and an id that names nobody.
+        vec![0xc0, 0, 0, 0, 1, 8, quic::UNROUTABLE << 5]
+    } else {
+        [&[0x40], id].concat()
+    };
+    bytes.resize(bytes.len() + quic::LOOKED_AT, 0);
+    bytes
 }

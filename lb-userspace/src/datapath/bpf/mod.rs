@@ -239,6 +239,20 @@ impl BpfDatapath {
         Ok(map.get(&0, 0).map_err(map_error)?.0)
     }
 
+    /// Asks one of the programs that explain.
+    fn ask(&self, program: &str, question: &Question, data: &[u8]) -> Result<Explanation> {
+        let frame = frame::packet(question, data).ok_or_else(|| {
+            Error::Other(format!(
+                "{} and {} are of different families",
+                question.client, question.vip
+            ))
+        })?;
+        self.run(program, &frame)?;
+        let map: Array<_, Pod<Explanation>> =
+            Array::try_from(map(&self.ebpf, "EXPLANATION")?).map_err(map_error)?;
+        Ok(map.get(&0, 0).map_err(map_error)?.0)
+    }
+
     /// Runs one of the object's programs on a frame (BPF_PROG_TEST_RUN); returns its verdict.
     fn run(&self, name: &str, frame: &[u8]) -> Result<u32> {
         let program = self.loaded(name)?;
@@ -388,7 +402,9 @@ fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
 /// The programs of the object: the balancer, those it hands rare packets to, and those run by hand.
 pub fn program_names() -> impl Iterator<Item = &'static str> {
     let tail_called = jump::PROGRAMS.iter().map(|(_, name)| *name);
-    ["ebb", "explain", "clock"].into_iter().chain(tail_called)
+    ["ebb", "explain", "explain_quic", "clock"]
+        .into_iter()
+        .chain(tail_called)
 }
 
 /// Lays the tail-called programs into their places, each with one atomic exchange.
@@ -662,16 +678,11 @@ impl Datapath for BpfDatapath {
     }
 
     fn explain(&self, question: &Question) -> Result<Explanation> {
-        let frame = frame::packet(question).ok_or_else(|| {
-            Error::Other(format!(
-                "{} and {} are of different families",
-                question.client, question.vip
-            ))
-        })?;
-        self.run("explain", &frame)?;
-        let map: Array<_, Pod<Explanation>> =
-            Array::try_from(map(&self.ebpf, "EXPLANATION")?).map_err(map_error)?;
-        Ok(map.get(&0, 0).map_err(map_error)?.0)
+        self.ask("explain", question, &[])
+    }
+
+    fn explain_quic(&self, question: &Question, id: &[u8]) -> Result<Explanation> {
+        self.ask("explain_quic", question, &frame::quic(question.opening, id))
     }
 
     fn attachments(&self) -> Vec<Attachment> {

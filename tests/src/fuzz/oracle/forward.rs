@@ -7,7 +7,7 @@ use lb_common::{
     outcome::Outcome,
 };
 
-use super::{Broken, Run, answer, opinion, rule, same, tunnel, unchanged};
+use super::{Broken, Run, answer, opinion, quic, rule, same, tunnel, unchanged};
 use crate::{
     fuzz::{
         sums::{TCP, UDP, network_error, transport_error},
@@ -27,7 +27,8 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
     );
     if run.outcome.is_forward() {
         let backend = receiver(service, run)?;
-        allowed(service, backend, client, slot, run.outcome)?;
+        allowed(service, backend, client, slot, view, run)?;
+        quic::judged(service, view, run)?;
         return forwarded(service, backend, view, run);
     }
     match run.outcome {
@@ -56,10 +57,10 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
                 "{slot:?} has backends"
             );
         }
-        Outcome::DropNoNextHop => owned(service, slot, Role::NoNextHop)?,
-        Outcome::DropNoReset => owned(service, slot, Role::Reset)?,
+        Outcome::DropNoNextHop => owned(service, slot, Role::NoNextHop, run)?,
+        Outcome::DropNoReset => owned(service, slot, Role::Reset, run)?,
         Outcome::DropDeadline => {
-            owned(service, slot, Role::Dropped)?;
+            owned(service, slot, Role::Dropped, run)?;
             rule!(
                 is_cut(service, client),
                 "the flow's turn to be cut has not come"
@@ -71,18 +72,20 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
     unchanged(run)
 }
 
-/// One of the slot's owners has this role.
-pub fn owned(service: &Service, slot: Slot, role: Role) -> Result<(), Broken> {
-    let is = |id| {
-        service
-            .backend(id)
-            .is_some_and(|backend| backend.role == role)
-    };
+/// A backend of this role may own a flow of the slot.
+pub fn owned(service: &Service, slot: Slot, role: Role, run: &Run<'_>) -> Result<(), Broken> {
+    let mut backends = service.backends.iter();
     rule!(
-        is(slot.current()) || is(slot.base()),
+        backends.any(|backend| backend.role == role && may_own(service, slot, backend.id, run)),
         "no owner of {slot:?} is {role:?}"
     );
     Ok(())
+}
+
+/// Flows of the slot may be this backend's: it is one of the slot's owners, or packets named it before.
+pub fn may_own(service: &Service, slot: Slot, id: u32, run: &Run<'_>) -> bool {
+    let is_named = service.is_quic() && run.named.contains(&id);
+    id == slot.current() || id == slot.base() || is_named
 }
 
 fn is_cut(service: &Service, client: SocketAddr) -> bool {
@@ -112,9 +115,10 @@ fn allowed(
     backend: &Backend,
     client: SocketAddr,
     slot: Slot,
-    outcome: Outcome,
+    view: &View,
+    run: &Run<'_>,
 ) -> Result<(), Broken> {
-    let id = backend.id;
+    let (id, outcome) = (backend.id, run.outcome);
     let owner = match outcome {
         Outcome::ForwardOpening | Outcome::ForwardOrphan => id == slot.current(),
         Outcome::ForwardSteady | Outcome::ForwardBase | Outcome::ForwardAdopted => {
@@ -123,7 +127,8 @@ fn allowed(
         // A datagram that is not recorded goes where the next one will; a handshake must not be split.
         Outcome::ForwardOpeningUnrecorded if service.row.protocol() == UDP => id == slot.current(),
         Outcome::ForwardOpeningUnrecorded => id == slot.base() && id == slot.current(),
-        _ => id == slot.current() || id == slot.base(),
+        Outcome::ForwardServerId => quic::named(service, view, run.input) == Some(id),
+        _ => may_own(service, slot, id, run),
     };
     rule!(
         owner,

@@ -10,7 +10,7 @@ use lb_common::{
 use super::{
     Broken, Run,
     answer::{self, OWN_TTL, turn},
-    forward::{Change, owned, receiver},
+    forward::{Change, may_own, owned, receiver},
     rule, same, tunnel, unchanged,
 };
 use crate::{
@@ -92,7 +92,7 @@ pub fn to_backend(
             return unchanged(run);
         }
         Outcome::DropNoNextHop => {
-            owned(service, slot, Role::NoNextHop)?;
+            owned(service, slot, Role::NoNextHop, run)?;
             return unchanged(run);
         }
         Outcome::DropTtl => {
@@ -116,7 +116,7 @@ pub fn to_backend(
     }
     let backend = receiver(service, run)?;
     rule!(
-        backend.id == slot.current() || backend.id == slot.base(),
+        may_own(service, slot, backend.id, run),
         "an error about a flow of {slot:?} went to backend {}",
         backend.id
     );

@@ -5,6 +5,7 @@ mod forward;
 mod fragment;
 mod icmp;
 mod opinion;
+mod quic;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -33,6 +34,19 @@ pub struct Run<'a> {
     pub service: u32,
     /// What it was counted as.
     pub outcome: Outcome,
+    /// Backends that connection ids have named since the tables were empty, this packet's among them: flow entries may
+    /// lead to these.
+    pub named: &'a [u32],
+}
+
+/// The backend that this packet's connection id names.
+#[must_use]
+pub fn named(world: &World, input: &[u8]) -> Option<u32> {
+    let view = View::parse(input).ok()?;
+    match world.concern(input, &view) {
+        Concern::To(service) => quic::named(service, &view, input),
+        _ => None,
+    }
 }
 
 /// A broken rule.

@@ -7,7 +7,8 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 pub struct Opinion {
     /// The IPv4 header's checksum is right (true for IPv6).
     pub network: bool,
-    /// The transport's checksum is right; `None` where it knows no transport.
+    /// The transport's checksum is right; `None` where it knows no transport, and of a datagram without a checksum, which
+    /// would be right or wrong by chance.
     pub transport: Option<bool>,
 }
 
@@ -51,7 +52,11 @@ pub fn of(frame: &[u8]) -> Option<Opinion> {
         }
         _ => None,
     };
-    let transport = sum.map(|(sum, found)| zero(sum) == zero(found));
+    let none =
+        matches!(packet.transport.as_ref(), Some(TransportSlice::Udp(udp)) if udp.checksum() == 0);
+    let transport = sum
+        .filter(|_| !none)
+        .map(|(sum, found)| zero(sum) == zero(found));
     Some(Opinion { network, transport })
 }
 

@@ -117,6 +117,7 @@ fn steady(service: u32, input: &[u8], output: &[u8]) -> Result<(), Broken> {
         output,
         service,
         outcome: Outcome::ForwardSteady,
+        named: &[],
     };
     judge(&World::imagined(), &run)
 }
@@ -202,6 +203,7 @@ fn outcome_service_verdict_and_backend_must_fit() {
         output: &output,
         service: service.id,
         outcome: Outcome::ForwardSteady,
+        named: &[],
     };
     assert_eq!(judge(&world, &right), Ok(()));
     let others = [
@@ -288,6 +290,7 @@ fn answers_must_come_from_the_service() {
             output,
             service: service.id,
             outcome: Outcome::ForwardReply,
+            named: &[],
         };
         judge(&world, &run)
     };
