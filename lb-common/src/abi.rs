@@ -372,7 +372,7 @@ macro_rules! layout {
 }
 
 layout! {
-    ServiceRecord: size 128, table at 0, key at 8, vip at 24, port at 40, mode at 43, flags at 44, idle_ticks at 48, last_port at 60, affinity_mask at 64, tunnel_port at 80;
+    ServiceRecord: size 192, table at 0, key at 8, vip at 88, port at 104, mode at 107, flags at 108, idle_ticks at 112, last_port at 124, affinity_mask at 128, tunnel_port at 144;
     BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, tunnel_source at 64, tunnel_sum at 80;
     ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
     BackendStats: size 64, packets at 0, reply_bytes at 56;

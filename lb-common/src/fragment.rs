@@ -8,7 +8,7 @@
 use crate::{
     Addr,
     entry::{FlowKey, Meta},
-    hash::{self, HashKey},
+    hash::sip::{SipKey, sip13},
 };
 
 /// Fragments that can be remembered, a power of two. Where a group of them is full the oldest gives way: under a flood
@@ -35,17 +35,17 @@ pub struct Key {
 /// IPv4, or 0 for IPv6, where it does not count. `seed` is secret.
 #[inline(always)]
 pub fn key(seed: u64, source: &Addr, destination: &Addr, id: u32, protocol: u8) -> Key {
-    let first = HashKey {
+    let first = SipKey {
         k0: seed,
         k1: 0x6672_6167_6d65_6e74,
     };
-    let other = hash::sip13(&first, destination, protocol as u32);
-    let second = HashKey {
+    let other = sip13(&first, destination, protocol as u32);
+    let second = SipKey {
         k0: seed,
         k1: other,
     };
     Key {
-        hash: hash::sip13(&second, source, id),
+        hash: sip13(&second, source, id),
         flow: FlowKey {
             client: *source,
             ports: id as u64 | (other & !0xffff_ffff),

@@ -138,7 +138,7 @@ struct Flow<'a, E: Env> {
 /// Hash of a flow: chooses its place in the tables and, unless the service keeps clients together, its slot.
 #[inline(always)]
 pub fn flow_hash(service: &ServiceRecord, key: &FlowKey) -> u64 {
-    hash::sip13(&service.key, &key.client, key.ports as u32)
+    hash::keyed(&service.key, &key.client, key.ports as u32)
 }
 
 /// Hash that chooses the slot.
@@ -147,7 +147,7 @@ fn slot_hash(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u64 {
     if service.flags & service_flags::AFFINITY_CLIENT == 0 {
         flow_hash
     } else {
-        hash::sip13(
+        hash::keyed(
             &service.key,
             &key.client.masked(&service.affinity_mask),
             u32::MAX,

@@ -186,7 +186,7 @@ impl Rig {
         edit: impl FnOnce(&mut ServiceRecord),
     ) -> Result<()> {
         let mut record = ServiceRecord {
-            key: HashKey { k0: 1, k1: 2 },
+            key: HashKey::from_number(1),
             vip: Addr::from(setup.vip.ip()),
             port: setup.vip.port().to_be(),
             protocol: setup.protocol(),

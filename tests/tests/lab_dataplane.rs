@@ -85,7 +85,7 @@ fn balance(lab: &Lab, mode: u8) -> Result<BpfDatapath> {
     }
     let second = datapath.ticks_per_second();
     let record = ServiceRecord {
-        key: HashKey { k0: 1, k1: 2 },
+        key: HashKey::from_number(1),
         vip: Addr::from(address::VIP),
         port: PORT.to_be(),
         protocol: TCP,

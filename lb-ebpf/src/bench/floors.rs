@@ -6,7 +6,7 @@
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr,
-    hash::{HashKey, reduce, sip13},
+    hash::{keyed, reduce},
 };
 
 use crate::{
@@ -178,14 +178,17 @@ pub fn floor_mac(ctx: XdpContext) -> u32 {
 /// The same with the keyed hash that ebb uses.
 #[xdp]
 #[inline(always)]
-pub fn floor_sip(ctx: XdpContext) -> u32 {
-    let key = HashKey { k0: 1, k1: 2 };
+pub fn floor_keyed(ctx: XdpContext) -> u32 {
     or_miss(Flow::parse(&ctx).and_then(|flow| {
-        let address = Addr {
-            high: flow.high,
-            low: flow.low,
+        let address = match flow.high {
+            0 => Addr::from_v4_word(flow.low as u32),
+            high => Addr {
+                high,
+                low: flow.low,
+            },
         };
-        flow.send(small(sip13(&key, &address, flow.ports))?)
+        let key = maps::KEY.get(0)?;
+        flow.send(small(keyed(key, &address, flow.ports))?)
     }))
 }
 

@@ -6,6 +6,7 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, ProgramArray},
 };
+use lb_common::hash::HashKey;
 
 use crate::shared::{Config, FLOOR_BACKENDS, LARGE, State, TABLE_SLOTS};
 
@@ -32,6 +33,10 @@ pub static SLOTS: Array<u64> = Array::with_max_entries(LARGE, BPF_F_MMAPABLE);
 /// Place of a table in `SLOTS`: first in the upper half, number of slots in the lower.
 #[map]
 pub static TABLES: Array<u64> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+
+/// Key of the keyed hash.
+#[map]
+pub static KEY: Array<HashKey> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// MAC addresses of the backends, in the first three of four words.
 #[map]

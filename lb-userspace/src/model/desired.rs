@@ -109,16 +109,13 @@ pub fn desired(
 
 /// Key of a service's flow hash: the same on every node that has the same seed.
 pub fn flow_key(seed: &[u8; 16], name: &str) -> HashKey {
-    let half = |salt: &[u8]| {
+    HashKey::from_words(|number| {
         let mut hasher = SipHasher13::new_with_key(seed);
-        hasher.write(salt);
+        hasher.write(b"ebb flow key ");
+        hasher.write(&[b'0' + number, b' ']);
         hasher.write(name.as_bytes());
         hasher.finish()
-    };
-    HashKey {
-        k0: half(b"ebb flow key 0 "),
-        k1: half(b"ebb flow key 1 "),
-    }
+    })
 }
 
 fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {

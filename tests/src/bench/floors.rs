@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ArrayOfMaps, MapData};
 use lb_common::{
     Addr,
-    hash::{HashKey, reduce, sip13},
+    hash::{HashKey, keyed, reduce},
     steer::tcp::ACK,
 };
 
@@ -32,7 +32,7 @@ enum Out {
     /// To the backend that a table of this many entries names.
     Backend(u32),
     /// The same, by the keyed hash.
-    BackendBySip,
+    BackendByKeyed,
 }
 
 /// Name, program, what comes out, whether it is also run with IPv6.
@@ -59,9 +59,9 @@ const FLOORS: [(&str, &str, Out, bool); 13] = [
     ),
     (REFERENCE, "floor_mac", Out::Backend(TABLE_SLOTS), true),
     (
-        "SipHash + array + MAC rewrite",
-        "floor_sip",
-        Out::BackendBySip,
+        "keyed hash + array + MAC rewrite",
+        "floor_keyed",
+        Out::BackendByKeyed,
         true,
     ),
     (
@@ -101,6 +101,9 @@ const FLOORS: [(&str, &str, Out, bool); 13] = [
         false,
     ),
 ];
+
+/// Number of the floors' hash key.
+const KEY: u64 = 1;
 
 const HASH_MAP: &str = "floor_hash_map";
 
@@ -144,7 +147,11 @@ fn expected(out: Out, mut segment: Segment) -> Segment {
     let [c, d] = segment.to.port().to_be_bytes();
     let ports = u32::from_ne_bytes([a, b, c, d]);
     let hash = match out {
-        Out::BackendBySip => sip13(&HashKey { k0: 1, k1: 2 }, &client, ports),
+        Out::BackendByKeyed => keyed(
+            &HashKey::from_number(KEY),
+            &Addr::from(segment.from.ip()),
+            ports,
+        ),
         _ => floor_hash(client.high, client.low, ports),
     };
     let to = |segment: &mut Segment, slots| {
@@ -155,7 +162,7 @@ fn expected(out: Out, mut segment: Segment) -> Segment {
         Out::Same => {}
         Out::Swapped => std::mem::swap(&mut segment.to_mac, &mut segment.from_mac),
         Out::Backend(slots) => to(&mut segment, slots),
-        Out::BackendBySip => to(&mut segment, TABLE_SLOTS),
+        Out::BackendByKeyed => to(&mut segment, TABLE_SLOTS),
     }
     segment
 }
@@ -172,6 +179,8 @@ pub fn prepare(driver: &mut Driver, rows: &[Row]) -> Result<()> {
     }
     let mut tables: Memory<u64> = Memory::new(&driver.ebpf, "TABLES")?;
     tables.set(0, u64::from(TABLE_SLOTS));
+    let mut key: Memory<HashKey> = Memory::new(&driver.ebpf, "KEY")?;
+    key.set(0, HashKey::from_number(KEY));
     let mut backends: Memory<[u8; 16]> = Memory::new(&driver.ebpf, "BACKENDS")?;
     for backend in 1..FLOOR_BACKENDS {
         let (to, from) = macs(backend);
