@@ -163,6 +163,8 @@ pub mod jump {
     pub const QUIC: u32 = 5;
     /// Services on several ports.
     pub const RANGES: u32 = 6;
+    /// What can not be steered at once: openings, closings, flows without an entry in a tracked slot.
+    pub const WHOLE: u32 = 7;
     /// How many places there are.
     pub const PLACES: u32 = 16;
     /// What is loaded into which place.
@@ -174,6 +176,7 @@ pub mod jump {
         (FRAGMENT_LATER, "fragment_later"),
         (QUIC, "quic"),
         (RANGES, "ranges"),
+        (WHOLE, "whole"),
     ];
 }
 
@@ -238,6 +241,12 @@ pub mod backend_flags {
     pub const CUT_DROP: u32 = 32;
     /// Its frames carry the tag `vlan`.
     pub const TAGGED: u32 = 64;
+
+    /// Whether a packet can be sent to it without further questions, and without a tag.
+    #[inline(always)]
+    pub const fn is_ready(flags: u32) -> bool {
+        flags & (VALID | NEXT_HOP | ENDED | CUT_RESET | CUT_DROP | TAGGED) == VALID | NEXT_HOP
+    }
 }
 
 /// The node's only control record.

@@ -6,7 +6,10 @@
 
 use core::ptr::{self, NonNull};
 
-use crate::{Addr, limits::WAYS};
+use crate::{
+    Addr,
+    limits::{RECENT_SHIFT, WAYS},
+};
 
 /// One flow, or one handshake.
 #[repr(C, align(64))]
@@ -20,7 +23,7 @@ pub struct FlowEntry {
     pub ports: u64,
     /// Initial sequence number, backend and state, see [`Meta`]. One word, so that they change together.
     pub meta: u64,
-    /// Tick of its last packet.
+    /// Tick of its last packet; while it is not closing, up to 1/256 of the idle timeout early.
     pub seen: u32,
     /// Tick of its first packet.
     pub opened: u32,
@@ -171,15 +174,15 @@ pub unsafe fn set_meta(entry: NonNull<FlowEntry>, meta: Meta) {
     unsafe { ptr::write_volatile(&raw mut (*entry.as_ptr()).meta, meta.0) }
 }
 
-/// Notes a packet at `now`; writes only when the tick is a new one, to keep the cache line clean.
+/// Notes a packet at `now`; writes only what is more than `grain` ticks late, to keep the cache line clean.
 ///
 /// # Safety
 /// As for [`meta`].
 #[inline(always)]
-pub unsafe fn touch(entry: NonNull<FlowEntry>, now: u32) {
+pub unsafe fn touch(entry: NonNull<FlowEntry>, now: u32, grain: u32) {
     unsafe {
         let seen = &raw mut (*entry.as_ptr()).seen;
-        if ptr::read_volatile(seen) != now {
+        if now.wrapping_sub(ptr::read_volatile(seen)) > grain {
             ptr::write_volatile(seen, now);
         }
     }
@@ -258,12 +261,15 @@ impl Policy for HandshakePolicy {
 }
 
 /// Flows: closed and expired ones, then the longest unseen of those that the slot's base steers as well. An
-/// exceptional flow never gives way while it lives.
+/// exceptional flow never gives way while it lives. To one that the base steers as well, only what has been unseen for
+/// a while gives way: else, of more active flows than a bucket has room for, each packet would replace an entry.
 pub struct FlowPolicy {
     /// Ticks after which an unseen flow has ended.
     pub idle_ticks: u32,
     /// Ticks after which an unseen closing flow has ended.
     pub linger_ticks: u32,
+    /// Whether the new entry is an exceptional flow's.
+    pub is_urgent: bool,
 }
 
 impl Policy for FlowPolicy {
@@ -272,7 +278,9 @@ impl Policy for FlowPolicy {
         let base = (age & (SCORE_DEAD - 1)) | 1;
         if age > self.idle_ticks || (meta.has(state::CLOSING) && age > self.linger_ticks) {
             base | SCORE_DEAD
-        } else if meta.has(state::EXCEPTIONAL) {
+        } else if meta.has(state::EXCEPTIONAL)
+            || (!self.is_urgent && age <= self.idle_ticks >> RECENT_SHIFT)
+        {
             0
         } else {
             base

@@ -76,11 +76,23 @@ impl Sums {
     }
 }
 
+/// Reads a word of the key where it is used. Else the compiler keeps the words for a second hash (client affinity) and
+/// writes them to the stack in between.
+#[inline(always)]
+fn fresh(word: &u64) -> u64 {
+    // SAFETY: a reference.
+    unsafe { core::ptr::read_volatile(word) }
+}
+
 /// Hash of an address and 32 more bits: four multiplications for IPv4, ten for IPv6, and two.
 #[inline(always)]
 pub fn keyed(key: &HashKey, address: &Addr, last: u32) -> u64 {
-    let mut sums = Sums(key.offsets[0], key.offsets[1]);
-    let [a, b, c] = key.factors;
+    let mut sums = Sums(fresh(&key.offsets[0]), fresh(&key.offsets[1]));
+    let (a, b, c) = (
+        fresh(&key.factors[0]),
+        fresh(&key.factors[1]),
+        fresh(&key.factors[2]),
+    );
     sums.add(u64::from(last), a, b);
     if address.is_v4() {
         sums.add(u64::from(address.v4_word()), b, c);
@@ -97,8 +109,8 @@ pub fn keyed(key: &HashKey, address: &Addr, last: u32) -> u64 {
 /// Step 2: a bijection for every key.
 #[inline(always)]
 fn permute(key: &HashKey, hash: u64) -> u64 {
-    let hash = hash.wrapping_mul(key.rounds[0]);
-    let hash = (hash ^ (hash >> 32)).wrapping_mul(key.rounds[1]);
+    let hash = hash.wrapping_mul(fresh(&key.rounds[0]));
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(fresh(&key.rounds[1]));
     hash ^ (hash >> 32)
 }
 

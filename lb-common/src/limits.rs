@@ -12,6 +12,13 @@ pub const SERVICES_MAX: u32 = 4096;
 /// Entries of the flow and handshake tables that share a hash bucket.
 pub const WAYS: u32 = 4;
 
+/// An entry's time of its flow's last packet may be late by the idle timeout shifted right by this (1/256).
+pub const SEEN_SHIFT: u32 = 8;
+
+/// An entry whose flow the base steers as well is not replaced by another such while it was seen within the idle
+/// timeout shifted right by this (1/64; 5 s of 5 minutes). Longer than `seen` may be late.
+pub const RECENT_SHIFT: u32 = 6;
+
 /// Longest probe in the address index, in entries.
 pub const INDEX_PROBES: u32 = 8;
 
@@ -39,5 +46,6 @@ pub const OPENINGS_PER_TICK: u32 = 4000;
 pub const ANSWERS_PER_TICK: u32 = 16;
 
 const _: () = assert!(WAYS.is_power_of_two());
+const _: () = assert!(RECENT_SHIFT < SEEN_SHIFT);
 const _: () = assert!(OUTCOMES_MAX.is_power_of_two());
 const _: () = assert!(crate::outcome::Outcome::COUNT as u32 <= OUTCOMES_MAX);

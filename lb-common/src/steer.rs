@@ -19,6 +19,10 @@ pub mod quic;
 
 use core::ptr::NonNull;
 
+mod at_once;
+
+pub use at_once::{at_once, is_plain, note_reply_at_once};
+
 use crate::{
     Addr,
     abi::{ServiceRecord, Slot, backend_flags, service_flags},
@@ -26,7 +30,7 @@ use crate::{
         self, EntryTable, FlowEntry, FlowKey, FlowPolicy, HandshakePolicy, Meta, NewEntry, state,
     },
     hash,
-    limits::HANDSHAKE_WINDOW,
+    limits::{HANDSHAKE_WINDOW, SEEN_SHIFT},
     outcome::Outcome,
 };
 
@@ -132,6 +136,7 @@ struct Flow<'a, E: Env> {
     service: &'a ServiceRecord,
     key: FlowKey,
     hash: u64,
+    slot_index: u32,
     slot: Slot,
 }
 
@@ -174,28 +179,14 @@ pub fn slot_index(service: &ServiceRecord, key: &FlowKey, flow_hash: u64) -> u32
 /// Steers a packet from a client.
 #[inline(always)]
 pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet) -> Decision {
-    let key = FlowKey {
-        client: packet.client,
-        ports: FlowKey::pack(packet.client_port, packet.service_port, id),
-    };
-    let hash = flow_hash(service, &key);
-    let slot_index = slot_index(service, &key, hash);
-    let Some(slot) = env.slot(((service.table >> 32) as u32).wrapping_add(slot_index)) else {
+    let Some(flow) = Flow::of(env, id, service, packet) else {
         return Decision {
             outcome: Outcome::PassInternal,
             backend: 0,
-            hash,
-            slot_index,
+            hash: 0,
+            slot_index: 0,
             slot: Slot(0),
         };
-    };
-    let flow = Flow {
-        env,
-        id,
-        service,
-        key,
-        hash,
-        slot,
     };
     let (outcome, backend) = if packet.is_opening() {
         flow.open(packet.sequence)
@@ -209,36 +200,18 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     } else {
         outcome
     };
-    Decision {
-        outcome,
-        backend,
-        hash,
-        slot_index,
-        slot,
-    }
+    flow.decision(outcome, backend)
 }
 
 /// Notes a backend's answer to a client; never changes where it goes. `flags` are the answer's TCP flags.
 #[inline(always)]
 pub fn note_reply<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet) {
-    let key = FlowKey {
-        client: packet.client,
-        ports: FlowKey::pack(packet.client_port, packet.service_port, id),
-    };
-    let hash = flow_hash(service, &key);
-    let index = ((service.table >> 32) as u32).wrapping_add(slot_index(service, &key, hash));
-    let Some(slot) = env.slot(index) else { return };
-    let flow = Flow {
-        env,
-        id,
-        service,
-        key,
-        hash,
-        slot,
+    let Some(flow) = Flow::of(env, id, service, packet) else {
+        return;
     };
     let closing = closing_bits(packet.flags, state::FIN_SERVER);
     if flow.is_tracked()
-        && let Some(entry) = entry::find(env.flows(), hash, &key)
+        && let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key)
     {
         flow.note(entry, closing);
         return;
@@ -262,7 +235,40 @@ const fn closing_bits(flags: u8, fin: u64) -> u64 {
     }
 }
 
-impl<E: Env> Flow<'_, E> {
+impl<'a, E: Env> Flow<'a, E> {
+    /// The flow of a packet, and its slot. None when the slot does not exist.
+    #[inline(always)]
+    fn of(env: &'a E, id: u32, service: &'a ServiceRecord, packet: &Packet) -> Option<Self> {
+        let key = FlowKey {
+            client: packet.client,
+            ports: FlowKey::pack(packet.client_port, packet.service_port, id),
+        };
+        let hash = flow_hash(service, &key);
+        let slot_index = slot_index(service, &key, hash);
+        let first = (service.table >> 32) as u32;
+        let slot = env.slot(first.wrapping_add(slot_index))?;
+        Some(Self {
+            env,
+            id,
+            service,
+            key,
+            hash,
+            slot_index,
+            slot,
+        })
+    }
+
+    #[inline(always)]
+    fn decision(&self, outcome: Outcome, backend: u32) -> Decision {
+        Decision {
+            outcome,
+            backend,
+            hash: self.hash,
+            slot_index: self.slot_index,
+            slot: self.slot,
+        }
+    }
+
     #[inline(always)]
     fn is_tracked(&self) -> bool {
         self.slot.is_tracked() || self.service.flags & service_flags::TRACK_ALL != 0
@@ -353,7 +359,7 @@ impl<E: Env> Flow<'_, E> {
                 self.hash,
                 &self.key,
                 &new,
-                &self.flow_policy(),
+                &self.flow_policy(new.meta),
             )
             .is_some();
         if !recorded {
@@ -424,7 +430,7 @@ impl<E: Env> Flow<'_, E> {
             self.hash,
             &self.key,
             &new,
-            &self.flow_policy(),
+            &self.flow_policy(new.meta),
         ) {
             Some(flow) => {
                 // From here on the flow's entry counts its close; what the other side did meanwhile goes along.
@@ -469,7 +475,7 @@ impl<E: Env> Flow<'_, E> {
             self.hash,
             &self.key,
             &new,
-            &self.flow_policy(),
+            &self.flow_policy(new.meta),
         ) {
             Some(flow) => {
                 self.env.count(base, Count::Adopted);
@@ -560,7 +566,7 @@ impl<E: Env> Flow<'_, E> {
     fn again(&self, entry: NonNull<FlowEntry>, meta: Meta) -> (Outcome, u32) {
         if E::WRITES {
             // SAFETY: the entry was found for this packet.
-            unsafe { entry::touch(entry, self.env.now()) };
+            unsafe { entry::touch(entry, self.env.now(), 0) };
         }
         self.env.count(meta.backend(), Count::Retransmit);
         (Outcome::ForwardRetransmit, meta.backend())
@@ -583,7 +589,7 @@ impl<E: Env> Flow<'_, E> {
                     self.env.count(old.backend(), Count::Closed);
                 }
                 (*entry.as_ptr()).opened = now;
-                entry::touch(entry, now);
+                entry::touch(entry, now, 0);
                 entry::set_meta(entry, meta);
             }
             return true;
@@ -604,11 +610,24 @@ impl<E: Env> Flow<'_, E> {
             .is_some()
     }
 
+    /// How late an entry may say when its flow was last seen, in ticks. A store for every packet would have every line
+    /// of a large table written back to memory. A closing flow lingers for seconds only, so it is exact.
     #[inline(always)]
-    fn flow_policy(&self) -> FlowPolicy {
+    fn grain(&self, meta: Meta) -> u32 {
+        if meta.has(state::CLOSING) {
+            0
+        } else {
+            self.service.idle_ticks >> SEEN_SHIFT
+        }
+    }
+
+    /// Whom a new entry with this meta word may replace.
+    #[inline(always)]
+    fn flow_policy(&self, new: Meta) -> FlowPolicy {
         FlowPolicy {
             idle_ticks: self.service.idle_ticks,
             linger_ticks: self.service.linger_ticks,
+            is_urgent: new.has(state::EXCEPTIONAL),
         }
     }
 
@@ -634,10 +653,12 @@ impl<E: Env> Flow<'_, E> {
         }
         // SAFETY: the entry was found for this packet, or was made for it.
         unsafe {
-            entry::touch(entry, self.env.now());
+            let now = self.env.now();
             if closing == 0 {
+                entry::touch(entry, now, self.grain(entry::meta(entry)));
                 return;
             }
+            entry::touch(entry, now, 0);
             // Both sides may close at once, on two CPUs. Neither bit may be lost: once it is acknowledged, a FIN does
             // not come again. Each side changes the word twice at most, so whoever loses soon wins.
             let word = &raw mut (*entry.as_ptr()).meta;

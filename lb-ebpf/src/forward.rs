@@ -366,6 +366,14 @@ pub fn out(ctx: &XdpContext, link: &Link, exit: &Exit) -> Result<u32, Outcome> {
     Ok(leave(is_same, exit.ifindex))
 }
 
+/// Sends a frame without tags out by an exit without one.
+#[inline(always)]
+pub fn out_untagged(ctx: &XdpContext, link: &Link, exit: &Exit) -> u32 {
+    // SAFETY: the Ethernet header was checked by `parse`.
+    unsafe { exit.address(link.ethernet) };
+    leave(exit.ifindex == ctx.ingress_ifindex() as u32, exit.ifindex)
+}
+
 /// Sends a frame out that was written anew for its backend, without tags.
 #[inline(always)]
 pub fn out_of_tunnel(ctx: &XdpContext, backend: &BackendRecord) -> Result<u32, Outcome> {

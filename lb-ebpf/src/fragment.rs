@@ -136,7 +136,7 @@ pub fn remember(packet: &Parsed, service: u32, backend: u32, way: u64) {
         unsafe {
             entry::set_meta(known, meta);
             (*known.as_ptr()).opened = now;
-            entry::touch(known, now);
+            entry::touch(known, now, 0);
         }
         return;
     }

@@ -12,13 +12,17 @@
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr,
-    abi::{BackendRecord, ServiceRecord, backend_flags, cut_position, jump, mode, service_flags},
+    abi::{
+        BackendRecord, ControlRecord, ServiceRecord, backend_flags, cut_position, jump, mode,
+        service_flags,
+    },
     fragment::TO_CLIENT,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
     steer::{self, Decision},
 };
 
+mod at_once;
 mod count;
 mod forward;
 mod fragment;
@@ -43,11 +47,26 @@ use parse::{Parsed, Refused};
 use tables::Kernel;
 use tunnel::Carried;
 
-/// The balancer.
+/// The balancer: what every packet enters, and nearly every packet leaves by.
 // Inlined into the entry point that the attribute makes: a call less, some 7 ns a packet.
 #[xdp]
 #[inline(always)]
 pub fn ebb(ctx: XdpContext) -> u32 {
+    // While decisions are traced, the programs that trace take them.
+    if probe::is_tracing() {
+        return hand_over(&ctx, Refused::whole());
+    }
+    match parse::quick_then::<at_once::AtOnce>(&ctx) {
+        Ok(Some(verdict)) => verdict,
+        Ok(None) => hand_over(&ctx, Refused::whole()),
+        Err(refused) => hand_over(&ctx, refused),
+    }
+}
+
+/// The balancer again, for packets that can not be steered at once.
+#[xdp]
+#[inline(always)]
+pub fn whole(ctx: XdpContext) -> u32 {
     match parse::quick(&ctx) {
         Ok(packet) => serve(&ctx, &packet),
         Err(refused) => hand_over(&ctx, refused),
@@ -89,7 +108,12 @@ fn hand_over(ctx: &XdpContext, refused: Refused) -> u32 {
 /// What the address index says of a key.
 #[inline(always)]
 fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
-    let control = maps::CONTROL.get(0)?;
+    find_in(maps::CONTROL.get(0)?, address, selector)
+}
+
+/// The same, with the control record at hand.
+#[inline(always)]
+fn find_in(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
     let live = Live(control.index);
     let first = live.first();
     let seed = control.index_seed ^ live.seed();
@@ -101,12 +125,19 @@ fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
 /// What the address index says of the packet's destination (as a service) or source (as a backend that replies).
 #[inline(always)]
 fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
+    lookup_in(maps::CONTROL.get(0)?, packet, kind)
+}
+
+/// The same, with the control record at hand.
+#[inline(always)]
+fn lookup_in(control: &ControlRecord, packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
     let (address, port) = if kind == kind::SERVICE {
         (&packet.destination, packet.destination_port)
     } else {
         (&packet.source, packet.source_port)
     };
-    find(address, index::selector(port, packet.protocol(), kind))
+    let selector = index::selector(port, packet.protocol(), kind);
+    find_in(control, address, selector)
 }
 
 /// From a client to a service.

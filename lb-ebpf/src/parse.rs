@@ -135,6 +135,17 @@ pub struct Refused {
     pub program: u32,
 }
 
+impl Refused {
+    /// For the program that does everything.
+    #[inline(always)]
+    pub fn whole() -> Self {
+        Self {
+            outcome: Outcome::PassInternal,
+            program: jump::WHOLE,
+        }
+    }
+}
+
 impl From<Outcome> for Refused {
     #[inline(always)]
     fn from(outcome: Outcome) -> Self {
@@ -202,14 +213,47 @@ impl Extent {
 #[inline(always)]
 pub fn quick(ctx: &XdpContext) -> Result<Parsed, Refused> {
     let (start, end) = (ctx.data(), ctx.data_end());
-    let ethernet: *mut EthHdr = header(start, end)?;
     let at = start + EthHdr::LEN;
-    // SAFETY: `header` has checked that it lies inside the frame; so for every header below.
-    match unsafe { (*ethernet).ether_type } {
+    match ether_type(start, end)? {
         ETHERTYPE_IPV4 => quick_v4(start, at, end),
         ETHERTYPE_IPV6 => quick_v6(start, at, end),
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(elsewhere(Outcome::PassNotIp)),
-        _ => Err(Outcome::PassNotIp.into()),
+        other => Err(not_plain(other)),
+    }
+}
+
+/// What [`quick_then`] goes on with. Not a closure: those can not be told to be inlined.
+pub trait Then {
+    /// What comes of it.
+    type Result;
+    /// Handles a packet.
+    fn then(ctx: &XdpContext, packet: Parsed) -> Self::Result;
+}
+
+/// As [`quick`], and goes on with `T`, which is compiled once for each address family and knows it.
+#[inline(always)]
+pub fn quick_then<T: Then>(ctx: &XdpContext) -> Result<T::Result, Refused> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    let at = start + EthHdr::LEN;
+    match ether_type(start, end)? {
+        ETHERTYPE_IPV4 => Ok(T::then(ctx, quick_v4(start, at, end)?)),
+        ETHERTYPE_IPV6 => Ok(T::then(ctx, quick_v6(start, at, end)?)),
+        other => Err(not_plain(other)),
+    }
+}
+
+/// What follows the Ethernet header, as loaded.
+#[inline(always)]
+fn ether_type(start: usize, end: usize) -> Result<u16, Outcome> {
+    let ethernet: *mut EthHdr = header(start, end)?;
+    // SAFETY: `header` has checked that it lies inside the frame; so for every header below.
+    Ok(unsafe { (*ethernet).ether_type })
+}
+
+#[inline(always)]
+fn not_plain(ether_type: u16) -> Refused {
+    match ether_type {
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => elsewhere(Outcome::PassNotIp),
+        _ => Outcome::PassNotIp.into(),
     }
 }
 

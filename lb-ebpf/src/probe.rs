@@ -25,10 +25,16 @@ use crate::{
 #[unsafe(no_mangle)]
 static TRACE: u32 = 0;
 
+/// Whether every decision is to be logged.
+#[inline(always)]
+pub fn is_tracing() -> bool {
+    loaded!(TRACE) != 0
+}
+
 /// Logs a decision, when tracing.
 #[inline(always)]
 pub fn trace(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
-    if loaded!(TRACE) != 0 {
+    if is_tracing() {
         info!(
             ctx,
             "service {} outcome {} backend {}", service, outcome as u32, backend

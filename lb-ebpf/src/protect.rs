@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use lb_common::{
     Addr,
-    abi::ServiceRecord,
+    abi::{ControlRecord, ServiceRecord},
     protect::{Bucket, action},
 };
 
@@ -13,9 +13,15 @@ use crate::{maps, prefix};
 /// Whether the longest prefix that the client is in denies it. Costs one load where there are no prefixes.
 #[inline(always)]
 pub fn denies(client: &Addr) -> bool {
-    let Some(control) = maps::CONTROL.get(0) else {
-        return false;
-    };
+    match maps::CONTROL.get(0) {
+        Some(control) => denies_in(control, client),
+        None => false,
+    }
+}
+
+/// The same, with the control record at hand.
+#[inline(always)]
+pub fn denies_in(control: &ControlRecord, client: &Addr) -> bool {
     let trie = match control.clients {
         1 => &maps::CLIENTS_1,
         2 => &maps::CLIENTS_2,

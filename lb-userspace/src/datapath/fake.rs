@@ -19,7 +19,7 @@ use lb_common::{
     entry::{EntryTable, FlowEntry, Meta},
     index::IndexEntry,
     outcome::Outcome,
-    steer::{Count, Decision, Env, Packet, note_reply, steer, tcp},
+    steer::{Count, Decision, Env, Packet, at_once, note_reply, steer, tcp},
 };
 
 use crate::model::{
@@ -236,7 +236,7 @@ impl Memory {
 
     fn decide(&self, service: u32, packet: &Packet) -> Option<(Delivered, Decision)> {
         let record = self.record(service)?;
-        let decision = steer(&Surroundings::<true>(self), service, &record, packet);
+        let decision = self.steer(service, &record, packet);
         let backend = self
             .backends
             .get(&decision.backend)
@@ -261,6 +261,24 @@ impl Memory {
             slot: decision.slot_index,
         };
         Some((delivered, decision))
+    }
+
+    /// As the program does it: at once where that is possible. What is decided at once is what the whole rule would
+    /// have decided.
+    fn steer(&self, service: u32, record: &ServiceRecord, packet: &Packet) -> Decision {
+        let surroundings = Surroundings::<true>(self);
+        let whole = steer(&Surroundings::<false>(self), service, record, packet);
+        let is_ready = |id| {
+            let flags = surroundings.backend_flags(id) | backend_flags::NEXT_HOP;
+            backend_flags::is_ready(flags).then_some(())
+        };
+        match at_once(&surroundings, service, record, packet, is_ready) {
+            Some((decision, ())) => {
+                assert_eq!(decision, whole, "decided at once for {packet:?}");
+                decision
+            }
+            None => steer(&surroundings, service, record, packet),
+        }
     }
 
     fn table_of(&mut self, table: Table) -> &mut Entries {
