@@ -137,7 +137,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
 #[xdp]
 #[inline(always)]
 pub fn floor_parse(ctx: XdpContext) -> u32 {
-    match parse::quick::<parse::Headers>(&ctx) {
+    match parse::quick(&ctx) {
         // SAFETY: `parse` has checked it.
         Ok(packet) if packet.flags != 0 => unsafe { swap(packet.link.ethernet.cast()) },
         _ => miss(),
