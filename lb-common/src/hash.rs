@@ -70,14 +70,14 @@ struct Sums(u64, u64);
 impl Sums {
     /// Adds a word of 32 bits; `second` is the factor after `first`.
     #[inline(always)]
-    fn add(&mut self, word: u64, first: u64, second: u64) {
-        self.0 = self.0.wrapping_add(word.wrapping_mul(first));
-        self.1 = self.1.wrapping_add(word.wrapping_mul(second));
+    fn add(&mut self, word: u64, first: &u64, second: &u64) {
+        self.0 = self.0.wrapping_add(word.wrapping_mul(fresh(first)));
+        self.1 = self.1.wrapping_add(word.wrapping_mul(fresh(second)));
     }
 }
 
-/// Reads a word of the key where it is used. Else the compiler keeps the words for a second hash (client affinity) and
-/// writes them to the stack in between.
+/// Reads a word of the key where it is used. Else the compiler loads many early, and what they take the place of goes to
+/// the stack: slower than a second load, and on some ways only, which Linux 6.18's verifier stumbles over.
 #[inline(always)]
 fn fresh(word: &u64) -> u64 {
     // SAFETY: a reference.
@@ -88,16 +88,12 @@ fn fresh(word: &u64) -> u64 {
 #[inline(always)]
 pub fn keyed(key: &HashKey, address: &Addr, last: u32) -> u64 {
     let mut sums = Sums(fresh(&key.offsets[0]), fresh(&key.offsets[1]));
-    let (a, b, c) = (
-        fresh(&key.factors[0]),
-        fresh(&key.factors[1]),
-        fresh(&key.factors[2]),
-    );
+    let [a, b, c] = &key.factors;
     sums.add(u64::from(last), a, b);
     if address.is_v4() {
         sums.add(u64::from(address.v4_word()), b, c);
     } else {
-        let [d, e, f] = key.more_factors;
+        let [d, e, f] = &key.more_factors;
         sums.add(address.low >> 32, b, c);
         sums.add(address.low & 0xffff_ffff, c, d);
         sums.add(address.high >> 32, d, e);
