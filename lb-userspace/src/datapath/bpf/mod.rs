@@ -455,8 +455,10 @@ impl Datapath for BpfDatapath {
     }
 
     fn put_service(&mut self, id: u32, record: &ServiceRecord) -> Result<()> {
+        // The word of port, protocol, mode and flags last, as of a backend.
+        let last = std::mem::offset_of!(ServiceRecord, port) / 8;
         self.services
-            .write(id, record, 1..size_of::<ServiceRecord>() / 8, 5)
+            .write(id, record, 1..size_of::<ServiceRecord>() / 8, last)
     }
 
     fn service(&self, id: u32) -> Result<ServiceRecord> {
