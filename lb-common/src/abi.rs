@@ -79,8 +79,10 @@ pub struct ServiceRecord {
     /// Last port of a service on several, network order as loaded; 0 for a service on one port. Such a service keeps the
     /// port that the client chose.
     pub last_port: u16,
+    /// Kind of the TCP option that names the client to backends ([`mode::FULL_NAT`]); 0 for none.
+    pub client_option: u8,
     /// Zero.
-    pub reserved: u16,
+    pub reserved: u8,
     /// With [`service_flags::AFFINITY_CLIENT`]: the bits of a client's address that choose its slot.
     pub affinity_mask: Addr,
     /// UDP port that backends decapsulate at ([`mode::GUE`]), network order as loaded.
@@ -165,6 +167,10 @@ pub mod jump {
     pub const RANGES: u32 = 6;
     /// What can not be steered at once: openings, closings, flows without an entry in a tracked slot.
     pub const WHOLE: u32 = 7;
+    /// Packets to the backends of `full-nat` services, after [`crate::full_nat::Handed`] was laid out for it.
+    pub const FULL_NAT: u32 = 8;
+    /// Their answers; likewise.
+    pub const FULL_NAT_REPLY: u32 = 9;
     /// How many places there are.
     pub const PLACES: u32 = 16;
     /// What is loaded into which place.
@@ -177,6 +183,8 @@ pub mod jump {
         (QUIC, "quic"),
         (RANGES, "ranges"),
         (WHOLE, "whole"),
+        (FULL_NAT, "full_nat"),
+        (FULL_NAT_REPLY, "full_nat_reply"),
     ];
 }
 
@@ -208,7 +216,8 @@ pub struct BackendRecord {
     pub vlan: u16,
     /// Zero.
     pub reserved: [u16; 3],
-    /// Source address of the outer header, in the tunnel modes. Of the family of `address`.
+    /// Source address of the outer header, in the tunnel modes; in [`mode::FULL_NAT`] the node's own address towards it.
+    /// Of the family of `address`.
     pub tunnel_source: Addr,
     /// Sum over what is the same in every outer header to it ([`crate::tunnel::fixed_sum`]).
     pub tunnel_sum: u32,

@@ -16,6 +16,7 @@ pub mod address;
 pub mod checksum;
 pub mod entry;
 pub mod fragment;
+pub mod full_nat;
 pub mod hash;
 pub mod index;
 pub mod limits;

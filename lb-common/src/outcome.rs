@@ -67,6 +67,8 @@ outcomes! {
     ForwardServerId = "forward_server_id",
     /// A QUIC packet whose connection id ought to name a backend and does not: by its flow entry, or as a new flow.
     ForwardServerUnknown = "forward_server_unknown",
+    /// Opens a flow (or again), without the option that would name its client: there was no room for it.
+    ForwardOptionless = "forward_optionless",
     /// A backend's answer, to the client.
     ForwardReply = "forward_reply",
     /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.
@@ -89,6 +91,8 @@ outcomes! {
     DropNoBackend = "drop_no_backend",
     /// The backend's link-layer address is not known.
     DropNoNextHop = "drop_no_next_hop",
+    /// Of a `full-nat` service: every port of the node that its flow could have towards the backend is taken.
+    DropNoPort = "drop_no_port",
     /// The time to live is used up.
     DropTtl = "drop_ttl",
     /// An opening that must be recorded and could not be; the client sends it again.
@@ -108,6 +112,16 @@ outcomes! {
 }
 
 impl Outcome {
+    /// The one whose counter has this number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Option<Outcome> {
+        if number as usize >= Self::COUNT {
+            return None;
+        }
+        // SAFETY: numbered from 0 on, without a gap.
+        Some(unsafe { core::mem::transmute::<u32, Outcome>(number) })
+    }
+
     /// Whether the packet went on to a backend or a client.
     pub const fn is_forward(self) -> bool {
         self as u32 >= Outcome::ForwardSteady as u32

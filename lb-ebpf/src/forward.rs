@@ -200,8 +200,11 @@ pub fn rewrite_source(
 
 /// Amends the transport checksum. A datagram without one keeps none; one that comes out as 0 is sent as all ones
 /// (RFC 768).
+///
+/// # Safety
+/// The header lies inside the frame.
 #[inline(always)]
-unsafe fn amend(transport: Transport, delta: u64) {
+pub unsafe fn amend(transport: Transport, delta: u64) {
     // SAFETY: the header was checked by `parse`, and nothing has moved the packet since.
     unsafe {
         match transport {

@@ -17,6 +17,7 @@ use lb_common::{
         service_flags,
     },
     fragment::TO_CLIENT,
+    full_nat::Handed,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
     steer::{self, Decision},
@@ -26,6 +27,7 @@ mod at_once;
 mod count;
 mod forward;
 mod fragment;
+mod full_nat;
 mod icmp;
 mod maps;
 mod parse;
@@ -184,6 +186,16 @@ fn send(
         return drop(ctx, id, Outcome::DropNoNextHop);
     }
     fragment::remember(packet, id, decision.backend, 0);
+    if service.mode == mode::FULL_NAT {
+        let handed = Handed {
+            hash: decision.hash,
+            service: id,
+            backend: decision.backend,
+            outcome: decision.outcome as u32,
+            reserved: 0,
+        };
+        return full_nat::hand_over(ctx, packet, handed);
+    }
     if mode::is_tunnel(service.mode) {
         let passage = Passage {
             service: id,
@@ -251,6 +263,9 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     ) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
+    if service.mode == mode::FULL_NAT {
+        return full_nat::hand_reply_over(ctx, packet, entry.service);
+    }
     let route = forward::route(
         ctx,
         packet.protocol(),

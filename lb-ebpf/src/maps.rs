@@ -15,6 +15,7 @@ use lb_common::{
     },
     entry::FlowEntry,
     fragment,
+    full_nat::{Handed, PortEntry, Sources},
     index::IndexEntry,
     limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
@@ -47,6 +48,18 @@ pub static FLOWS: Array<FlowEntry> = Array::pinned(1 << 18, BPF_F_MMAPABLE);
 /// The handshake table.
 #[map]
 pub static HANDSHAKES: Array<FlowEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
+
+/// Ports of the node that flows of `full-nat` services have.
+#[map]
+pub static PORTS: Array<PortEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
+
+/// Where such ports come from: for IPv4 now and before the last change, then the same for IPv6.
+#[map]
+pub static SOURCES: Array<Sources> = Array::pinned(4, BPF_F_MMAPABLE);
+
+/// What the programs for `full-nat` are told.
+#[map]
+pub static HANDED: PerCpuArray<Handed> = PerCpuArray::with_max_entries(1, 0);
 
 /// VLAN devices by interface index.
 #[map]

@@ -7,6 +7,7 @@ use lb_common::{
     abi::{Allowance, ServiceRecord, Slot},
     entry::{EntryTable, FlowEntry},
     fragment,
+    full_nat::{PortEntry, PortTable},
     limits::ANSWERS_PER_TICK,
     steer::{Count, Env},
 };
@@ -20,6 +21,10 @@ static FLOW_MASK: u32 = (1 << 18) - 1;
 /// Entries of the handshake table minus one.
 #[unsafe(no_mangle)]
 static HANDSHAKE_MASK: u32 = (1 << 16) - 1;
+
+/// Places of the table of ports minus one.
+#[unsafe(no_mangle)]
+static PORTS_MASK: u32 = (1 << 16) - 1;
 
 /// Reads a value that the loader may have replaced.
 macro_rules! loaded {
@@ -106,6 +111,32 @@ impl EntryTable for Handshakes {
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
         unsafe { compare_exchange(word, old, new) }
     }
+}
+
+/// The table of ports.
+pub struct Ports;
+
+impl PortTable for Ports {
+    #[inline(always)]
+    fn mask(&self) -> u32 {
+        loaded!(PORTS_MASK)
+    }
+
+    #[inline(always)]
+    fn entry(&self, index: u32) -> Option<NonNull<PortEntry>> {
+        maps::PORTS.get_ptr_mut(index).and_then(NonNull::new)
+    }
+
+    #[inline(always)]
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        unsafe { compare_exchange(word, old, new) }
+    }
+}
+
+/// Ticks of the kernel's clock in a second.
+#[inline(always)]
+pub fn ticks_per_second() -> Option<u32> {
+    Some(maps::CONTROL.get(0)?.ticks_per_second)
 }
 
 impl<const WRITES: bool> Env for Kernel<WRITES> {

@@ -14,6 +14,7 @@ use lb_common::{
     abi::{BackendRecord, BackendStats, ServiceRecord, Slot, backend_flags, mode, service_flags},
     checksum,
     entry::{FlowEntry, FlowKey},
+    full_nat::Sources,
     hash::HashKey,
     index::{IndexEntry, kind, kind_of, selector, server_key},
     outcome::Outcome,
@@ -126,6 +127,7 @@ impl Rig {
             slots: 4096,
             flows: 1024,
             handshakes: 256,
+            ports: 1024,
         };
         Self::with_capacity(capacity)
     }
@@ -288,7 +290,7 @@ impl Rig {
         };
         edit(&mut record);
         self.datapath.put_backend(id, &record)?;
-        if service.mode == mode::NAT {
+        if mode::is_two_way(service.mode) {
             let selector = if record.port == 0 {
                 self.numbered(own, service.protocol(), kind::REPLY_RANGE)
             } else {
@@ -306,6 +308,26 @@ impl Rig {
             }
         }
         Ok(())
+    }
+
+    /// Where ports for `full-nat` come from, of both families: first port, last port, addresses.
+    pub fn nat(&mut self, ports: (u16, u16), addresses: &[&str]) -> Result<()> {
+        let all: Vec<IpAddr> = addresses
+            .iter()
+            .map(|text| text.parse())
+            .collect::<std::result::Result<_, _>>()?;
+        let sources = [true, false].map(|is_v4| {
+            let own: Vec<_> = all.iter().filter(|ip| ip.is_ipv4() == is_v4).collect();
+            let mut sources = Sources {
+                range: Sources::range(ports.0, ports.1, own.len()),
+                ..Sources::default()
+            };
+            for (place, ip) in sources.addresses.iter_mut().zip(own) {
+                *place = Addr::from(*ip);
+            }
+            sources
+        });
+        Ok(self.datapath.put_sources(&sources)?)
     }
 
     /// Sets and clears flags of a backend.

@@ -53,6 +53,7 @@ fn balance(lab: &Lab, mode: u8) -> Result<BpfDatapath> {
         slots: 4096,
         flows: 1024,
         handshakes: 256,
+        ports: 1024,
     };
     let options = Options {
         pins: lab.pins().join("ebb"),

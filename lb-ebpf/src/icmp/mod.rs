@@ -220,6 +220,9 @@ fn to_client(ctx: &XdpContext, message: &Message, quote: &Quote, service: u32, i
     else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
+    if record.mode == mode::FULL_NAT {
+        return pass(ctx, service, Outcome::PassIcmp);
+    }
     let packet = &message.packet;
     let route = forward::route(ctx, packet.protocol, packet.network, &packet.ends.1, record);
     if route.by == By::Nobody {

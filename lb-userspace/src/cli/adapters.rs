@@ -190,6 +190,7 @@ mod tests {
             capacity: Capacity::default(),
         };
         let spec = Spec {
+            nat: Default::default(),
             node,
             services: BTreeMap::new(),
             clients: Default::default(),

@@ -185,6 +185,11 @@ impl<'d> Field<'d> {
         self.value.get_ref().is_str()
     }
 
+    /// Whether the value is an integer.
+    pub(super) fn is_integer(&self) -> bool {
+        self.value.get_ref().is_integer()
+    }
+
     /// Whether the value is a table.
     pub(super) fn is_table(&self) -> bool {
         self.value.get_ref().is_table()

@@ -29,6 +29,9 @@ pub const CAPACITY_FLOWS: RangeInclusive<u32> = 1024..=1 << 26;
 /// Handshake entries; a power of two.
 pub const CAPACITY_HANDSHAKES: RangeInclusive<u32> = 1024..=1 << 26;
 
+/// Ports given to flows of `full-nat` services at the same time; a power of two.
+pub const CAPACITY_PORTS: RangeInclusive<u32> = 1024..=1 << 26;
+
 /// Slots of one service; a prime (both ends are).
 pub const SLOTS: RangeInclusive<u32> = 1009..=1_048_573;
 /// Backends that a drain must leave.
@@ -80,6 +83,11 @@ pub const PROBE_RISE_DEFAULT: u32 = 2;
 pub const PROBE_STARTUP_RISE_DEFAULT: u32 = 1;
 /// `fall` unless told otherwise.
 pub const PROBE_FALL_DEFAULT: u32 = 3;
+
+/// Ports that flows of `full-nat` services are given out of, in whole blocks.
+pub const NAT_PORTS_MIN: u32 = 64;
+/// Kinds of TCP options that the kernel of a backend gives no meaning to: above multipath TCP and TCP fast open.
+pub const OPTION_KIND: RangeInclusive<u32> = 35..=254;
 
 /// UDP port of a tunnel.
 pub const TUNNEL_PORT: RangeInclusive<u32> = 1..=65_535;

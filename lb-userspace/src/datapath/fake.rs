@@ -17,6 +17,7 @@ use lb_common::{
         BackendRecord, BackendStats, Explanation, ServiceRecord, Slot, backend_flags, cut_position,
     },
     entry::{EntryTable, FlowEntry, Meta},
+    full_nat::Sources,
     index::IndexEntry,
     outcome::Outcome,
     steer::{Count, Decision, Env, Packet, at_once, note_reply, steer, tcp},
@@ -492,6 +493,10 @@ impl Datapath for Fake {
 
     fn put_flow_limit(&mut self, _flows_per_second: u32) -> Result<()> {
         self.memory().write("put the limit of new flows")
+    }
+
+    fn put_sources(&mut self, _sources: &[Sources; 2]) -> Result<()> {
+        self.memory().write("put the sources of ports")
     }
 
     fn put_node_flags(&mut self, _flags: u32) -> Result<()> {

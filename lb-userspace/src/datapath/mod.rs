@@ -7,6 +7,7 @@ use std::time::Duration;
 use lb_common::{
     abi::{BackendRecord, BackendStats, Explanation, ServiceRecord, Slot},
     entry::FlowEntry,
+    full_nat::Sources,
     index::IndexEntry,
     outcome::Outcome,
 };
@@ -180,6 +181,9 @@ pub trait Datapath: Send {
 
     /// Sets the node's [`lb_common::abi::control_flags`].
     fn put_node_flags(&mut self, flags: u32) -> Result<()>;
+
+    /// Sets where ports for `full-nat` come from: for IPv4, for IPv6. Flows that have one by the last setting keep it.
+    fn put_sources(&mut self, sources: &[Sources; 2]) -> Result<()>;
 
     /// Replaces the list of the node's VLAN devices.
     fn put_vlans(&mut self, vlans: &Vlans) -> Result<()>;

@@ -11,6 +11,7 @@ use lb_common::{
     Addr,
     abi::{BackendRecord, ServiceRecord, backend_flags, control_flags, mode, service_flags},
     checksum::address_delta,
+    full_nat::Sources,
     hash::HashKey,
     index::{IndexEntry, kind, selector, server_key},
     tunnel::fixed_sum,
@@ -42,6 +43,8 @@ pub struct Desired {
     pub flow_limit: u32,
     /// The node's [`control_flags`].
     pub node_flags: u32,
+    /// Where ports for `full-nat` come from: for IPv4, for IPv6.
+    pub sources: [Sources; 2],
     /// The node's VLAN devices; `None` when they are not known yet.
     pub vlans: Option<Vlans>,
 }
@@ -146,6 +149,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         mode: match spec.forward {
             Forward::L2 => mode::L2,
             Forward::Nat => mode::NAT,
+            Forward::FullNat => mode::FULL_NAT,
             Forward::Ipip => mode::IPIP,
             Forward::Gue => mode::GUE,
         },
@@ -157,6 +161,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         affinity_mask,
         tunnel_port: spec.tunnel.port.to_be(),
         flows_per_second: spec.new_flows_per_core,
+        client_option: spec.client_option,
         ..ServiceRecord::default()
     }
 }
@@ -222,6 +227,9 @@ fn backend_record(
         if service.spec.forward.is_tunnel() {
             set_tunnel(&mut record, service, backend, hop);
         }
+        if service.spec.forward == Forward::FullNat {
+            record.tunnel_source = hop.source.map_or_else(Addr::default, Addr::from);
+        }
         if hop.vlan != 0 {
             record.flags |= backend_flags::TAGGED;
             record.vlan = hop.vlan;
@@ -242,6 +250,27 @@ fn set_tunnel(record: &mut BackendRecord, service: &Service, backend: &Backend, 
     record.tunnel_sum = fixed_sum(&record.tunnel_source, &record.address, tunnel.port.to_be());
 }
 
+/// Where ports for `full-nat` come from, by the configuration: for IPv4, for IPv6.
+pub fn sources(spec: &Spec) -> [Sources; 2] {
+    [true, false].map(|is_v4| {
+        let nat = &spec.nat;
+        let own: Vec<Addr> = nat
+            .addresses
+            .iter()
+            .filter(|address| address.is_ipv4() == is_v4)
+            .map(|address| (*address).into())
+            .collect();
+        let mut sources = Sources {
+            range: Sources::range(nat.ports.first, nat.ports.last, own.len()),
+            ..Sources::default()
+        };
+        for (place, address) in sources.addresses.iter_mut().zip(own) {
+            *place = address;
+        }
+        sources
+    })
+}
+
 /// The node's [`control_flags`], by its configuration.
 pub fn node_flags(spec: &Spec) -> u32 {
     match spec.fragments_out_of_order {
@@ -250,7 +279,8 @@ pub fn node_flags(spec: &Spec) -> u32 {
     }
 }
 
-/// The index: every service, every address of one, and every source that a `nat` backend answers from until the backend is removed.
+/// The index: every service, every address of one, and every source that a backend answers the node from until the backend is
+/// removed.
 fn index(state: &State) -> Vec<IndexEntry> {
     let mut entries = Entries::default();
     for service in state.services.values() {
@@ -268,7 +298,7 @@ fn index(state: &State) -> Vec<IndexEntry> {
         let kind = if several { kind::RANGE } else { kind::SERVICE };
         entries.add(service, SocketAddr::new(vip.address, vip.port), kind, 0);
         entries.add_servers(service);
-        if service.spec.forward != Forward::Nat {
+        if !service.spec.forward.sees_answers() {
             continue;
         }
         let kind = if several {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{BackendRecord, ServiceRecord, Slot},
+    full_nat::Sources,
     index::IndexEntry,
 };
 
@@ -30,6 +31,8 @@ pub struct Installed {
     pub flow_limit: Option<u32>,
     /// The node's flags; `None` when they are not known.
     pub node_flags: Option<u32>,
+    /// Where ports for `full-nat` come from; `None` when that is not known.
+    pub sources: Option<[Sources; 2]>,
     /// The node's VLAN devices; `None` when it is not known which were written.
     pub vlans: Option<Vlans>,
 }
@@ -58,6 +61,8 @@ pub enum Write {
     FlowLimit(u32),
     /// The node's flags.
     NodeFlags(u32),
+    /// Where ports for `full-nat` come from.
+    Sources([Sources; 2]),
     /// The node's VLAN devices.
     Vlans(Vlans),
     /// A service is gone.
@@ -79,6 +84,9 @@ pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
     }
     if installed.node_flags != Some(desired.node_flags) {
         writes.push(Write::NodeFlags(desired.node_flags));
+    }
+    if installed.sources != Some(desired.sources) {
+        writes.push(Write::Sources(desired.sources));
     }
     if let Some(vlans) = &desired.vlans
         && installed.vlans.as_ref() != Some(vlans)
@@ -174,6 +182,7 @@ impl Installed {
             Write::Clients(rules) => self.clients = Some(rules),
             Write::FlowLimit(limit) => self.flow_limit = Some(limit),
             Write::NodeFlags(flags) => self.node_flags = Some(flags),
+            Write::Sources(sources) => self.sources = Some(sources),
             Write::Vlans(vlans) => self.vlans = Some(vlans),
             Write::NoService(id) => {
                 self.services.remove(&id);

@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 pub struct Spec {
     /// Settings of this node, the same for all services.
     pub node: NodeSpec,
+    /// What backends of `full-nat` services see in place of the client.
+    #[serde(default)]
+    pub nat: NatSpec,
     /// Services by name, in the order of their names.
     pub services: BTreeMap<String, ServiceSpec>,
     /// Which clients may use the services.
@@ -30,6 +33,28 @@ pub struct Spec {
     /// What becomes of a later fragment to a service whose first one has not been seen.
     #[serde(default)]
     pub fragments_out_of_order: OutOfOrder,
+}
+
+/// What backends of `full-nat` services see in place of the client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatSpec {
+    /// Addresses of the node. Where there is none of a family, it is the one that the kernel prefers towards a backend.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of each address.
+    pub ports: Ports,
+}
+
+impl Default for NatSpec {
+    /// Below the ports that Linux gives to the node's own connections (`net.ipv4.ip_local_port_range`).
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            ports: Ports {
+                first: 1024,
+                last: 32_767,
+            },
+        }
+    }
 }
 
 /// What becomes of a later fragment to a service whose first one has not been seen.
@@ -180,6 +205,9 @@ pub struct Capacity {
     pub flows: u32,
     /// Handshake entries, a power of two, 64 bytes each.
     pub handshakes: u32,
+    /// Ports given to flows of `full-nat` services at the same time, a power of two, 64 bytes each.
+    #[serde(default = "ports_default")]
+    pub ports: u32,
 }
 
 impl Default for Capacity {
@@ -190,8 +218,13 @@ impl Default for Capacity {
             slots: 1 << 20,
             flows: 1 << 18,
             handshakes: 1 << 16,
+            ports: ports_default(),
         }
     }
+}
+
+const fn ports_default() -> u32 {
+    1 << 16
 }
 
 /// One virtual service.
@@ -209,6 +242,9 @@ pub struct ServiceSpec {
     /// The outer headers, where there are any.
     #[serde(default)]
     pub tunnel: TunnelSpec,
+    /// Kind of the TCP option that names the client to backends (`full-nat`); 0 for none.
+    #[serde(default)]
+    pub client_option: u8,
     /// What of a packet chooses its slot.
     pub affinity: Affinity,
     /// Which flows are listed in the flow table.
@@ -304,7 +340,7 @@ impl fmt::Display for Vip {
 }
 
 /// A port, or several in a row. Host byte order, never 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ports {
     /// The first.
     pub first: u16,
@@ -389,6 +425,8 @@ pub enum Forward {
     L2,
     /// Destination address and port rewritten; the backend answers through the node, which rewrites the source back.
     Nat,
+    /// Like `nat`, and the source becomes an address and a port of the node: the backend needs no route to clients.
+    FullNat,
     /// In an outer IP header of the backend's family; the backend decapsulates and answers directly.
     Ipip,
     /// The same with a UDP header between them.
@@ -396,12 +434,15 @@ pub enum Forward {
 }
 
 impl Forward {
+    /// All of them, the usual one first.
+    pub const ALL: [Self; 5] = [Self::Nat, Self::L2, Self::FullNat, Self::Ipip, Self::Gue];
+
     /// Whether a service of one address family can have backends of the other: only where the client's packet travels
     /// inside another one.
     #[must_use]
     pub const fn mixes_families(self) -> bool {
         match self {
-            Self::L2 | Self::Nat => false,
+            Self::L2 | Self::Nat | Self::FullNat => false,
             Self::Ipip | Self::Gue => true,
         }
     }
@@ -409,7 +450,13 @@ impl Forward {
     /// Whether a backend can listen on another port than the service.
     #[must_use]
     pub const fn rewrites_port(self) -> bool {
-        matches!(self, Self::Nat)
+        matches!(self, Self::Nat | Self::FullNat)
+    }
+
+    /// Whether answers come through the node, which tells by their source whose they are.
+    #[must_use]
+    pub const fn sees_answers(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
     }
 
     /// Whether packets get an outer header.
@@ -424,6 +471,7 @@ impl Forward {
         match self {
             Self::L2 => "l2",
             Self::Nat => "nat",
+            Self::FullNat => "full-nat",
             Self::Ipip => "ipip",
             Self::Gue => "gue",
         }

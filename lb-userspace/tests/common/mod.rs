@@ -58,6 +58,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
         quic: None,
         forward: Forward::Nat,
         tunnel: Default::default(),
+        client_option: 0,
         affinity: Affinity::Flow,
         tracking: Tracking::Moved,
         min_available: 1,
@@ -92,6 +93,7 @@ pub fn spec(services: impl IntoIterator<Item = ServiceSpec>) -> Spec {
             hash_seed_file: "/nonexistent/seed".into(),
             capacity: Capacity::default(),
         },
+        nat: Default::default(),
         services: services
             .into_iter()
             .map(|service| (service.name.clone(), service))

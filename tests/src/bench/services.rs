@@ -83,6 +83,7 @@ impl Node {
                 slots: 1 << 20,
                 flows: ENTRIES,
                 handshakes: ENTRIES,
+                ports: 1024,
             },
         )?;
         for (network, gateway) in CLIENT_NETWORKS {

@@ -306,6 +306,7 @@ impl World {
                 slots: 8192,
                 flows: 128,
                 handshakes: 64,
+                ports: 1024,
             },
         )?;
         let services = (1..).zip(ROWS).map(|(id, row)| add(&mut rig, id, row));

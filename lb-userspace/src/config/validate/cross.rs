@@ -20,6 +20,7 @@ pub(super) fn check(facts: &Facts, problems: &mut Problems<'_>) {
         no_vip_for_a_backend(service, facts, problems);
     }
     one_nat_service_a_backend(facts, problems);
+    no_service_on_a_nat_port(facts, problems);
     within_capacity(facts, problems);
 }
 
@@ -163,13 +164,37 @@ fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Pr
     }
 }
 
-/// An answer of a backend is told by its source address and port to belong to a service; it can belong to one.
+/// A client's packet to such a service, and an answer of a backend, could not be told apart.
+fn no_service_on_a_nat_port(facts: &Facts, problems: &mut Problems<'_>) {
+    let is_used = |service: &ServiceFacts| service.forward == Some(Forward::FullNat);
+    let Some((nat, place)) = facts.nat.as_ref().filter(|_| facts.services.iter().any(is_used))
+    else {
+        return;
+    };
+    let clash = facts.services.iter().find(|service| {
+        let at = service.listen.zip(service.ports);
+        at.is_some_and(|(listen, ports)| {
+            nat.addresses.contains(&listen.value.ip()) && nat.ports.overlaps(ports)
+        })
+    });
+    if let Some(service) = clash {
+        let message = format!(
+            "service {} listens on a port of `nat_addresses`",
+            quote(service.title())
+        );
+        let hint = "list addresses that no service listens on, or leave its port out of nat_ports";
+        problems.report(*place, message, hint);
+    }
+}
+
+/// An answer of a backend is told by its source address and port to belong to a service; it can belong to one. Behind
+/// `full-nat` its destination port tells too, so that only `nat` must have it alone.
 fn one_nat_service_a_backend(facts: &Facts, problems: &mut Problems<'_>) {
     let mut backends: Vec<_> = facts
         .services
         .iter()
         .enumerate()
-        .filter(|(_, service)| service.forward == Some(Forward::Nat))
+        .filter(|(_, service)| service.forward.is_some_and(Forward::sees_answers))
         .flat_map(|(index, service)| {
             service
                 .addressed()
@@ -183,7 +208,12 @@ fn one_nat_service_a_backend(facts: &Facts, problems: &mut Problems<'_>) {
         let others = earlier.entry((ip, service.protocol)).or_default();
         let clash = others
             .iter()
-            .find(|(taken, other, ..)| *other != index && taken.overlaps(ports))
+            .find(|(taken, other, ..)| {
+                let both = [index, *other].map(|index| facts.services[index].forward);
+                *other != index
+                    && taken.overlaps(ports)
+                    && both != [Some(Forward::FullNat); 2]
+            })
             .copied();
         others.push((ports, index, service.title(), place));
         let ranges = others.iter().filter(|(ports, ..)| !ports.is_one()).count();

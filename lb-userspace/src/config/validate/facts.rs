@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::spec::{Capacity, Forward, Ports, Protocol, TunnelSpec};
+use crate::model::spec::{Capacity, Forward, NatSpec, Ports, Protocol, TunnelSpec};
 
 use super::super::file::{Located, Place};
 
@@ -13,6 +13,8 @@ pub(super) struct Facts {
     pub(super) capacity: Capacity,
     /// What services use for a tunnel unless they say otherwise.
     pub(super) tunnel: TunnelSpec,
+    /// What backends of `full-nat` services see, and where the addresses are listed.
+    pub(super) nat: Option<(NatSpec, Place)>,
     /// What the node says of echo requests, for services that say nothing.
     pub(super) icmp_echo: bool,
     /// The services in the order of the file.

@@ -6,6 +6,7 @@ mod address;
 mod clients;
 mod cross;
 mod facts;
+mod full_nat;
 mod health;
 mod listen;
 mod names;
@@ -32,6 +33,8 @@ pub(super) fn spec(mut root: Section<'_>, problems: &mut Problems<'_>) -> Result
     let node = node::read(&mut root, &mut facts, problems);
     let icmp_echo = boolean(&mut root, "icmp_echo", true, problems);
     facts.icmp_echo = icmp_echo.unwrap_or(true);
+    let (nat, nat_place) = full_nat::of_node(&mut root, problems);
+    facts.nat = nat.clone().ok().zip(nat_place);
     let services = services(&mut root, &mut facts, problems);
     let clients = clients::read(root.field("clients"), problems);
     let new_flows_per_core = new_flows_per_core(&mut root, problems);
@@ -40,6 +43,7 @@ pub(super) fn spec(mut root: Section<'_>, problems: &mut Problems<'_>) -> Result
     cross::check(&facts, problems);
     Ok(Spec {
         node: node?,
+        nat: nat?,
         services: services?,
         clients: clients?,
         new_flows_per_core: new_flows_per_core?,

@@ -166,6 +166,13 @@ fn capacity(field: &Field<'_>, problems: &mut Problems<'_>) -> Result<Capacity, 
         true,
         problems,
     );
+    let ports = size(
+        "ports",
+        limits::CAPACITY_PORTS,
+        default.ports,
+        true,
+        problems,
+    );
     section.finish(problems);
     Ok(Capacity {
         services: services?,
@@ -173,6 +180,7 @@ fn capacity(field: &Field<'_>, problems: &mut Problems<'_>) -> Result<Capacity, 
         slots: slots?,
         flows: flows?,
         handshakes: handshakes?,
+        ports: ports?,
     })
 }
 

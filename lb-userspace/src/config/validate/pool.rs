@@ -298,10 +298,10 @@ fn resolve(Endpoint { ip, port }: Endpoint, of: Of<'_>) -> Result<SocketAddr, Re
             Forward::L2 | Forward::Ipip | Forward::Gue => {
                 Ok(SocketAddr::new(ip, of.listen.vip?.port))
             }
-            Forward::Nat => {
+            forward @ (Forward::Nat | Forward::FullNat) => {
                 let port = listen_port.unwrap_or(8443);
                 Err(Fault::new(
-                    "lacks a port, which `nat` needs",
+                    format!("lacks a port, which `{}` needs", forward.name()),
                     format!("write {}", with_port(ip, port)),
                 )
                 .into())

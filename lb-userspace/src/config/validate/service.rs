@@ -14,7 +14,7 @@ use super::{
         words::{did_you_mean, quote},
     },
     facts::{Facts, ServiceFacts},
-    health,
+    full_nat, health,
     listen::{self, Listen},
     names,
     pool::{self, Of, Pool},
@@ -39,6 +39,7 @@ pub(super) fn read(
         .map_or_else(Listen::unheard, |field| listen::read(&field, problems));
     let forward = forward(section, problems);
     let tunnel = tunnel::of_service(section, forward, facts.tunnel, problems);
+    let client_option = full_nat::of_service(section, forward, listen.protocol, problems);
     let affinity = affinity(section, &listen, field.key, problems);
     let tracking = tracking(section, listen.protocol, problems);
     let drain = drain(section.field("drain"), field.key, problems);
@@ -94,6 +95,7 @@ pub(super) fn read(
         quic: quic?,
         forward: forward?,
         tunnel: tunnel?,
+        client_option: client_option?,
         affinity: affinity?,
         tracking: tracking?,
         min_available: min_available?,
@@ -183,9 +185,8 @@ fn tracking(
 
 fn forward(section: &mut Section<'_>, problems: &mut Problems<'_>) -> Result<Forward, Reported> {
     section.field("forward").map_or(Ok(Forward::Nat), |field| {
-        let choices = [Forward::Nat, Forward::L2, Forward::Ipip, Forward::Gue]
-            .map(|forward| (forward.name(), forward));
-        field.choice(problems, &choices, &["full-nat"])
+        let choices = Forward::ALL.map(|forward| (forward.name(), forward));
+        field.choice(problems, &choices, &[])
     })
 }
 

@@ -228,6 +228,7 @@ impl Engine {
         desired.clients = self.spec.clients.clone();
         desired.flow_limit = self.spec.new_flows_per_core;
         desired.node_flags = desired::node_flags(&self.spec);
+        desired.sources = desired::sources(&self.spec);
         for write in plan(&desired, &self.installed) {
             self.write(&write, now_ms)?;
             self.installed.note(write);
@@ -268,6 +269,7 @@ impl Engine {
             }
             Write::Clients(rules) => self.datapath.publish_clients(rules),
             Write::FlowLimit(limit) => self.datapath.put_flow_limit(*limit),
+            Write::Sources(sources) => self.datapath.put_sources(sources),
             Write::NodeFlags(flags) => self.datapath.put_node_flags(*flags),
             Write::Vlans(vlans) => self.datapath.put_vlans(vlans),
             Write::NoService(id) => self.datapath.remove_service(*id),

@@ -32,6 +32,10 @@ unsafe impl Words for lb_common::abi::Slot {}
 // SAFETY: as above.
 unsafe impl Words for lb_common::entry::FlowEntry {}
 // SAFETY: as above.
+unsafe impl Words for lb_common::full_nat::PortEntry {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::full_nat::Sources {}
+// SAFETY: as above.
 unsafe impl Words for lb_common::index::IndexEntry {}
 
 /// An array map in memory.

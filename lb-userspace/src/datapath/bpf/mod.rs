@@ -17,6 +17,7 @@ use lb_common::{
         VlanDevice, jump,
     },
     entry::{FlowEntry, Meta},
+    full_nat::{PortEntry, Sources},
     index::{self, IndexEntry, Live, kind},
     limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX},
     outcome::Outcome,
@@ -33,6 +34,7 @@ mod barrier;
 mod clients;
 mod frame;
 mod mapped;
+mod ports;
 mod slots;
 mod verified;
 
@@ -67,6 +69,8 @@ pub struct BpfDatapath {
     slots: Mapped<Slot>,
     flows: Mapped<FlowEntry>,
     handshakes: Mapped<FlowEntry>,
+    ports: Mapped<PortEntry>,
+    sources: Mapped<Sources>,
     outcomes: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, Pod<BackendStats>>,
     clients: clients::Tries,
@@ -99,13 +103,14 @@ fn index_half(capacity: &Capacity) -> u32 {
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose size is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 8] {
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 9] {
     [
         ("SERVICES", capacity.services + 1, "services"),
         ("BACKENDS", capacity.backends + 1, "backends"),
         ("SLOTS", capacity.slots, "slots"),
         ("FLOWS", capacity.flows, "flows"),
         ("HANDSHAKES", capacity.handshakes, "handshakes"),
+        ("PORTS", capacity.ports, "ports"),
         (
             "OUTCOMES",
             (capacity.services + 1) * OUTCOMES_MAX,
@@ -135,6 +140,7 @@ impl BpfDatapath {
     fn load(object: &[u8], options: &Options) -> Result<Self> {
         let capacity = &options.capacity;
         let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
+        let ports_mask = capacity.ports - 1;
         let trace = u32::from(options.trace);
         let mut loader = EbpfLoader::new();
         loader
@@ -142,6 +148,7 @@ impl BpfDatapath {
             .map_max_entries("INDEX", 2 * index_half(capacity))
             .override_global("FLOW_MASK", &flow_mask, true)
             .override_global("HANDSHAKE_MASK", &handshake_mask, true)
+            .override_global("PORTS_MASK", &ports_mask, true)
             .override_global("TRACE", &trace, true);
         for (name, entries, _) in sizes(capacity) {
             loader.map_max_entries(name, entries);
@@ -166,6 +173,8 @@ impl BpfDatapath {
             slots: mapped(&ebpf, "SLOTS")?,
             flows: mapped(&ebpf, "FLOWS")?,
             handshakes: mapped(&ebpf, "HANDSHAKES")?,
+            ports: mapped(&ebpf, "PORTS")?,
+            sources: mapped(&ebpf, "SOURCES")?,
             outcomes,
             stats,
             clients,
@@ -585,6 +594,10 @@ impl Datapath for BpfDatapath {
             ..self.control.read(0)?
         };
         self.control.write_all(0, &control)
+    }
+
+    fn put_sources(&mut self, sources: &[Sources; 2]) -> Result<()> {
+        ports::put_sources(&self.sources, sources)
     }
 
     fn put_node_flags(&mut self, flags: u32) -> Result<()> {

@@ -90,6 +90,7 @@ pub fn try_out() -> Result<Vec<Verified>> {
             slots: 4096,
             flows: 1024,
             handshakes: 256,
+            ports: 1024,
         },
         trace: false,
     };

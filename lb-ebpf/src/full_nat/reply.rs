@@ -1,0 +1,152 @@
+//! A backend's answer to a port of the node, on its way to the client. What is to a port that no flow has is the
+//! node's own.
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use core::ptr::NonNull;
+use lb_common::{
+    abi::{BackendRecord, ServiceRecord, jump, mode},
+    checksum,
+    full_nat::{self as rule, Handed, PortEntry, Reply},
+    outcome::Outcome,
+    steer::{self, Packet},
+};
+
+use crate::{
+    count, drop, end,
+    forward::{self, By},
+    maps,
+    parse::Parsed,
+    pass,
+    tables::{Kernel, Ports},
+    thorough,
+};
+
+/// To the program for answers of this service's backends.
+#[inline(always)]
+pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32) -> u32 {
+    let handed = Handed {
+        service,
+        ..Handed::default()
+    };
+    super::jump_to(ctx, packet, handed, jump::FULL_NAT_REPLY)
+}
+
+/// Takes over a packet from a backend.
+#[xdp]
+pub fn full_nat_reply(ctx: XdpContext) -> u32 {
+    let Some(handed) = super::handed() else {
+        return pass(&ctx, 0, Outcome::PassInternal);
+    };
+    match thorough::parse(&ctx) {
+        Ok(packet) => match owner(&packet) {
+            Some(owner) => to_client(&ctx, &packet, &owner),
+            None => pass(&ctx, handed.service, Outcome::PassReplyLocal),
+        },
+        Err(refused) => pass(&ctx, handed.service, refused.outcome),
+    }
+}
+
+/// Whose flow an answer belongs to.
+struct Owner {
+    entry: NonNull<PortEntry>,
+    id: u32,
+    service: &'static ServiceRecord,
+    backend_id: u32,
+    backend: &'static BackendRecord,
+}
+
+#[inline(always)]
+fn owner(packet: &Parsed) -> Option<Owner> {
+    let seed = maps::CONTROL.get(0)?.index_seed;
+    let protocol = packet.protocol();
+    let reply = Reply {
+        far_end: rule::far_end(seed, &packet.source, packet.source_port, protocol),
+        backend_port: packet.source_port,
+        node: packet.destination,
+        node_port: packet.destination_port,
+    };
+    let entry = rule::owner(&Ports, &reply)?;
+    // SAFETY: the table vouches for the entry.
+    let (id, backend_id) = unsafe {
+        let place = entry.as_ptr();
+        ((*place).service, (*place).backend)
+    };
+    let (service, backend) = (maps::SERVICES.get(id)?, maps::BACKENDS.get(backend_id)?);
+    // The place is of this far end unless a hash collides, or the backend's id has become another one's.
+    let is_its_own = backend.address.low == packet.source.low
+        && backend.address.high == packet.source.high
+        && service.mode == mode::FULL_NAT
+        && service.protocol == protocol;
+    is_its_own.then_some(Owner {
+        entry,
+        id,
+        service,
+        backend_id,
+        backend,
+    })
+}
+
+#[inline(always)]
+fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
+    let (id, service) = (owner.id, owner.service);
+    // SAFETY: the entry was found for this packet.
+    let (client, client_port) = unsafe {
+        let place = owner.entry.as_ptr();
+        ((*place).client, (*place).client_port)
+    };
+    let route = forward::route(ctx, packet.protocol(), packet.network, &client, service);
+    if route.by == By::Nobody {
+        return pass(ctx, id, Outcome::PassReplyLocal);
+    }
+    let service_port = forward::service_port(packet, service);
+    // SAFETY: as above.
+    unsafe { note_server(owner.entry, packet.flags) };
+    let seen = Packet {
+        client,
+        client_port,
+        service_port,
+        flags: packet.flags,
+        sequence: packet.sequence,
+    };
+    steer::note_reply(&Kernel::<true>, id, service, &seen);
+    count::reply_from(owner.backend_id, packet.length);
+    let to = checksum::address_delta(&packet.destination, &client);
+    let delta = u64::from(to) + u64::from(owner.backend.to_client);
+    let counts = route.by == By::Xdp;
+    if !forward::hop(packet.network, u32::from(checksum::fold(delta)), counts) {
+        return drop(ctx, id, Outcome::DropTtl);
+    }
+    // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
+    unsafe {
+        forward::set_source(packet.network, &service.vip);
+        forward::set_destination(packet.network, &client);
+        let ports = packet.transport.ports();
+        ports.write_unaligned(service_port);
+        ports.add(1).write_unaligned(client_port);
+        let ports = checksum::field_delta(packet.source_port, service_port)
+            + checksum::field_delta(packet.destination_port, client_port);
+        forward::amend(packet.transport, delta + ports);
+    }
+    if route.by == By::Kernel {
+        return pass(ctx, id, Outcome::ForwardReplyKernel);
+    }
+    let sent = forward::out(ctx, &packet.link, &route.exit);
+    end(ctx, id, sent, Outcome::ForwardReply, owner.backend_id)
+}
+
+/// Notes a packet from the backend.
+///
+/// # Safety
+/// The entry is of the packet's flow.
+#[inline(always)]
+unsafe fn note_server(entry: NonNull<PortEntry>, flags: u8) {
+    unsafe {
+        super::touch(entry);
+        let sent = &raw mut (*entry.as_ptr()).from_server;
+        let old = sent.read_volatile();
+        let new = rule::after_server(old, flags);
+        if new != old {
+            sent.write_volatile(new);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The table of ports for `full-nat`, and where these come from.
+
+use std::sync::atomic::Ordering;
+
+use lb_common::full_nat::{PortEntry, Sources};
+
+use super::{BpfDatapath, Mapped};
+use crate::datapath::Result;
+
+/// Sets the sources. What was in force before stays findable, so that flows keep the port that they have by it.
+///
+/// A packet in between gets no new port (its `range` is 0), and finds its old one.
+pub(super) fn put_sources(map: &Mapped<Sources>, wanted: &[Sources; 2]) -> Result<()> {
+    for (wanted, live) in wanted.iter().zip([0, 2]) {
+        let old = map.read(live)?;
+        if old == *wanted {
+            continue;
+        }
+        let before = live + 1;
+        // Changed back before the old flows are gone: then these two have all there is.
+        if old.range != 0 {
+            map.words(before)?[0].store(0, Ordering::Release);
+            map.write_all(before, &old)?;
+        }
+        map.words(live)?[0].store(0, Ordering::Release);
+        map.write_all(live, wanted)?;
+    }
+    Ok(())
+}
+
+impl BpfDatapath {
+    /// Every port that is given out. Entries may change while they are looked at.
+    pub fn ports(&self) -> Result<Vec<PortEntry>> {
+        let mut entries = Vec::new();
+        for index in 0..self.ports.len() {
+            let tag = self.ports.words(index)?[0].load(Ordering::Acquire);
+            if tag & 1 == 0 {
+                continue;
+            }
+            let entry = self.ports.read(index)?;
+            if entry.tag == tag {
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Forgets every port that is given out, as when the table is lost.
+    pub fn lose_ports(&mut self) -> Result<()> {
+        for index in 0..self.ports.len() {
+            self.ports.words(index)?[0].store(0, Ordering::Release);
+        }
+        Ok(())
+    }
+}
