@@ -28,11 +28,11 @@ pub struct Service {
     pub last_port: Option<u16>,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// Port of the backends; but in `nat` the service's own.
+    /// Port of the backends; but in `nat` and `full-nat` the service's own.
     pub backend_port: u16,
     /// Port of the health check, when it is not the backends' own.
     pub check_port: Option<u16>,
-    /// `nat`, `l2`, `ipip` or `gue`.
+    /// `nat`, `full-nat`, `l2`, `ipip` or `gue`.
     pub forward: String,
     /// The pool that takes new flows.
     pub active_pool: String,
@@ -66,7 +66,7 @@ impl Service {
             last_port: None,
             protocol: "tcp".into(),
             check_port: None,
-            backend_port: if forward == "nat" { 8080 } else { 80 },
+            backend_port: if forward.ends_with("nat") { 8080 } else { 80 },
             forward: forward.into(),
             active_pool: "blue".into(),
             pools: vec![pool("blue", 'b'), pool("green", 'g')],

@@ -7,6 +7,7 @@ pub mod core;
 pub mod engine;
 pub mod journal;
 pub mod nexthop;
+mod own_ports;
 pub mod prober;
 pub mod seed;
 pub mod socket;
@@ -100,12 +101,14 @@ pub async fn run(
     let spec = (options.load)(&options.config)?;
     let seed = seed::read_or_make(&spec.node.hash_seed_file)
         .with_context(|| format!("hash seed file {}", spec.node.hash_seed_file.display()))?;
+    let shared_ports = own_ports::warnings(&spec);
     let opened = Journal::open(&options.state_dir).context("journal")?;
     let datapath = datapath(&spec)?;
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let mut engine = Engine::new(opened.state, spec, seed, datapath, Box::new(opened.journal))
         .context("maps")?;
     engine.note(opened.warnings);
+    engine.note(shared_ports);
     for change in engine.begin(clock.now_ms()).map_err(Refusal::from)? {
         tracing::info!("{change}");
     }

@@ -228,7 +228,7 @@ fn backend_record(
             set_tunnel(&mut record, service, backend, hop);
         }
         if service.spec.forward == Forward::FullNat {
-            record.tunnel_source = hop.source.map_or_else(Addr::default, Addr::from);
+            set_own(&mut record, hop);
         }
         if hop.vlan != 0 {
             record.flags |= backend_flags::TAGGED;
@@ -269,6 +269,14 @@ pub fn sources(spec: &Spec) -> [Sources; 2] {
         }
         sources
     })
+}
+
+/// The node's own address towards a `full-nat` backend, which is seen there when none is listed.
+fn set_own(record: &mut BackendRecord, hop: &Hop) {
+    match hop.source {
+        Some(source) => record.tunnel_source = source.into(),
+        None => record.flags &= !backend_flags::NEXT_HOP,
+    }
 }
 
 /// The node's [`control_flags`], by its configuration.

@@ -7,6 +7,7 @@ mod configuration;
 mod datagrams;
 mod drain;
 mod flood;
+mod full_nat;
 mod health;
 mod icmp;
 mod interfaces;

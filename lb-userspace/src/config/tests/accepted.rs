@@ -367,3 +367,17 @@ fn affinity_by_a_prefix() {
         assert_eq!(prefix(listen, affinity, backend), wanted);
     }
 }
+
+#[test]
+fn full_nat_and_its_addresses() {
+    let spec = check(
+        "interfaces = [\"eth0\"]\nnat_addresses = [\"10.0.0.5\", \"10.0.0.6\", \"fd00::5\"]\nnat_ports = \"2000-2999\"\n\
+         [service.a]\nlisten = \"203.0.113.1:80\"\nforward = \"full-nat\"\nclient_address_option = true\npool.p.backends = { x = \"10.0.0.9:80\" }\n\
+         [service.b]\nlisten = \"203.0.113.2:80\"\nforward = \"full-nat\"\nclient_address_option = 200\npool.p.backends = { x = \"10.0.0.9:80\" }\n\
+         [service.c]\nlisten = \"203.0.113.3:80\"\nforward = \"full-nat\"\npool.p.backends = { x = \"10.0.0.9:80\" }\n",
+    )
+    .expect("they may share a backend");
+    assert_eq!((spec.nat.addresses.len(), spec.nat.ports.to_string()), (3, "2000-2999".into()));
+    let options = spec.services.values().map(|service| service.client_option);
+    assert_eq!(options.collect::<Vec<_>>(), [254, 200, 0]);
+}

@@ -155,7 +155,11 @@ fn listen() {
 #[rustfmt::skip] // A row a line.
 fn words_and_numbers_of_a_service() {
     refuse_in_service(&[
-        ("forward = \"full-nat\"", "3:11", &["`full-nat` is not supported yet", "`nat`, `l2`"]),
+        ("forward = \"full-nat\"\nclient_address_option = 34", "4:25", &["out of range", "from 35 to 254"]),
+        ("forward = \"full-nat\"\nclient_address_option = \"yes\"", "4:25", &["must be true or false"]),
+        ("client_address_option = true", "3:1", &["no meaning with `nat`", "full-nat"]),
+        ("forward = \"full-nat\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:28", &["lacks a port, which `full-nat` needs"]),
+        ("forward = \"full-nat\"\npool.blue.backends = { a = \"[fd00::1]:80\" }", "4:28", &["`full-nat` cannot change the family"]),
         ("tunnel_port = 6080", "3:1", &["`tunnel_port` has no meaning with `nat`", "forward = \"gue\""]),
         ("forward = \"ipip\"\ntunnel_port = 6080\npool.blue.backends = { a = \"10.0.0.1\" }", "4:1", &["no meaning with `ipip`"]),
         ("forward = \"l2\"\ntunnel_source = \"10.0.0.1\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:1", &["no meaning with `l2`", "\"ipip\" or \"gue\""]),
@@ -165,7 +169,7 @@ fn words_and_numbers_of_a_service() {
         ("forward = \"gue\"\ntunnel_source = \"127.0.0.1\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:17", &["loopback"]),
         ("forward = \"gue\"\ntunnel_source = [\"10.0.0.1\", \"10.0.0.2\"]\npool.blue.backends = { a = \"10.0.0.1\" }", "4:30", &["second IPv4 address", "one of each family"]),
         ("forward = \"ipip\"\npool.blue.backends = { a = \"10.0.0.1:8443\" }", "4:28", &["port 8443", "`ipip` cannot rewrite"]),
-        ("forward = \"full-nat\"", "3:11", &["not supported yet"]),
+        ("forward = \"fullnat\"", "3:11", &["did you mean `full-nat`?"]),
         ("forward = \"L2\"", "3:11", &["cannot be `L2`", "did you mean `l2`?"]),
         ("affinity = { client = 33 }", "3:23", &["out of range", "from 1 to 32"]),
         ("affinity = {}", "3:1", &["lacks `client`", "client = 24"]),
@@ -379,7 +383,7 @@ fn fewer_slots_than_backends() {
 #[test]
 fn all_problems_at_once_in_the_order_of_the_file() {
     let text = "interfaces = [\"eth0\", \"eth0\"]\nxdp_mode = \"fast\"\n\n[service.web]\nlisten = \"203.0.113.10\"\n\
-                forward = \"full-nat\"\n\tdrain = { timeout = \"0s\", spred = \"1s\" }\nhealth = { readiness = { http = \"x\", rise = 0 } }\n\
+                forward = \"full-net\"\n\tdrain = { timeout = \"0s\", spred = \"1s\" }\nhealth = { readiness = { http = \"x\", rise = 0 } }\n\
                 [service.web.pool.blue.backends]\nb1 = \"10.0.0.11\"\n\"b 2\" = { address = \"10.0.0.12:80\", weight = 5000 }\n\
                 b3 = \"10.0.0.12:80\"\n[capacity]\nflows = 3000\n[extra]\n";
     refuse(
@@ -388,7 +392,7 @@ fn all_problems_at_once_in_the_order_of_the_file() {
             ("1:23", &["named twice"]),
             ("2:12", &["cannot be `fast`"]),
             ("5:10", &["lacks a port"]),
-            ("6:11", &["not supported yet"]),
+            ("6:11", &["did you mean `full-nat`?"]),
             ("7:22", &["too short"]),
             ("7:28", &["did you mean `spread`?"]),
             ("8:33", &["begin with `/`"]),
@@ -476,4 +480,36 @@ fn several_ports() {
         ("listen = \"203.0.113.1:53/udp\"\nhealth = \"none\"\ntracking = \"moved\"", "5:12",
             &["cannot be `moved` in a UDP service"]),
     ]);
+}
+
+#[test]
+#[rustfmt::skip] // A row a line.
+fn addresses_and_ports_of_full_nat() {
+    let rows: [(&str, &str, &[&str]); 10] = [
+        ("nat_addresses = [\"10.0.0.1:80\"]", "2:18", &["is no address"]),
+        ("nat_addresses = \"10.0.0.1\"", "2:17", &["must be a list"]),
+        ("nat_addresses = [\"127.0.0.1\"]", "2:18", &["loopback"]),
+        ("nat_addresses = [\"10.0.0.1\", \"10.0.0.1\"]", "2:30", &["listed twice"]),
+        ("nat_ports = 1024", "2:13", &["must be a text"]),
+        ("nat_ports = \"1024\"", "2:13", &["is no range of ports", "1024-32767"]),
+        ("nat_ports = \"2000-1000\"", "2:13", &["is no range of ports"]),
+        ("nat_ports = \"0-1000\"", "2:13", &["is no range of ports"]),
+        ("nat_ports = \"1000-70000\"", "2:13", &["is no range of ports"]),
+        ("nat_ports = \"1001-1064\"", "2:13", &["too short a range", "at least 64"]),
+    ];
+    for (line, place, words) in rows {
+        refuse(&format!("interfaces = [\"eth0\"]\n{line}\n"), &[(place, words)]);
+    }
+    let services = "[service.a]\nlisten = \"10.0.0.1:2000\"\npool.p.backends = { a = \"10.0.0.9:80\" }\n\
+                    [service.b]\nlisten = \"10.0.0.3:80\"\nforward = \"full-nat\"\npool.p.backends = { b = \"10.0.0.8:80\" }\n";
+    refuse(
+        &format!("interfaces = [\"eth0\"]\nnat_addresses = [\"10.0.0.1\"]\n{services}"),
+        &[("2:17", &["service `a` listens on a port of `nat_addresses`"])],
+    );
+    refuse(
+        "interfaces = [\"eth0\"]\n\
+         [service.a]\nlisten = \"10.0.0.1:80\"\npool.p.backends = { a = \"10.0.0.9:80\" }\n\
+         [service.b]\nlisten = \"10.0.0.3:80\"\nforward = \"full-nat\"\npool.p.backends = { b = \"10.0.0.9:80\" }\n",
+        &[("8:25", &["is a `nat` backend of service `a` too"])],
+    );
 }

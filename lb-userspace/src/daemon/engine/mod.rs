@@ -145,6 +145,11 @@ impl Engine {
             if record.flags & backend_flags::NEXT_HOP == 0 || record.address != address.into() {
                 continue;
             }
+            // Of another service's backend at the same address it may be known as well.
+            let before = match self.observed.ways.get(&address) {
+                Some(Way::Known(hop)) => hop.source,
+                Some(Way::Unknown(_)) | None => None,
+            };
             let mac = |from: usize| std::array::from_fn(|n| record.ethernet[from + n]);
             let hop = Hop {
                 ifindex: record.ifindex,
@@ -152,7 +157,8 @@ impl Engine {
                 destination_mac: mac(0),
                 mtu: record.mtu,
                 source: (record.tunnel_source != lb_common::Addr::default())
-                    .then(|| record.tunnel_source.into()),
+                    .then(|| record.tunnel_source.into())
+                    .or(before),
                 vlan: record.vlan,
             };
             self.observed.ways.insert(address, Way::Known(hop));

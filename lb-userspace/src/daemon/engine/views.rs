@@ -106,6 +106,13 @@ impl Engine {
             .datapath
             .outcomes(service.id)
             .unwrap_or([0; Outcome::COUNT]);
+        let portless = outcomes[Outcome::DropNoPort as usize];
+        if portless > 0 {
+            warnings.push(format!(
+                "{portless} packets dropped because every port towards their backend was taken; \
+                 list more `nat_addresses`, or widen `nat_ports`"
+            ));
+        }
         let pools = service
             .spec
             .pools
