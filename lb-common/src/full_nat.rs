@@ -281,11 +281,7 @@ unsafe fn belongs(entry: NonNull<PortEntry>, flow: &Flow) -> bool {
 
 /// The allocation that a flow has.
 #[inline(always)]
-pub fn find<T: PortTable>(
-    table: &T,
-    sources: &Sources,
-    flow: &Flow,
-) -> Option<NonNull<PortEntry>> {
+pub fn find<T: PortTable>(table: &T, sources: &Sources, flow: &Flow) -> Option<NonNull<PortEntry>> {
     let mut number = 0;
     while number < ROUNDS {
         let round = round(sources, flow, number)?;

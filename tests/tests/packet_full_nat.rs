@@ -19,16 +19,18 @@ use lb_userspace::datapath::Datapath as _;
 const OLD: u32 = 1;
 const NEW: u32 = 2;
 const SLOTS: usize = 101;
-const UNMOVED: Slot = Slot::new(OLD, OLD, false);
 const PORTS: (u16, u16) = (1024, 32_767);
+/// Roles of backends: owners of the slots of one that has not moved, and of one that has: current, base.
+const UNMOVED: (u32, u32) = (OLD, OLD);
+const MOVED: (u32, u32) = (NEW, OLD);
 /// MSS, SACK permitted, timestamps, window scale: what Linux opens a connection with.
 const USUAL: [u8; 20] = [
     2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7,
 ];
 
 fn tcp_services() -> [ServiceSetup; 2] {
-    ["203.0.113.10", "2001:db8:f::10"].map(|vip| ServiceSetup {
-        id: 1,
+    [(1, "203.0.113.10"), (2, "2001:db8:f::10")].map(|(id, vip)| ServiceSetup {
+        id,
         vip: at(vip, 80),
         mode: mode::FULL_NAT,
         flags: 0,
@@ -42,12 +44,26 @@ fn udp_services() -> [ServiceSetup; 2] {
     })
 }
 
-fn backend_address(service: &ServiceSetup, id: u32) -> SocketAddr {
+/// Id of the backend in this role.
+fn backend_id(service: &ServiceSetup, role: u32) -> u32 {
+    service.id * 2 + role
+}
+
+fn backend_address(service: &ServiceSetup, role: u32) -> SocketAddr {
     if service.vip.is_ipv4() {
-        at(&format!("10.0.0.{id}"), 8080)
+        at(&format!("10.0.0.{role}"), 8080)
     } else {
-        at(&format!("fd00::{id}"), 8080)
+        at(&format!("fd00::{role}"), 8080)
     }
+}
+
+/// A table with one kind of slot.
+fn slots(service: &ServiceSetup, (current, base): (u32, u32)) -> [Slot; SLOTS] {
+    [Slot::new(
+        backend_id(service, current),
+        backend_id(service, base),
+        false,
+    ); SLOTS]
 }
 
 /// The rig's node, as the backends see it.
@@ -65,20 +81,30 @@ fn client(service: &ServiceSetup, port: u16) -> SocketAddr {
     at(ip, port)
 }
 
-fn rig_with(service: &ServiceSetup, slot: Slot, option: u8) -> Result<Rig> {
+fn rig_with(services: &[ServiceSetup], owners: (u32, u32), option: u8) -> Result<Rig> {
     let mut rig = Rig::new()?;
     rig.nat(PORTS, &[])?;
-    for id in [OLD, NEW] {
-        rig.backend(service, id, backend_address(service, id))?;
+    for service in services {
+        for role in [OLD, NEW] {
+            let id = backend_id(service, role);
+            rig.backend(service, id, backend_address(service, role))?;
+        }
+        rig.service_with(*service, &slots(service, owners), |record| {
+            record.client_option = option;
+        })?;
     }
-    rig.service_with(*service, &[slot; SLOTS], |record| {
-        record.client_option = option;
-    })?;
     Ok(rig)
 }
 
-fn rig(service: &ServiceSetup, slot: Slot) -> Result<Rig> {
-    rig_with(service, slot, 0)
+/// Both services over one loaded program.
+fn rig(services: &[ServiceSetup]) -> Result<Rig> {
+    rig_with(services, UNMOVED, 0)
+}
+
+/// As if nothing had been before.
+fn renew(rig: &mut Rig) -> Result<()> {
+    rig.datapath.lose_ports()?;
+    rig.nat(PORTS, &[])
 }
 
 /// A segment of a client, through the program, as it reaches the backend.
@@ -96,8 +122,8 @@ fn open(rig: &mut Rig, service: &ServiceSetup, port: u16) -> Result<u16> {
 
 #[test]
 fn a_connection_both_ways() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
         let (client, backend) = (client(&service, 1000), backend_address(&service, OLD));
         let mut syn = Segment::new(client, service.vip, SYN);
         syn.options = USUAL.to_vec();
@@ -105,7 +131,7 @@ fn a_connection_both_ways() -> Result<()> {
         assert_eq!(outcome, Outcome::ForwardOpening);
         let port = arrived.from.port();
         assert!((PORTS.0..=PORTS.1).contains(&port), "{port}");
-        let (to_mac, from_mac) = backend_macs(OLD);
+        let (to_mac, from_mac) = backend_macs(backend_id(&service, OLD));
         let expected = Segment {
             to_mac,
             from_mac,
@@ -139,23 +165,20 @@ fn a_connection_both_ways() -> Result<()> {
             (arrived.from, arrived.data),
             (node(&service, port), b"odd".to_vec())
         );
-        assert_eq!(rig.stats(OLD)?.packets, 2);
-        assert_eq!(rig.stats(OLD)?.reply_packets, 1);
+        assert_eq!(rig.stats(backend_id(&service, OLD))?.packets, 2);
+        assert_eq!(rig.stats(backend_id(&service, OLD))?.reply_packets, 1);
     }
     Ok(())
 }
 
 #[test]
 fn datagrams_both_ways() -> Result<()> {
+    let mut rig = rig(&udp_services())?;
     for service in udp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
         let (client, backend) = (client(&service, 1000), backend_address(&service, OLD));
         let question = Datagram::new(client, service.vip);
         let (verdict, out, outcome) = rig.run(&question.build())?;
-        assert_eq!(
-            (verdict, outcome),
-            (Verdict::Tx, Outcome::ForwardOpening)
-        );
+        assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ForwardOpening));
         let arrived = Datagram::parse(&out).unwrap();
         let port = arrived.from.port();
         assert_eq!(
@@ -186,8 +209,9 @@ fn datagrams_both_ways() -> Result<()> {
 
 #[test]
 fn two_clients_never_share_a_port() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
+        renew(&mut rig)?;
         let last = PORTS.0 + BLOCK as u16 - 1;
         // One block: every flow has the same candidates.
         rig.nat((PORTS.0, last), &[])?;
@@ -213,8 +237,9 @@ fn two_clients_never_share_a_port() -> Result<()> {
 
 #[test]
 fn a_lost_table_gives_the_same_port_again() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
+        renew(&mut rig)?;
         let before: Vec<u16> = (0..20)
             .map(|n| open(&mut rig, &service, 1000 + n))
             .collect::<Result<_>>()?;
@@ -232,8 +257,9 @@ fn a_lost_table_gives_the_same_port_again() -> Result<()> {
 
 #[test]
 fn another_range_leaves_flows_their_ports() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
+        renew(&mut rig)?;
         let port = open(&mut rig, &service, 1000)?;
         let other = if service.vip.is_ipv4() {
             "10.0.0.77"
@@ -259,8 +285,8 @@ fn another_range_leaves_flows_their_ports() -> Result<()> {
 
 #[test]
 fn what_is_not_of_a_flow_is_the_nodes_own() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
         let port = open(&mut rig, &service, 1000)?;
         let backend = backend_address(&service, OLD);
         let rows = [
@@ -289,8 +315,8 @@ fn what_is_not_of_a_flow_is_the_nodes_own() -> Result<()> {
 
 #[test]
 fn the_time_to_live_counts() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
         let spent = Segment::new(client(&service, 1000), service.vip, SYN).ttl(1);
         let (verdict, _, outcome) = rig.run(&spent.build())?;
         assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropTtl));
@@ -305,11 +331,11 @@ fn the_time_to_live_counts() -> Result<()> {
 
 #[test]
 fn a_drain_keeps_backend_and_port() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
         let port = open(&mut rig, &service, 1000)?;
         rig.datapath
-            .publish_table(service.id, &[Slot::new(NEW, OLD, false); SLOTS])?;
+            .publish_table(service.id, &slots(&service, MOVED))?;
         let more = Segment::new(client(&service, 1000), service.vip, ACK).at(1001, 1);
         let (outcome, arrived) = ask(&mut rig, &more)?;
         assert_eq!(outcome, Outcome::ForwardHandshake);
@@ -321,10 +347,11 @@ fn a_drain_keeps_backend_and_port() -> Result<()> {
         let (_, arrived) = ask(&mut rig, &new)?;
         assert_eq!(arrived.to, backend_address(&service, NEW));
         // Past the deadline the client is reset, as by the service.
-        let mut record = rig.datapath.backend(OLD)?;
+        let mut record = rig.datapath.backend(backend_id(&service, OLD))?;
         record.flags |= backend_flags::CUT_RESET;
         record.cut = u32::MAX;
-        rig.datapath.put_backend(OLD, &record)?;
+        rig.datapath
+            .put_backend(backend_id(&service, OLD), &record)?;
         let (verdict, out, outcome) = rig.run(&more.build())?;
         assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ResetDeadline));
         let reset = Segment::parse(&out).unwrap();
@@ -338,8 +365,9 @@ fn a_drain_keeps_backend_and_port() -> Result<()> {
 
 #[test]
 fn closes_are_noted_on_both_sides() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        let mut rig = rig(&service, UNMOVED)?;
+        renew(&mut rig)?;
         let port = open(&mut rig, &service, 1000)?;
         let backend = backend_address(&service, OLD);
         let state = |rig: &Rig| -> Result<(u8, u8)> {
@@ -349,8 +377,7 @@ fn closes_are_noted_on_both_sides() -> Result<()> {
         };
         assert_eq!(state(&rig)?, (0, 0));
         let answer = |flags| Segment::new(backend, node(&service, port), flags).at(5, 1001);
-        let ask_more =
-            |flags| Segment::new(client(&service, 1000), service.vip, flags).at(1001, 6);
+        let ask_more = |flags| Segment::new(client(&service, 1000), service.vip, flags).at(1001, 6);
         rig.run(&answer(SYN | ACK).build())?;
         assert_eq!(state(&rig)?, (0, seen::ALIVE));
         rig.run(&ask_more(ACK).build())?;
@@ -359,7 +386,7 @@ fn closes_are_noted_on_both_sides() -> Result<()> {
         rig.run(&answer(FIN | ACK).build())?;
         let closed = seen::ALIVE | seen::FIN;
         assert_eq!(state(&rig)?, (closed, closed | seen::BEYOND));
-        assert_eq!(rig.stats(OLD)?.closed, 1);
+        assert_eq!(rig.stats(backend_id(&service, OLD))?.closed, 1);
         // The same client opens again from the same port: the same port of the node, a flow of its own.
         let mut again = Segment::new(client(&service, 1000), service.vip, SYN);
         again.sequence = 777_777;
@@ -383,8 +410,8 @@ fn option(client: SocketAddr) -> Vec<u8> {
 
 #[test]
 fn the_option_names_the_client() -> Result<()> {
+    let mut rig = rig_with(&tcp_services(), UNMOVED, OPTION_KIND)?;
     for service in tcp_services() {
-        let mut rig = rig_with(&service, UNMOVED, OPTION_KIND)?;
         let client = client(&service, 0x1234);
         let mut syn = Segment::new(client, service.vip, SYN);
         syn.options = USUAL.to_vec();
@@ -392,7 +419,7 @@ fn the_option_names_the_client() -> Result<()> {
         assert_eq!(outcome, Outcome::ForwardOpening);
         let wanted = [option(client), USUAL.to_vec()].concat();
         let port = arrived.from.port();
-        let (to_mac, from_mac) = backend_macs(OLD);
+        let (to_mac, from_mac) = backend_macs(backend_id(&service, OLD));
         let expected = Segment {
             to_mac,
             from_mac,
@@ -408,13 +435,17 @@ fn the_option_names_the_client() -> Result<()> {
         let answer = |flags| Segment::new(backend, node(&service, port), flags).at(5, 1001);
         rig.run(&answer(SYN | ACK).build())?;
         for data in [&b""[..], b"a request of odd length"] {
-            let more = Segment::new(client, service.vip, ACK).at(1001, 6).data(data);
+            let more = Segment::new(client, service.vip, ACK)
+                .at(1001, 6)
+                .data(data);
             let (_, arrived) = ask(&mut rig, &more)?;
             assert_eq!(arrived.options, option(client));
             assert_eq!((arrived.sequence, arrived.data), (1001, data.to_vec()));
         }
         rig.run(&answer(ACK).build())?;
-        let more = Segment::new(client, service.vip, ACK).at(1024, 6).data(b"x");
+        let more = Segment::new(client, service.vip, ACK)
+            .at(1024, 6)
+            .data(b"x");
         assert_eq!(ask(&mut rig, &more)?.1.options, Vec::<u8>::new());
     }
     Ok(())
@@ -422,8 +453,8 @@ fn the_option_names_the_client() -> Result<()> {
 
 #[test]
 fn an_option_without_room_is_left_out_and_counted() -> Result<()> {
+    let mut rig = rig_with(&tcp_services(), UNMOVED, OPTION_KIND)?;
     for service in tcp_services() {
-        let mut rig = rig_with(&service, UNMOVED, OPTION_KIND)?;
         let own = option(client(&service, 1000)).len();
         for (options, fits) in [(40 - own, true), (44 - own, false), (40, false)] {
             let mut syn = Segment::new(client(&service, 1000 + options as u16), service.vip, SYN);
@@ -461,13 +492,18 @@ fn an_option_without_room_is_left_out_and_counted() -> Result<()> {
 
 #[test]
 fn a_service_on_several_ports_keeps_them() -> Result<()> {
+    let mut rig = Rig::new()?;
+    rig.nat(PORTS, &[])?;
     for service in tcp_services() {
-        let mut rig = Rig::new()?;
-        rig.nat(PORTS, &[])?;
-        rig.backend_with(&service, OLD, backend_address(&service, OLD), |record| {
-            record.port = 0;
-        })?;
-        rig.service_with(service, &[UNMOVED; SLOTS], |record| {
+        rig.backend_with(
+            &service,
+            backend_id(&service, OLD),
+            backend_address(&service, OLD),
+            |record| {
+                record.port = 0;
+            },
+        )?;
+        rig.service_with(service, &slots(&service, UNMOVED), |record| {
             (record.port, record.last_port) = (7000_u16.to_be(), 7999_u16.to_be());
         })?;
         let client = client(&service, 1000);
@@ -486,11 +522,11 @@ fn a_service_on_several_ports_keeps_them() -> Result<()> {
 
 #[test]
 fn fragments_are_left_to_the_kernel() -> Result<()> {
+    let mut rig = rig(&udp_services())?;
     for service in udp_services() {
         if !service.vip.is_ipv4() {
             continue;
         }
-        let mut rig = rig(&service, UNMOVED)?;
         let frame = Datagram::new(client(&service, 1000), service.vip)
             .data(&[1; 1200])
             .build();

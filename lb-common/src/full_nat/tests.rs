@@ -182,7 +182,10 @@ fn most_ports_are_in_use_before_the_first_flow_goes_without() {
     let got = (first..200_000)
         .filter(|client| get(&table, &sources, &flow(*client, 1), 1).is_some())
         .count();
-    std::println!("first missed at {first}, {} of {all} in the end", got + first as usize);
+    std::println!(
+        "first missed at {first}, {} of {all} in the end",
+        got + first as usize
+    );
     assert_eq!(table.entries().len(), got + first as usize);
 }
 
@@ -211,7 +214,10 @@ fn a_full_block_is_exhausted_and_a_lease_ends() {
     }
     assert!(get(&table, &sources, &late, now + unconfirmed + 1).is_some());
     assert!(find(&table, &sources, &flow(0, 1)).is_none());
-    assert_eq!(get(&table, &sources, &flow(0, 1), now + unconfirmed + 1), None);
+    assert_eq!(
+        get(&table, &sources, &flow(0, 1), now + unconfirmed + 1),
+        None
+    );
 }
 
 #[test]
@@ -235,8 +241,12 @@ fn leases_follow_what_was_sent() {
     ];
     for (what, from_client, from_server, expected) in rows {
         let entry = PortEntry {
-            from_client: from_client.iter().fold(0, |old, flags| after_client(old, *flags)),
-            from_server: from_server.iter().fold(0, |old, flags| after_server(old, *flags)),
+            from_client: from_client
+                .iter()
+                .fold(0, |old, flags| after_client(old, *flags)),
+            from_server: from_server
+                .iter()
+                .fold(0, |old, flags| after_server(old, *flags)),
             idle_ticks: idle,
             ..PortEntry::default()
         };

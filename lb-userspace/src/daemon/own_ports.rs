@@ -10,7 +10,11 @@ const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// A warning when it does; none where there is no such service, or the kernel does not say.
 pub(super) fn warnings(spec: &Spec) -> Vec<String> {
     let is_used = |forward| forward == Forward::FullNat;
-    if !spec.services.values().any(|service| is_used(service.forward)) {
+    if !spec
+        .services
+        .values()
+        .any(|service| is_used(service.forward))
+    {
         return Vec::new();
     }
     let Ok(range) = fs::read_to_string(RANGE) else {
@@ -68,7 +72,11 @@ mod tests {
             ("unknown", "", ours(1024, 32767), None),
         ];
         for (range, reserved, ports, expected) in rows {
-            assert_eq!(shared(range, reserved, ports), expected, "{range} {reserved}");
+            assert_eq!(
+                shared(range, reserved, ports),
+                expected,
+                "{range} {reserved}"
+            );
         }
     }
 }

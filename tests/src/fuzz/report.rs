@@ -132,6 +132,8 @@ const UNREACHABLE: &[Outcome] = &[
     Outcome::PassInternal,
     Outcome::DropFragmentEarly,
     Outcome::DropNoHeadroom,
+    Outcome::DropNoPort,
+    Outcome::ForwardOptionless,
 ];
 
 /// What sound frames of a shape must become, among other things. What is missing here is missing in the data plane,

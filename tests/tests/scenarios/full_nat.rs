@@ -46,17 +46,16 @@ fn scene(
 fn ip(lab: &Lab, role: &str, words: &[&str]) -> Result<String> {
     let output = lab.command(role, "ip").args(words).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(
-        output.status.success(),
-        "ip {words:?} in {role}: {said}"
-    );
+    ensure!(output.status.success(), "ip {words:?} in {role}: {said}");
     Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The addresses that the balancer has.
 fn own_addresses(scene: &Scene) -> Result<BTreeSet<IpAddr>> {
     let text = ip(&scene.lab, "lb", &["-o", "addr", "show"])?;
-    let words = text.lines().filter_map(|line| line.split_whitespace().nth(3));
+    let words = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3));
     Ok(words
         .filter_map(|prefix| prefix.split('/').next()?.parse().ok())
         .collect())
@@ -65,14 +64,20 @@ fn own_addresses(scene: &Scene) -> Result<BTreeSet<IpAddr>> {
 /// The peers of the connections of clients that a backend has seen.
 fn peers(scene: &Scene, backend: &str) -> Result<Vec<SocketAddr>> {
     let stats = scene.lab.stats(backend, scene.service.backend_port)?;
-    ensure!(stats.corrupt == 0, "{} wrong bytes at {backend}", stats.corrupt);
+    ensure!(
+        stats.corrupt == 0,
+        "{} wrong bytes at {backend}",
+        stats.corrupt
+    );
     let own: Vec<IpAddr> = own_addresses(scene)?.into_iter().collect();
     // Health checks are from the same address.
     Ok(stats.from_clients(&own).map(|c| c.peer).collect())
 }
 
 fn outcome(status: &Value, name: &str) -> u64 {
-    status["services"][0]["outcomes"][name].as_u64().unwrap_or(0)
+    status["services"][0]["outcomes"][name]
+        .as_u64()
+        .unwrap_or(0)
 }
 
 /// Large transfers both ways, every byte checked, from a client that the backend has no route to.
@@ -84,8 +89,8 @@ fn transfer(scene: &Scene) -> Result<()> {
         .block_on(|| async move {
             let mut up = Connection::open(None, target, LIMIT).await?;
             up.upgrade(7).await?;
-            for _ in 0..30 {
-                up.echo(60_000).await?;
+            for _ in 0..60 {
+                up.echo(30_000).await?;
             }
             up.close().await?;
             let mut down = Connection::open(None, target, LIMIT).await?;
@@ -137,7 +142,11 @@ fn drained_under_load(topology: Topology, family: Family) -> Result<()> {
     for name in names {
         let peers = peers(&scene, name)?;
         assert!(peers.len() > 10, "{} connections on {name}", peers.len());
-        assert!(peers.iter().all(|peer| (1024..32_768).contains(&peer.port())));
+        assert!(
+            peers
+                .iter()
+                .all(|peer| (1024..32_768).contains(&peer.port()))
+        );
     }
     Ok(())
 }

@@ -377,7 +377,10 @@ fn full_nat_and_its_addresses() {
          [service.c]\nlisten = \"203.0.113.3:80\"\nforward = \"full-nat\"\npool.p.backends = { x = \"10.0.0.9:80\" }\n",
     )
     .expect("they may share a backend");
-    assert_eq!((spec.nat.addresses.len(), spec.nat.ports.to_string()), (3, "2000-2999".into()));
+    assert_eq!(
+        (spec.nat.addresses.len(), spec.nat.ports.to_string()),
+        (3, "2000-2999".into())
+    );
     let options = spec.services.values().map(|service| service.client_option);
     assert_eq!(options.collect::<Vec<_>>(), [254, 200, 0]);
 }

@@ -167,7 +167,10 @@ fn no_vip_for_a_backend(service: &ServiceFacts, facts: &Facts, problems: &mut Pr
 /// A client's packet to such a service, and an answer of a backend, could not be told apart.
 fn no_service_on_a_nat_port(facts: &Facts, problems: &mut Problems<'_>) {
     let is_used = |service: &ServiceFacts| service.forward == Some(Forward::FullNat);
-    let Some((nat, place)) = facts.nat.as_ref().filter(|_| facts.services.iter().any(is_used))
+    let Some((nat, place)) = facts
+        .nat
+        .as_ref()
+        .filter(|_| facts.services.iter().any(is_used))
     else {
         return;
     };
@@ -210,9 +213,7 @@ fn one_nat_service_a_backend(facts: &Facts, problems: &mut Problems<'_>) {
             .iter()
             .find(|(taken, other, ..)| {
                 let both = [index, *other].map(|index| facts.services[index].forward);
-                *other != index
-                    && taken.overlaps(ports)
-                    && both != [Some(Forward::FullNat); 2]
+                *other != index && taken.overlaps(ports) && both != [Some(Forward::FullNat); 2]
             })
             .copied();
         others.push((ports, index, service.title(), place));
