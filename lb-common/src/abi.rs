@@ -171,6 +171,8 @@ pub mod jump {
     pub const FULL_NAT: u32 = 8;
     /// Their answers; likewise.
     pub const FULL_NAT_REPLY: u32 = 9;
+    /// ICMP errors about their flows; likewise.
+    pub const FULL_NAT_ERROR: u32 = 10;
     /// How many places there are.
     pub const PLACES: u32 = 16;
     /// What is loaded into which place.
@@ -185,6 +187,7 @@ pub mod jump {
         (WHOLE, "whole"),
         (FULL_NAT, "full_nat"),
         (FULL_NAT_REPLY, "full_nat_reply"),
+        (FULL_NAT_ERROR, "full_nat_error"),
     ];
 }
 

@@ -265,6 +265,19 @@ unsafe fn store(place: *mut u8, address: &Addr) {
     }
 }
 
+/// Whether the time to live lets a packet go no further.
+#[inline(always)]
+pub fn is_spent(network: Network) -> bool {
+    // SAFETY: the headers were checked by `parse`.
+    let left = unsafe {
+        match network {
+            Network::V4(ip) => (*ip).ttl,
+            Network::V6(ip) => (*ip).hop_limit,
+        }
+    };
+    left <= 1
+}
+
 /// The network header's own part: checksum for a changed address, time to live when this node counts as a hop.
 #[inline(always)]
 pub fn hop(network: Network, address_delta: u32, counts: bool) -> bool {

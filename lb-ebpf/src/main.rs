@@ -185,7 +185,6 @@ fn send(
     if backend.flags & backend_flags::NEXT_HOP == 0 {
         return drop(ctx, id, Outcome::DropNoNextHop);
     }
-    fragment::remember(packet, id, decision.backend, 0);
     if service.mode == mode::FULL_NAT {
         let handed = Handed {
             hash: decision.hash,
@@ -196,6 +195,7 @@ fn send(
         };
         return full_nat::hand_over(ctx, packet, handed);
     }
+    fragment::remember(packet, id, decision.backend, 0);
     if mode::is_tunnel(service.mode) {
         let passage = Passage {
             service: id,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::checksum::{fold, sum_bytes};
 
-use crate::packets::pseudo_sum;
+use crate::packets::{Segment, pseudo_sum};
 
 /// IP protocol number of ICMP.
 const ICMP: u8 = 1;
@@ -131,6 +131,19 @@ impl Message {
             return Err("wrong ICMP checksum".into());
         }
         Ok(message)
+    }
+
+    /// The packet that an error quotes, as a segment.
+    ///
+    /// # Errors
+    /// It is none, or its checksums are wrong.
+    pub fn quoted(&self) -> Result<Segment, String> {
+        let ether_type = if self.from.is_ipv4() {
+            [8, 0]
+        } else {
+            [0x86, 0xdd]
+        };
+        Segment::parse(&[&[0; 12][..], &ether_type, &self.body].concat())
     }
 }
 

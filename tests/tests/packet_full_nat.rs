@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use anyhow::Result;
 use ebb_tests::{
     datagram::Datagram,
+    icmp::Message,
     packets::Segment,
     rig::{Rig, ServiceSetup, Verdict, at, backend_macs, tunnel_source},
 };
@@ -317,9 +318,11 @@ fn what_is_not_of_a_flow_is_the_nodes_own() -> Result<()> {
 fn the_time_to_live_counts() -> Result<()> {
     let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
+        renew(&mut rig)?;
         let spent = Segment::new(client(&service, 1000), service.vip, SYN).ttl(1);
         let (verdict, _, outcome) = rig.run(&spent.build())?;
         assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropTtl));
+        assert!(rig.datapath.ports()?.is_empty(), "it takes no port");
         let port = open(&mut rig, &service, 1000)?;
         let backend = backend_address(&service, OLD);
         let answer = Segment::new(backend, node(&service, port), SYN | ACK).ttl(1);
@@ -536,6 +539,89 @@ fn fragments_are_left_to_the_kernel() -> Result<()> {
             assert_eq!(out, part);
         }
         assert!(rig.datapath.ports()?.is_empty());
+    }
+    Ok(())
+}
+
+/// An error from a router about this segment.
+fn about(segment: &Segment) -> Message {
+    let (router, kind, code) = if segment.from.is_ipv4() {
+        ("198.51.100.9", 3, 4)
+    } else {
+        ("2001:db8:99::9", 2, 0)
+    };
+    let router = router.parse().expect("an address");
+    Message::new(
+        router,
+        segment.from.ip(),
+        kind,
+        code,
+        &segment.build()[14..],
+    )
+}
+
+#[test]
+fn errors_find_the_flows_that_they_are_about() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
+    for service in tcp_services() {
+        renew(&mut rig)?;
+        let port = open(&mut rig, &service, 1000)?;
+        let (client, backend) = (client(&service, 1000), backend_address(&service, OLD));
+        let node = node(&service, port);
+        // On the way to the client: for the backend, as from the node, which it has a way to.
+        let answer = Segment::new(service.vip, client, ACK)
+            .at(5, 1001)
+            .data(b"odd");
+        let (verdict, out, outcome) = rig.run(&about(&answer).build())?;
+        assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ForwardIcmp));
+        let arrived = Message::parse(&out).unwrap();
+        let (to_mac, from_mac) = backend_macs(backend_id(&service, OLD));
+        assert_eq!((arrived.to_mac, arrived.from_mac), (to_mac, from_mac));
+        assert_eq!(
+            (arrived.from, arrived.to, arrived.ttl, arrived.word),
+            (node.ip(), backend.ip(), 59, about(&answer).word)
+        );
+        let quoted = arrived.quoted().unwrap();
+        let sent = Segment::new(backend, node, ACK).at(5, 1001).data(b"odd");
+        assert_eq!(
+            (quoted.from, quoted.to, quoted.data),
+            (sent.from, sent.to, sent.data)
+        );
+        // On the way to the backend: for the client, as from the service.
+        let question = Segment::new(node, backend, ACK).at(1001, 6).data(b"even");
+        let (verdict, out, outcome) = rig.run(&about(&question).build())?;
+        assert_eq!(
+            (verdict, outcome),
+            (Verdict::Redirect, Outcome::ForwardIcmpReply)
+        );
+        let arrived = Message::parse(&out).unwrap();
+        assert_eq!((arrived.from, arrived.to), (service.vip.ip(), client.ip()));
+        let quoted = arrived.quoted().unwrap();
+        assert_eq!(
+            (quoted.from, quoted.to, quoted.data),
+            (client, service.vip, b"even".to_vec())
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_about_nothing_are_left_to_the_kernel() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
+    for service in tcp_services() {
+        renew(&mut rig)?;
+        let port = open(&mut rig, &service, 1000)?;
+        let (client, backend) = (client(&service, 1001), backend_address(&service, OLD));
+        for segment in [
+            Segment::new(service.vip, client, ACK),
+            Segment::new(node(&service, port ^ 1), backend, ACK),
+        ] {
+            let frame = about(&segment).build();
+            let (verdict, out, outcome) = rig.run(&frame)?;
+            assert_eq!((verdict, outcome), (Verdict::Pass, Outcome::PassIcmp));
+            assert_eq!(out, frame);
+        }
+        assert_eq!(rig.datapath.ports()?.len(), 1, "an error gives out no port");
     }
     Ok(())
 }

@@ -115,19 +115,6 @@ fn least(service: &ServiceSetup) -> usize {
     if service.vip.is_ipv4() { 28 } else { 48 }
 }
 
-/// The quoted packet as a segment, whose checksums must be right.
-fn quoted(message: &Message) -> Segment {
-    let ether_type = if message.from.is_ipv4() {
-        [8, 0]
-    } else {
-        [0x86, 0xdd]
-    };
-    let mut frame = Segment::new(at("0.0.0.0", 0), at("0.0.0.0", 0), 0).build()[..12].to_vec();
-    frame.extend(ether_type);
-    frame.extend(&message.body);
-    Segment::parse(&frame).expect("a sound quote")
-}
-
 #[test]
 fn echo_is_answered() -> Result<()> {
     for service in services() {
@@ -283,7 +270,7 @@ fn errors_go_to_the_backend_of_the_quoted_flow() -> Result<()> {
                 from: backend,
                 ..answered(&service)
             };
-            assert_eq!(quoted(&arrived), expected);
+            assert_eq!(arrived.quoted().expect("a sound quote"), expected);
             let body = arrived.body.clone();
             assert_eq!(
                 arrived,
@@ -418,7 +405,7 @@ fn errors_from_the_backends_side_go_to_the_client() -> Result<()> {
                 assert_eq!((got, counted), (verdict, outcome));
                 let arrived = Message::parse(&out).unwrap();
                 assert_eq!(
-                    quoted(&arrived),
+                    arrived.quoted().expect("a sound quote"),
                     Segment {
                         to: service.vip,
                         ..carried
@@ -614,7 +601,7 @@ fn tags_and_options_are_parsed_around() -> Result<()> {
         } else {
             service.vip
         };
-        assert_eq!(quoted(&arrived).from, source);
+        assert_eq!(arrived.quoted().expect("a sound quote").from, source);
     }
     Ok(())
 }

@@ -25,22 +25,28 @@ use crate::{
 };
 
 mod option;
-mod reply;
+pub mod reply;
 
 pub use reply::hand_over as hand_reply_over;
 
 /// To the program for packets to backends.
 #[inline(always)]
 pub fn hand_over(ctx: &XdpContext, packet: &Parsed, handed: Handed) -> u32 {
-    jump_to(ctx, packet, handed, jump::FULL_NAT)
+    if packet.is_first {
+        return fragment(ctx, handed.service);
+    }
+    jump_to(ctx, handed, jump::FULL_NAT)
 }
 
 /// Fragments stay behind: the later ones have no port to tell whose they are, once the node's address is all they show.
 #[inline(always)]
-fn jump_to(ctx: &XdpContext, packet: &Parsed, handed: Handed, program: u32) -> u32 {
-    if packet.is_first {
-        return pass(ctx, handed.service, Outcome::PassFragment);
-    }
+fn fragment(ctx: &XdpContext, service: u32) -> u32 {
+    pass(ctx, service, Outcome::PassFragment)
+}
+
+/// To one of the programs for such services.
+#[inline(always)]
+pub fn jump_to(ctx: &XdpContext, handed: Handed, program: u32) -> u32 {
     if let Some(place) = maps::HANDED.get_ptr_mut(0) {
         // SAFETY: this CPU's own place; the context is the kernel's own. Returns only when the program is not there.
         unsafe {
@@ -53,7 +59,7 @@ fn jump_to(ctx: &XdpContext, packet: &Parsed, handed: Handed, program: u32) -> u
 
 /// What was handed over.
 #[inline(always)]
-fn handed() -> Option<&'static Handed> {
+pub fn handed() -> Option<&'static Handed> {
     maps::HANDED.get(0)
 }
 
@@ -79,6 +85,10 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, handed: &Handed) -> u32 {
     ) else {
         return pass(ctx, id, Outcome::PassInternal);
     };
+    // Else a packet that goes no further would take a port.
+    if forward::is_spent(packet.network) {
+        return drop(ctx, id, Outcome::DropTtl);
+    }
     let Some(entry) = allocation(packet, handed, service, backend) else {
         return drop(ctx, id, Outcome::DropNoPort);
     };
@@ -91,9 +101,7 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, handed: &Handed) -> u32 {
             note_client(entry, packet.flags),
         )
     };
-    if !rewrite(packet, backend, &node, node_port) {
-        return drop(ctx, id, Outcome::DropTtl);
-    }
+    rewrite(packet, backend, &node, node_port);
     count::packet_to(handed.backend, packet.length);
     if service.client_option != 0 && option::is_wanted(packet, from_server) {
         return with_option(ctx, packet, service, backend, handed, outcome);
@@ -136,6 +144,56 @@ fn sources(is_v4: bool) -> Option<(&'static Sources, &'static Sources)> {
     Some((maps::SOURCES.get(first)?, maps::SOURCES.get(first + 1)?))
 }
 
+/// What a flow is known by. Ports in network order as loaded.
+pub struct Asked {
+    /// The client's address.
+    pub client: Addr,
+    /// The client's port.
+    pub client_port: u16,
+    /// The service's port.
+    pub service_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// The same as the table has it.
+#[inline(always)]
+pub fn flow(
+    asked: &Asked,
+    handed: &Handed,
+    service: &ServiceRecord,
+    backend: &BackendRecord,
+) -> Option<Flow> {
+    let port = if backend.port == 0 {
+        asked.service_port
+    } else {
+        backend.port
+    };
+    let seed = maps::CONTROL.get(0)?.index_seed;
+    Some(Flow {
+        hash: handed.hash,
+        client: asked.client,
+        client_port: asked.client_port,
+        service: handed.service,
+        backend: handed.backend,
+        backend_port: port,
+        far_end: rule::far_end(seed, &backend.address, port, asked.protocol),
+        own: backend.tunnel_source,
+        idle_ticks: service.idle_ticks,
+    })
+}
+
+/// The allocation that a flow has.
+#[inline(always)]
+pub fn known(flow: &Flow) -> Option<NonNull<PortEntry>> {
+    let (now, before) = sources(flow.client.is_v4())?;
+    let entry = rule::find(&Ports, now, flow);
+    if entry.is_some() || before.range == 0 {
+        return entry;
+    }
+    rule::find(&Ports, before, flow)
+}
+
 /// The flow's allocation: the one it has, or a new one.
 #[inline(always)]
 fn allocation(
@@ -144,32 +202,17 @@ fn allocation(
     service: &ServiceRecord,
     backend: &BackendRecord,
 ) -> Option<NonNull<PortEntry>> {
-    let (now_sources, old_sources) = sources(packet.source.is_v4())?;
-    let port = if backend.port == 0 {
-        packet.destination_port
-    } else {
-        backend.port
-    };
-    let seed = maps::CONTROL.get(0)?.index_seed;
-    let flow = Flow {
-        hash: handed.hash,
+    let asked = Asked {
         client: packet.source,
         client_port: packet.source_port,
-        service: handed.service,
-        backend: handed.backend,
-        backend_port: port,
-        far_end: rule::far_end(seed, &backend.address, port, packet.protocol()),
-        own: backend.tunnel_source,
-        idle_ticks: service.idle_ticks,
+        service_port: packet.destination_port,
+        protocol: packet.protocol(),
     };
-    if let Some(entry) = rule::find(&Ports, now_sources, &flow) {
+    let flow = flow(&asked, handed, service, backend)?;
+    if let Some(entry) = known(&flow) {
         return Some(entry);
     }
-    if old_sources.range != 0
-        && let Some(entry) = rule::find(&Ports, old_sources, &flow)
-    {
-        return Some(entry);
-    }
+    let (now_sources, _) = sources(flow.client.is_v4())?;
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() as u32 };
     rule::claim(&Ports, now_sources, &flow, now, ticks_per_second()?)
@@ -215,14 +258,12 @@ unsafe fn touch(entry: NonNull<PortEntry>) {
     }
 }
 
-/// Turns the packet to one of the node's to the backend. False when its time to live is used up; then it is as it was.
+/// Turns the packet, which is not spent, to one of the node's to the backend.
 #[inline(always)]
-fn rewrite(packet: &Parsed, backend: &BackendRecord, node: &Addr, node_port: u16) -> bool {
+fn rewrite(packet: &Parsed, backend: &BackendRecord, node: &Addr, node_port: u16) {
     let from = checksum::address_delta(&packet.source, node);
     let delta = u64::from(from) + u64::from(backend.to_backend);
-    if !forward::hop(packet.network, u32::from(checksum::fold(delta)), true) {
-        return false;
-    }
+    forward::hop(packet.network, u32::from(checksum::fold(delta)), true);
     let port = if backend.port == 0 {
         packet.destination_port
     } else {
@@ -239,5 +280,4 @@ fn rewrite(packet: &Parsed, backend: &BackendRecord, node: &Addr, node_port: u16
             + checksum::field_delta(packet.destination_port, port);
         forward::amend(packet.transport, delta + ports);
     }
-    true
 }

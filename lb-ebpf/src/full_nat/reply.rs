@@ -4,6 +4,7 @@
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use core::ptr::NonNull;
 use lb_common::{
+    Addr,
     abi::{BackendRecord, ServiceRecord, jump, mode},
     checksum,
     full_nat::{self as rule, Handed, PortEntry, Reply},
@@ -28,7 +29,10 @@ pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32) -> u32 {
         service,
         ..Handed::default()
     };
-    super::jump_to(ctx, packet, handed, jump::FULL_NAT_REPLY)
+    if packet.is_first {
+        return super::fragment(ctx, service);
+    }
+    super::jump_to(ctx, handed, jump::FULL_NAT_REPLY)
 }
 
 /// Takes over a packet from a backend.
@@ -38,32 +42,51 @@ pub fn full_nat_reply(ctx: XdpContext) -> u32 {
         return pass(&ctx, 0, Outcome::PassInternal);
     };
     match thorough::parse(&ctx) {
-        Ok(packet) => match owner(&packet) {
-            Some(owner) => to_client(&ctx, &packet, &owner),
-            None => pass(&ctx, handed.service, Outcome::PassReplyLocal),
-        },
+        Ok(packet) => {
+            let source = (&packet.source, packet.source_port);
+            let own = (&packet.destination, packet.destination_port);
+            match owner(source, own, packet.protocol()) {
+                Some(owner) => to_client(&ctx, &packet, &owner),
+                None => pass(&ctx, handed.service, Outcome::PassReplyLocal),
+            }
+        }
         Err(refused) => pass(&ctx, handed.service, refused.outcome),
     }
 }
 
 /// Whose flow an answer belongs to.
-struct Owner {
+pub struct Owner {
     entry: NonNull<PortEntry>,
-    id: u32,
-    service: &'static ServiceRecord,
-    backend_id: u32,
+    /// Service id.
+    pub id: u32,
+    /// The service.
+    pub service: &'static ServiceRecord,
+    /// Backend id.
+    pub backend_id: u32,
     backend: &'static BackendRecord,
 }
 
+impl Owner {
+    /// The client's address and port, network order as loaded.
+    #[inline(always)]
+    pub fn client(&self) -> (Addr, u16) {
+        // SAFETY: the entry was found for this packet.
+        unsafe {
+            let place = self.entry.as_ptr();
+            ((*place).client, (*place).client_port)
+        }
+    }
+}
+
+/// The owner of the node's port at `own` towards the backend at `source`: addresses and ports, network order as loaded.
 #[inline(always)]
-fn owner(packet: &Parsed) -> Option<Owner> {
+pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Owner> {
     let seed = maps::CONTROL.get(0)?.index_seed;
-    let protocol = packet.protocol();
     let reply = Reply {
-        far_end: rule::far_end(seed, &packet.source, packet.source_port, protocol),
-        backend_port: packet.source_port,
-        node: packet.destination,
-        node_port: packet.destination_port,
+        far_end: rule::far_end(seed, source.0, source.1, protocol),
+        backend_port: source.1,
+        node: *own.0,
+        node_port: own.1,
     };
     let entry = rule::owner(&Ports, &reply)?;
     // SAFETY: the table vouches for the entry.
@@ -73,8 +96,8 @@ fn owner(packet: &Parsed) -> Option<Owner> {
     };
     let (service, backend) = (maps::SERVICES.get(id)?, maps::BACKENDS.get(backend_id)?);
     // The place is of this far end unless a hash collides, or the backend's id has become another one's.
-    let is_its_own = backend.address.low == packet.source.low
-        && backend.address.high == packet.source.high
+    let is_its_own = backend.address.low == source.0.low
+        && backend.address.high == source.0.high
         && service.mode == mode::FULL_NAT
         && service.protocol == protocol;
     is_its_own.then_some(Owner {
@@ -89,17 +112,13 @@ fn owner(packet: &Parsed) -> Option<Owner> {
 #[inline(always)]
 fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
     let (id, service) = (owner.id, owner.service);
-    // SAFETY: the entry was found for this packet.
-    let (client, client_port) = unsafe {
-        let place = owner.entry.as_ptr();
-        ((*place).client, (*place).client_port)
-    };
+    let (client, client_port) = owner.client();
     let route = forward::route(ctx, packet.protocol(), packet.network, &client, service);
     if route.by == By::Nobody {
         return pass(ctx, id, Outcome::PassReplyLocal);
     }
     let service_port = forward::service_port(packet, service);
-    // SAFETY: as above.
+    // SAFETY: the entry was found for this packet.
     unsafe { note_server(owner.entry, packet.flags) };
     let seen = Packet {
         client,

@@ -86,6 +86,46 @@ pub fn rewrite_to_client(
     true
 }
 
+/// What becomes of the ends of an error and of what it quotes: source, destination.
+pub struct Ends<'a> {
+    /// Of the error itself.
+    pub outer: (&'a Addr, &'a Addr),
+    /// Of the quoted packet.
+    pub quoted: (&'a Addr, &'a Addr),
+    /// Ports of the quoted packet, network order as loaded.
+    pub ports: (u16, u16),
+}
+
+/// Replaces all ends of an error. False as above.
+#[inline(always)]
+pub fn rewrite_both(message: &Message, quote: &Quote, ends: &Ends, counts: bool) -> bool {
+    let (network, old) = (message.packet.network, &message.packet.ends);
+    let outer_delta = u64::from(checksum::address_delta(&old.0, ends.outer.0))
+        + u64::from(checksum::address_delta(&old.1, ends.outer.1));
+    let outer_delta = u32::from(checksum::fold(outer_delta));
+    if !forward::hop(network, outer_delta, counts) {
+        return false;
+    }
+    let end = |old: &Addr, address, port| Replacement {
+        address,
+        address_delta: checksum::address_delta(old, address),
+        port: Some(port),
+    };
+    let source = end(&quote.source, ends.quoted.0, ends.ports.0);
+    let destination = end(&quote.destination, ends.quoted.1, ends.ports.1);
+    // SAFETY: as above.
+    unsafe {
+        forward::set_source(network, ends.outer.0);
+        forward::set_destination(network, ends.outer.1);
+        forward::set_source(quote.network, source.address);
+        forward::set_destination(quote.network, destination.address);
+        let ports = quote.ports.cast::<u16>();
+        let delta = requote(quote, &source, ports) + requote(quote, &destination, ports.add(1));
+        amend(message, outer_delta, delta);
+    }
+    true
+}
+
 /// Replaces a quoted port and amends the quoted checksums. Returns what all that, and the address, which the caller
 /// stores, changes the sum of the message by.
 #[inline(always)]

@@ -30,6 +30,7 @@ use crate::{
 
 mod echo;
 mod error;
+mod full_nat;
 mod quote;
 
 use quote::Quote;
@@ -206,6 +207,7 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
             let packet = (&message.packet).into();
             return to_tunnel(ctx, &packet, service, backend, &passage);
         }
+        mode::FULL_NAT => return full_nat::to_backend(ctx, id, decision.backend, decision.hash),
         _ => return pass(ctx, id, Outcome::PassIcmp),
     }
     count::packet_to(decision.backend, message.length);
@@ -221,7 +223,7 @@ fn to_client(ctx: &XdpContext, message: &Message, quote: &Quote, service: u32, i
         return pass(ctx, 0, Outcome::PassInternal);
     };
     if record.mode == mode::FULL_NAT {
-        return pass(ctx, service, Outcome::PassIcmp);
+        return full_nat::to_client(ctx, service);
     }
     let packet = &message.packet;
     let route = forward::route(ctx, packet.protocol, packet.network, &packet.ends.1, record);

@@ -46,6 +46,8 @@ impl Input {
 pub struct Case {
     /// Whether new handshakes and flows are recorded; else their allowance is used up.
     pub records: bool,
+    /// Whether flows of `full-nat` services may have ports.
+    pub ports: bool,
     /// The inputs.
     pub inputs: Vec<Input>,
 }
@@ -63,10 +65,15 @@ impl Case {
         };
         let flows = [flows(TCP), flows(UDP)];
         let records = random.random_ratio(7, 8);
+        let ports = random.random_ratio(15, 16);
         let inputs = (0..CASE_INPUTS)
             .map(|_| input(&flows, &mut random))
             .collect();
-        Self { records, inputs }
+        Self {
+            records,
+            ports,
+            inputs,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod case;
 mod counters;
 pub mod edits;
 pub mod frame;
+mod given;
 pub mod oracle;
 mod quote;
 pub mod report;

@@ -132,8 +132,6 @@ const UNREACHABLE: &[Outcome] = &[
     Outcome::PassInternal,
     Outcome::DropFragmentEarly,
     Outcome::DropNoHeadroom,
-    Outcome::DropNoPort,
-    Outcome::ForwardOptionless,
 ];
 
 /// What sound frames of a shape must become, among other things. What is missing here is missing in the data plane,
@@ -151,6 +149,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::DropTtl,
             Outcome::DropClient,
             Outcome::DropFlowLimit,
+            Outcome::DropNoPort,
             Outcome::AnswerTooBig,
         ],
     ),
@@ -180,7 +179,11 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
     ),
     (
         Shape::Options,
-        &[Outcome::ForwardSteady, Outcome::ForwardOpening],
+        &[
+            Outcome::ForwardSteady,
+            Outcome::ForwardOpening,
+            Outcome::ForwardOptionless,
+        ],
     ),
     (
         Shape::Reply,

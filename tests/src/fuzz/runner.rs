@@ -8,6 +8,7 @@ use lb_userspace::datapath::{Datapath as _, Table, Verdict as Scan};
 use super::{
     case::Case,
     counters::{Counters, Moved},
+    given::PORTS,
     oracle::{Broken, Run, counted_once, judge, named},
     view::View,
     world::{Concern, ROWS, World},
@@ -90,6 +91,10 @@ impl Runner {
         }
         let most = if case.records { u32::MAX } else { 0 };
         self.rig.limit(most, most)?;
+        self.rig.datapath.lose_ports()?;
+        self.rig.nat(if case.ports { PORTS } else { (1, 1) }, &[])?;
+        self.world.given.take();
+        self.world.ports.set(case.ports);
         let (mut last, mut names) = (None, Vec::new());
         for (at, input) in case.inputs.iter().enumerate() {
             let seen = self.send(input.bytes(), watch)?;

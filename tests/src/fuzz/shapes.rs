@@ -6,6 +6,7 @@ use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{
     frame::{Frame, Network, Tcp, Transport},
+    given::likely,
     sums::{TCP, UDP},
     view::View,
     world::{NEIGHBOUR, NODE, NOWHERE, ROTATION, Service, World},
@@ -97,6 +98,8 @@ pub struct Flow {
     server_id: u16,
     /// A backend that answers through the balancer, of this or another service.
     backend: Option<SocketAddr>,
+    /// Of a `full-nat` service: its backend, and what that sees in place of the client.
+    shown: Option<(SocketAddr, SocketAddr)>,
     /// Protocol of the service.
     protocol: u8,
     /// Identification of a packet that comes in fragments.
@@ -115,8 +118,10 @@ impl Flow {
             SocketAddr::V4(_) => IpAddr::from([192, 0, 2, host]),
             SocketAddr::V6(_) => format!("2001:db8:1::{host}").parse().expect("an address"),
         };
+        let client = SocketAddr::new(ip, random.random());
         Self {
-            client: SocketAddr::new(ip, random.random()),
+            client,
+            shown: shown(service, client, random),
             vip: service.vip,
             isn: random.random(),
             owner: owner.address,
@@ -149,6 +154,20 @@ impl Flow {
     fn packet(&self, transport: Transport) -> Frame {
         Frame::between(self.client.ip(), self.vip.ip(), transport)
     }
+}
+
+/// Of a flow of a `full-nat` service: one of its backends, and what that sees.
+fn shown(
+    service: &Service,
+    client: SocketAddr,
+    random: &mut SmallRng,
+) -> Option<(SocketAddr, SocketAddr)> {
+    if service.row.mode != mode::FULL_NAT {
+        return None;
+    }
+    let slot = service.slot(client);
+    let backend = service.backend(*one(&[slot.current(), slot.base()], random))?;
+    Some((backend.address, likely(service, client, backend)?))
 }
 
 /// A backend that answers through the balancer: of the service itself, or of another of its family.
@@ -325,8 +344,11 @@ fn reply(flow: &Flow, random: &mut SmallRng) -> Frame {
         _ => flow.client.ip(),
     };
     let flags = *one(&[SYN | ACK, ACK, ACK | PSH, FIN | ACK, RST], random);
-    let ports = (from.port(), flow.client.port());
-    if random.random_ratio(1, 4) {
+    let there = SocketAddr::new(to, flow.client.port());
+    let (from, there) = flow.shown.unwrap_or((from, there));
+    let (to, ports) = (there.ip(), (from.port(), there.port()));
+    // Now and then of another protocol.
+    if (flow.protocol == UDP) != random.random_ratio(1, 4) {
         let checked = from.is_ipv6() || random.random();
         return Frame::between(from.ip(), to, Transport::Udp { ports, checked });
     }
@@ -352,8 +374,9 @@ fn stranger(flow: &Flow, random: &mut SmallRng) -> Frame {
 /// An error of a router: on the way from the service to the client it quotes what the service sent, on the way from the
 /// client to a backend what it sent there.
 fn error(flow: &Flow, random: &mut SmallRng) -> Frame {
-    let (from, to) = match flow.backend {
-        Some(backend) if random.random() => {
+    let (from, to) = match (flow.shown, flow.backend) {
+        (Some((backend, node)), _) if random.random() => (node, backend),
+        (_, Some(backend)) if random.random() => {
             let neighbour = NEIGHBOUR[usize::from(backend.is_ipv6())];
             let sender =
                 SocketAddr::new(neighbour.parse().expect("an address"), flow.client.port());

@@ -3,13 +3,17 @@
 //! A new forwarding mode, protocol or family is a row here, an arm in [`super::oracle::forward`] and, for packets that
 //! nothing makes yet, a shape in [`super::shapes`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    cell::{Cell, RefCell},
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::Result;
 use lb_common::{
     Addr,
     abi::{BackendRecord, ServiceRecord, Slot, backend_flags, mode, service_flags},
     entry::FlowKey,
+    full_nat::OPTION_KIND,
     steer,
 };
 use lb_userspace::{
@@ -18,6 +22,7 @@ use lb_userspace::{
 };
 
 use super::{
+    given::Given,
     quote::Quote,
     sums::{TCP, UDP},
     view::{Family, Fragment, View},
@@ -39,6 +44,8 @@ pub struct Row {
     pub family: Option<Family>,
     /// Most flows that begin in a second; 0 for no limit.
     pub flows_per_second: u32,
+    /// Kind of the TCP option that names the client; 0 for none.
+    pub client_option: u8,
 }
 
 const fn tcp(name: &'static str, vip: &'static str, mode: u8, flags: u32) -> Row {
@@ -49,6 +56,7 @@ const fn tcp(name: &'static str, vip: &'static str, mode: u8, flags: u32) -> Row
         flags,
         family: None,
         flows_per_second: 0,
+        client_option: 0,
     }
 }
 
@@ -141,6 +149,22 @@ pub const ROWS: &[Row] = &[
         flows_per_second: 5,
         ..tcp("l2 v4 limited", "203.0.113.13:80", mode::L2, 0)
     },
+    tcp("full-nat v4", "203.0.113.14:80", mode::FULL_NAT, 0),
+    Row {
+        client_option: OPTION_KIND,
+        ..tcp("full-nat v4 option", "203.0.113.14:81", mode::FULL_NAT, 0)
+    },
+    Row {
+        client_option: OPTION_KIND,
+        ..tcp(
+            "full-nat v6 option",
+            "[2001:db8:f::14]:81",
+            mode::FULL_NAT,
+            0,
+        )
+    },
+    udp("full-nat v4 udp", "203.0.113.14:53", mode::FULL_NAT),
+    udp("full-nat v6 udp", "[2001:db8:f::14]:53", mode::FULL_NAT),
 ];
 
 /// Clients that are denied, by family.
@@ -268,6 +292,10 @@ pub const NEIGHBOUR_MACS: [u8; 12] = [2, 0, 0, 0, 0, 0xc1, 2, 0, 0, 0, 0, 1];
 pub struct World {
     /// The services, in the order of [`ROWS`].
     pub services: Vec<Service>,
+    /// Ports that flows of `full-nat` services were seen with in this case.
+    pub given: RefCell<Given>,
+    /// Whether such flows may have ports.
+    pub ports: Cell<bool>,
 }
 
 /// Whom a packet concerns.
@@ -314,17 +342,22 @@ impl World {
         let deny = |text: &str| Some((host(text.parse().ok()?)?, ClientAction::Deny));
         let rules = DENIED.iter().filter_map(|text| deny(text)).collect();
         rig.datapath.publish_clients(&ClientRules(rules))?;
-        Ok((Self { services }, rig))
+        Ok((Self::of(services), rig))
     }
 
     /// The same set up nowhere, for tests of the oracle.
     #[cfg(test)]
     pub fn imagined() -> Self {
         let services = (1..).zip(ROWS).map(|(id, row)| Service::planned(id, row));
+        let services = services.collect::<Result<_>>();
+        Self::of(services.expect("rows that can be read"))
+    }
+
+    fn of(services: Vec<Service>) -> Self {
         Self {
-            services: services
-                .collect::<Result<_>>()
-                .expect("rows that can be read"),
+            services,
+            given: RefCell::default(),
+            ports: Cell::new(true),
         }
     }
 
@@ -348,7 +381,7 @@ impl World {
     /// The service that answers at this address go through, and its backend.
     fn answering(&self, at: SocketAddr, protocol: u8) -> Option<(&Service, &Backend)> {
         let two_way = |service: &&Service| {
-            service.row.mode == mode::NAT && service.row.protocol() == protocol
+            mode::is_two_way(service.row.mode) && service.row.protocol() == protocol
         };
         self.services.iter().filter(two_way).find_map(|service| {
             let backend = service
@@ -499,6 +532,7 @@ fn add(rig: &mut Rig, id: u32, row: &Row) -> Result<Service> {
     rig.service_with(setup, &service.slots, |record| {
         record.quic_length = SERVER_ID_BYTES as u8;
         record.quic_rotation = ROTATION;
+        record.client_option = row.client_option;
     })?;
     if service.is_quic() {
         let names = service.backends.iter();
@@ -523,7 +557,7 @@ fn address(service: u32, row: &Row, vip: SocketAddr, role: Role) -> SocketAddr {
         (octets[0], octets[14], octets[15]) = (0xfd, high, low);
         octets.into()
     };
-    let port = if row.mode == mode::NAT {
+    let port = if mode::is_two_way(row.mode) {
         8080 + u16::from(low) * 9000
     } else {
         vip.port()

@@ -2,28 +2,36 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests::{
     client::{Connection, Failure},
     config::Service,
+    datagram::Client,
     lab::{Answers, Lab, LabOptions, Topology, address::Family},
     packets::Segment,
-    scenario::{LIMIT, Scene, backend, can_run, check_sum, now},
+    scenario::{LIMIT, Scene, backend, can_run, check_sum, joined, now},
     tagged::Frames,
 };
 use serde_json::Value;
 
 /// Backends without a default route, and the daemon over them.
-fn scene(
+fn scene(topology: Topology, family: Family, backends: &[&str], option: bool) -> Result<Scene> {
+    let edit = |service: &mut Service| {
+        service.more = format!("client_address_option = {option}\ndrain = {{ timeout = \"60s\" }}");
+    };
+    scene_with(topology, family, backends, edit)
+}
+
+fn scene_with(
     topology: Topology,
     family: Family,
     backends: &[&str],
-    option: bool,
-    tail: &str,
+    edit: impl FnOnce(&mut Service),
 ) -> Result<Scene> {
     let lab = Lab::create(LabOptions::new(
         topology,
@@ -38,9 +46,9 @@ fn scene(
     let mut service = Service::blue_green(&lab, "full-nat");
     service.family = family;
     service.pools.retain(|(_, members)| !members.is_empty());
-    service.more = format!("client_address_option = {option}\ndrain = {{ timeout = \"60s\" }}");
+    edit(&mut service);
     let servers = lab.serve(service.backend_port)?;
-    Scene::over(lab, service, servers, tail)
+    Scene::over(lab, service, servers, "")
 }
 
 fn ip(lab: &Lab, role: &str, words: &[&str]) -> Result<String> {
@@ -107,7 +115,7 @@ fn drained_under_load(topology: Topology, family: Family) -> Result<()> {
         return Ok(());
     }
     let names = ["b1", "b2", "b3"];
-    let mut scene = scene(topology, family, &names, false, "")?;
+    let mut scene = scene(topology, family, &names, false)?;
     transfer(&scene)?;
     let load = scene.load(90, 100.0)?;
     scene.ok("drain web/b1 --timeout 60s")?;
@@ -166,12 +174,160 @@ fn drained_under_load_full_nat_one_armed() -> Result<()> {
     drained_under_load(Topology::OneArm, Family::V4)
 }
 
+/// Connections that are opened one after the other until three in a row get no answer.
+async fn open_all(target: SocketAddr) -> Result<Vec<Connection>, Failure> {
+    let mut open = Vec::new();
+    let mut missed = 0;
+    while missed < 3 && open.len() < 1000 {
+        match Connection::open(None, target, Duration::from_millis(500)).await {
+            Ok(mut connection) => {
+                connection.upgrade(open.len() as u64).await?;
+                open.push(connection);
+                missed = 0;
+            }
+            Err(_) => missed += 1,
+        }
+    }
+    Ok(open)
+}
+
+/// Of few ports all are used up: new flows go without, which is counted and warned of; who has one keeps it, also when
+/// the daemon is killed; and those of ended flows come back.
+#[test]
+fn ports_are_used_up_and_come_back() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let ports = 2000..=2063;
+    let mut scene = scene(Topology::TwoArm, Family::V4, &["b1"], false)?;
+    let text = format!("nat_ports = \"2000-2063\"\n{}", scene.config());
+    fs::write(scene.ebb.config(), text)?;
+    scene.ok("reload")?;
+    let target = scene.target();
+    let client = scene.lab.netns("client").clone();
+    let all = client.block_on(|| open_all(target))?;
+    let mut all = all.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let held = all.len();
+    assert!((32..=64).contains(&held), "{held} flows with 64 ports");
+    let mut seen = BTreeSet::new();
+    for peer in peers(&scene, "b1")?.into_iter().rev().take(held) {
+        assert!(ports.contains(&peer.port()), "{peer}");
+        assert!(seen.insert(peer.port()), "{peer} has two flows");
+    }
+    let status = scene.ebb.status()?;
+    assert!(outcome(&status, "drop_no_port") >= 3, "{status}");
+    let warnings = status["services"][0]["warnings"].to_string();
+    assert!(warnings.contains("every port"), "{warnings}");
+    let said = scene.ok("status")?.stdout;
+    assert!(said.contains("every port"), "{said}");
+
+    scene.ebb.kill9();
+    scene.ebb.restart(&scene.lab)?;
+    let freed = client.block_on(|| async move {
+        for connection in &mut all {
+            connection.echo(100).await?;
+        }
+        for connection in all {
+            connection.reset()?;
+        }
+        // Not until 10 s after the resets.
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let again = open_all(target).await?.len();
+            if again * 2 > held || Instant::now() > deadline {
+                return Ok(again);
+            }
+        }
+    })?;
+    let freed = freed.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))?;
+    assert!(freed * 2 > held, "{freed} of {held} ports came back");
+    Ok(())
+}
+
+/// Datagrams to backends without a route back: none is lost or changed in a drain and while the daemon is dead.
+fn datagrams(family: Family) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let edit = |service: &mut Service| {
+        service.protocol = "udp".into();
+        service.more = "idle_timeout = \"2s\"\ndrain = { timeout = \"60s\" }".into();
+    };
+    let mut scene = scene_with(Topology::TwoArm, family, &["b1", "b2", "b3"], edit)?;
+    let netns = scene.lab.netns("client").clone();
+    let client = Client::start(netns, scene.target(), Duration::from_millis(100));
+    client.open(200)?;
+    ensure!(client.wait_answers(2, LIMIT), "no answers");
+    let old = client.by_server()["b1"];
+    scene.ok("drain web/b1 --timeout 60s")?;
+    client.open(100)?;
+    ensure!(client.wait_answers(3, LIMIT), "no answers in the drain");
+    scene.ebb.kill9();
+    client.open(100)?;
+    ensure!(client.wait_answers(5, LIMIT), "no answers without a daemon");
+    scene.ebb.restart(&scene.lab)?;
+    let waiting = scene.background("drain web/b1 --wait --json");
+    assert_eq!(client.silence("b1"), old);
+    let drained = joined(waiting)?;
+    assert_eq!(drained.code, Some(0), "{drained}");
+    check_sum(&drained.json()?)?;
+    for flow in client.stop()? {
+        assert_eq!(flow.moves, [], "{flow:?}");
+        assert_eq!((flow.wrong, flow.answered), (0, flow.sent), "{flow:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn datagrams_full_nat() -> Result<()> {
+    datagrams(Family::V4)
+}
+
+#[test]
+fn datagrams_full_nat_v6() -> Result<()> {
+    datagrams(Family::V6)
+}
+
+/// A smaller link on the way to the client: the backend learns of it by an error about a packet to the node.
+fn smaller_link(family: Family) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scene = scene(Topology::TwoArm, family, &["b1"], false)?;
+    ip(
+        &scene.lab,
+        "router",
+        &["link", "set", "client", "mtu", "1300"],
+    )?;
+    let target = scene.target();
+    let got = scene.lab.netns("client").block_on(|| async move {
+        let mut connection = Connection::open(None, target, LIMIT).await?;
+        connection.get_bytes(300_000, 1, true).await
+    })?;
+    got.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let node = peers(&scene, "b1")?[0].ip().to_string();
+    let route = ip(&scene.lab, "b1", &["route", "get", &node])?;
+    assert!(route.contains("mtu 1300"), "{route}");
+    assert!(outcome(&scene.ebb.status()?, "forward_icmp") >= 1);
+    Ok(())
+}
+
+#[test]
+fn smaller_link_full_nat() -> Result<()> {
+    smaller_link(Family::V4)
+}
+
+#[test]
+fn smaller_link_full_nat_v6() -> Result<()> {
+    smaller_link(Family::V6)
+}
+
 /// With the option a backend's wire shows the client in the opening, and the connection works as ever.
 fn option_on_the_wire(family: Family) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let scene = scene(Topology::TwoArm, family, &["b1"], true, "")?;
+    let scene = scene(Topology::TwoArm, family, &["b1"], true)?;
     let wire = Frames::open(scene.lab.netns("b1"), "eth0")?;
     transfer(&scene)?;
     let client = scene.client();

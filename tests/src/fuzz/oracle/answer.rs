@@ -1,13 +1,15 @@
 //! Rules for answers: those of backends, and resets in their name.
 
-use lb_common::outcome::Outcome;
+use std::net::IpAddr;
 
-use super::{Broken, Run, forward::Change, opinion, rule, same, unchanged};
+use lb_common::{abi::mode, outcome::Outcome};
+
+use super::{Broken, Run, forward::Change, full_nat, opinion, rule, same, unchanged};
 use crate::{
     fuzz::{
         sums::{TCP, network_error, transport_error},
         view::{ETHERNET, Family, View},
-        world::{NEIGHBOUR, NEIGHBOUR_MACS, NODE, NOWHERE, Service},
+        world::{Backend, NEIGHBOUR, NEIGHBOUR_MACS, NODE, NOWHERE, Service, World},
     },
     rig::Verdict,
 };
@@ -20,29 +22,44 @@ const ACK: u8 = 16;
 pub const OWN_TTL: u8 = 64;
 
 /// A backend's answer.
-pub fn from_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
+pub fn from_backend(
+    world: &World,
+    service: &Service,
+    backend: &Backend,
+    view: &View,
+    run: &Run<'_>,
+) -> Result<(), Broken> {
+    if service.row.mode == mode::FULL_NAT {
+        return full_nat::answered(world, service, backend, view, run);
+    }
     let change = Change {
         from: Some(service.vip),
         ..Change::default()
     };
-    to_client(change, Outcome::ForwardReply, view, run, |change| {
-        change.check(view, run)
-    })
+    to_client(
+        change,
+        Outcome::ForwardReply,
+        view.to,
+        view,
+        run,
+        |change| change.check(view, run),
+    )
 }
 
-/// On the way to a client: `forwarded` when the kernel knows the way, else as it says. `check` has the change that it
+/// On the way to the client at `to`: `forwarded` when the kernel knows the way, else as it says. `check` has the change that it
 /// then is.
 pub fn to_client(
     mut change: Change,
     forwarded: Outcome,
+    to: IpAddr,
     view: &View,
     run: &Run<'_>,
     check: impl FnOnce(&Change) -> Result<(), Broken>,
 ) -> Result<(), Broken> {
-    let is = |addresses: [&str; 2]| addresses.iter().any(|a| a.parse() == Ok(view.to));
+    let is = |addresses: [&str; 2]| addresses.iter().any(|a| a.parse() == Ok(to));
     match run.outcome {
         outcome if outcome == forwarded => {
-            rule!(is(NEIGHBOUR), "the way to {} is not known", view.to);
+            rule!(is(NEIGHBOUR), "the way to {to} is not known");
             rule!(
                 run.verdict == Verdict::Redirect,
                 "the client is behind another interface"
@@ -54,13 +71,12 @@ pub fn to_client(
         Outcome::ForwardReplyKernel => {
             rule!(
                 !is(NEIGHBOUR) && !is(NODE) && !is(NOWHERE),
-                "the way to {} is known",
-                view.to
+                "the way to {to} is known"
             );
             check(&change)
         }
         Outcome::PassReplyLocal => {
-            rule!(!is(NEIGHBOUR), "answers to {} go on", view.to);
+            rule!(!is(NEIGHBOUR), "answers to {to} go on");
             unchanged(run)
         }
         Outcome::DropTtl => {

@@ -7,18 +7,25 @@ use lb_common::{
     outcome::Outcome,
 };
 
-use super::{Broken, Run, answer, opinion, quic, rule, same, tunnel, unchanged};
+use super::{
+    Broken, Run, answer, full_nat, opinion, quic, rule, same, tunnel, unchanged,
+};
 use crate::{
     fuzz::{
         sums::{TCP, UDP, network_error, transport_error},
         view::{Family, View},
-        world::{Backend, Role, Service, is_denied},
+        world::{Backend, Role, Service, World, is_denied},
     },
     rig::{Verdict, backend_macs},
 };
 
 /// A packet from a client to `service`.
-pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
+pub fn from_client(
+    world: &World,
+    service: &Service,
+    view: &View,
+    run: &Run<'_>,
+) -> Result<(), Broken> {
     let client = SocketAddr::new(view.from, view.from_port);
     let slot = service.slot(client);
     rule!(
@@ -29,7 +36,7 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
         let backend = receiver(service, run)?;
         allowed(service, backend, client, slot, view, run)?;
         quic::judged(service, view, run)?;
-        return forwarded(service, backend, view, run);
+        return forwarded(world, service, backend, view, run);
     }
     match run.outcome {
         Outcome::ResetDeadline => return answer::reset(view, run),
@@ -44,7 +51,7 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
             );
         }
         Outcome::DropTtl => {
-            let routed = service.row.mode == mode::NAT;
+            let routed = mode::is_two_way(service.row.mode);
             rule!(
                 view.ttl <= 1 && routed,
                 "a time to live of {} is not used up",
@@ -67,6 +74,10 @@ pub fn from_client(service: &Service, view: &View, run: &Run<'_>) -> Result<(), 
             );
         }
         Outcome::DropOpeningUnrecorded => {}
+        Outcome::DropNoPort => {
+            let is_full = service.row.mode == mode::FULL_NAT && !world.ports.get();
+            rule!(is_full, "there are ports");
+        }
         other => rule!(false, "{other:?} is no outcome of a packet to a service"),
     }
     unchanged(run)
@@ -149,6 +160,7 @@ fn allowed(
 
 /// A forwarded frame is what came in, but for what the service's mode rewrites.
 fn forwarded(
+    world: &World,
     service: &Service,
     backend: &Backend,
     view: &View,
@@ -174,6 +186,7 @@ fn forwarded(
             change.to = Some(backend.address);
             change.hop = true;
         }
+        mode::FULL_NAT => return full_nat::forwarded(world, service, backend, view, run),
         mode::IPIP | mode::GUE => return tunnel::entered(service, backend, view, run),
         other => return Err(Broken(format!("the oracle does not know mode {other}"))),
     }
@@ -267,7 +280,7 @@ impl Change {
 }
 
 /// Where the checksums of a packet are.
-fn checksums(view: &View) -> Vec<usize> {
+pub fn checksums(view: &View) -> Vec<usize> {
     let network = (view.family == Family::V4).then_some(view.network + 10);
     let transport = match view.protocol {
         _ if !view.has_transport => None,

@@ -49,9 +49,14 @@ pub fn later(world: &World, view: &View, run: &Run<'_>) -> Result<(), Broken> {
         without_ports: true,
         ..Change::default()
     };
-    answer::to_client(change, Outcome::ForwardFragment, view, run, |change| {
-        change.check(view, run)
-    })
+    answer::to_client(
+        change,
+        Outcome::ForwardFragment,
+        view.to,
+        view,
+        run,
+        |change| change.check(view, run),
+    )
 }
 
 fn to_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {

@@ -11,14 +11,14 @@ use super::{
     Broken, Run,
     answer::{self, OWN_TTL, turn},
     forward::{Change, may_own, owned, receiver},
-    rule, same, tunnel, unchanged,
+    full_nat, rule, same, tunnel, unchanged,
 };
 use crate::{
     fuzz::{
         quote::Quote,
         sums::{network_error, transport_error},
         view::{Family, View},
-        world::{Role, Service, is_denied},
+        world::{Role, Service, World, is_denied},
     },
     rig::Verdict,
 };
@@ -69,6 +69,7 @@ fn is_one_host(address: IpAddr) -> bool {
 
 /// An error about what `service` sent to a client: for the backend that did.
 pub fn to_backend(
+    world: &World,
     service: &Service,
     view: &View,
     quote: &Quote,
@@ -84,6 +85,13 @@ pub fn to_backend(
     let is_nat = service.row.mode == mode::NAT;
     match run.outcome {
         Outcome::ForwardIcmp => {}
+        Outcome::PassIcmp if service.row.mode == mode::FULL_NAT => {
+            rule!(
+                full_nat::may_pass(world, service, quote),
+                "the flow has a port"
+            );
+            return unchanged(run);
+        }
         Outcome::DropNoBackend => {
             rule!(
                 slot.current() == 0 || slot.base() == 0,
@@ -97,7 +105,7 @@ pub fn to_backend(
         }
         Outcome::DropTtl => {
             rule!(
-                is_nat && view.ttl <= 1,
+                mode::is_two_way(service.row.mode) && view.ttl <= 1,
                 "a time to live of {} is not used up",
                 view.ttl
             );
@@ -133,6 +141,9 @@ pub fn to_backend(
     if mode::is_tunnel(service.row.mode) {
         return tunnel::entered(service, backend, view, run);
     }
+    if service.row.mode == mode::FULL_NAT {
+        return full_nat::error_to_backend(world, service, backend, view, quote, run);
+    }
     let change = Change {
         macs: Some(run.output[..12].to_vec()),
         to: is_nat.then_some(backend.address),
@@ -154,6 +165,7 @@ pub fn to_backend(
 
 /// An error about what a client sent to a backend of `service`: for the client, as from the service.
 pub fn to_client(
+    world: &World,
     service: &Service,
     view: &View,
     quote: &Quote,
@@ -165,25 +177,35 @@ pub fn to_client(
         run.service,
         service.id
     );
+    if service.row.mode == mode::FULL_NAT {
+        return full_nat::error_to_client(world, service, view, quote, run);
+    }
     let change = Change {
         from: Some(service.vip),
         without_ports: true,
         ..Change::default()
     };
-    answer::to_client(change, Outcome::ForwardIcmpReply, view, run, |change| {
-        let mut expected = change.applied(view, run.input)?;
-        put_end(
-            &mut expected,
-            quote.addresses().1,
-            quote.transport + 2,
-            service.vip,
-        );
-        compare(expected, view, Some(quote), run)
-    })
+    answer::to_client(
+        change,
+        Outcome::ForwardIcmpReply,
+        view.to,
+        view,
+        run,
+        |change| {
+            let mut expected = change.applied(view, run.input)?;
+            put_end(
+                &mut expected,
+                quote.addresses().1,
+                quote.transport + 2,
+                service.vip,
+            );
+            compare(expected, view, Some(quote), run)
+        },
+    )
 }
 
 /// Replaces an address and a port of a quoted packet.
-fn put_end(frame: &mut [u8], address: usize, port: usize, end: std::net::SocketAddr) {
+pub fn put_end(frame: &mut [u8], address: usize, port: usize, end: std::net::SocketAddr) {
     match end.ip() {
         IpAddr::V4(ip) => frame[address..address + 4].copy_from_slice(&ip.octets()),
         IpAddr::V6(ip) => frame[address..address + 16].copy_from_slice(&ip.octets()),
@@ -192,7 +214,7 @@ fn put_end(frame: &mut [u8], address: usize, port: usize, end: std::net::SocketA
 }
 
 /// The output is `expected` but for its checksums, which are as right or as wrong as those of the input.
-fn compare(
+pub fn compare(
     mut expected: Vec<u8>,
     view: &View,
     quote: Option<&Quote>,

@@ -3,6 +3,7 @@
 mod answer;
 mod forward;
 mod fragment;
+mod full_nat;
 mod icmp;
 mod opinion;
 mod quic;
@@ -110,17 +111,22 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
     }
     let view = &view;
     match world.concern(run.input, view) {
+        Concern::To(service) | Concern::From(service, _)
+            if full_nat::is_left(service, view, run) =>
+        {
+            unserved(run, service.id)
+        }
         Concern::To(service) => {
             attributed(run, service.id)?;
-            forward::from_client(service, view, run)
+            forward::from_client(world, service, view, run)
         }
-        Concern::From(service, _) => {
+        Concern::From(service, backend) => {
             attributed(run, service.id)?;
-            answer::from_backend(service, view, run)
+            answer::from_backend(world, service, backend, view, run)
         }
         Concern::Echo(service) => icmp::echo(service, view, run),
-        Concern::ErrorTo(service, quote) => icmp::to_backend(service, view, &quote, run),
-        Concern::ErrorFrom(service, quote) => icmp::to_client(service, view, &quote, run),
+        Concern::ErrorTo(service, quote) => icmp::to_backend(world, service, view, &quote, run),
+        Concern::ErrorFrom(service, quote) => icmp::to_client(world, service, view, &quote, run),
         Concern::Later => fragment::later(world, view, run),
         Concern::Address(service) => unserved(run, service.id),
         Concern::Nobody => unserved(run, 0),
