@@ -57,9 +57,9 @@ pub static PORTS: Array<PortEntry> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 #[map]
 pub static SOURCES: Array<Sources> = Array::pinned(4, BPF_F_MMAPABLE);
 
-/// What the programs for `full-nat` are told.
+/// What the programs for `full-nat` are told. Pinned: while the program is replaced, the old one hands over to new ones.
 #[map]
-pub static HANDED: PerCpuArray<Handed> = PerCpuArray::with_max_entries(1, 0);
+pub static HANDED: PerCpuArray<Handed> = PerCpuArray::pinned(1, 0);
 
 /// VLAN devices by interface index.
 #[map]

@@ -62,7 +62,7 @@ pub enum Write {
     /// The node's flags.
     NodeFlags(u32),
     /// Where ports for `full-nat` come from.
-    Sources([Sources; 2]),
+    Sources(Box<[Sources; 2]>),
     /// The node's VLAN devices.
     Vlans(Vlans),
     /// A service is gone.
@@ -86,7 +86,7 @@ pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
         writes.push(Write::NodeFlags(desired.node_flags));
     }
     if installed.sources != Some(desired.sources) {
-        writes.push(Write::Sources(desired.sources));
+        writes.push(Write::Sources(Box::new(desired.sources)));
     }
     if let Some(vlans) = &desired.vlans
         && installed.vlans.as_ref() != Some(vlans)
@@ -182,7 +182,7 @@ impl Installed {
             Write::Clients(rules) => self.clients = Some(rules),
             Write::FlowLimit(limit) => self.flow_limit = Some(limit),
             Write::NodeFlags(flags) => self.node_flags = Some(flags),
-            Write::Sources(sources) => self.sources = Some(sources),
+            Write::Sources(sources) => self.sources = Some(*sources),
             Write::Vlans(vlans) => self.vlans = Some(vlans),
             Write::NoService(id) => {
                 self.services.remove(&id);
