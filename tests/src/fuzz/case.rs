@@ -78,8 +78,10 @@ impl Case {
 }
 
 fn input(flows: &[Vec<Flow>; 2], random: &mut SmallRng) -> Input {
-    // Half of them the course of a flow, half anything.
-    let shape = if random.random() {
+    // Half of them the course of a flow, half anything; and fragments, of which two must be of one packet.
+    let shape = if random.random_ratio(1, 16) {
+        Shape::Fragment
+    } else if random.random() {
         *Shape::ALL[..4].choose(random).expect("shapes")
     } else {
         *Shape::ALL.choose(random).expect("shapes")
