@@ -17,7 +17,10 @@ use core::ptr::{self, NonNull};
 use crate::{
     Addr,
     entry::age,
-    hash::{self, HashKey, reduce},
+    hash::{
+        reduce,
+        sip::{SipKey, sip13},
+    },
     steer::tcp,
 };
 
@@ -177,7 +180,7 @@ pub struct Flow {
     /// The backend's port.
     pub backend_port: u16,
     /// [`far_end`] of its backend.
-    pub far_end: HashKey,
+    pub far_end: SipKey,
     /// The node's address towards the backend.
     pub own: Addr,
     /// The service's idle time in ticks.
@@ -186,21 +189,21 @@ pub struct Flow {
 
 /// Key of the places of all ports towards one backend address and port. `seed` is secret.
 #[inline(always)]
-pub fn far_end(seed: u64, backend: &Addr, port: u16, protocol: u8) -> HashKey {
-    let key = HashKey {
+pub fn far_end(seed: u64, backend: &Addr, port: u16, protocol: u8) -> SipKey {
+    let key = SipKey {
         k0: seed,
         k1: 0x706f_7274_7320_6f66,
     };
-    HashKey {
+    SipKey {
         k0: seed,
-        k1: hash::sip13(&key, backend, port as u32 | (protocol as u32) << 16),
+        k1: sip13(&key, backend, port as u32 | (protocol as u32) << 16),
     }
 }
 
 /// The first place of the group for a block of ports of this node address.
 #[inline(always)]
-fn group(far_end: &HashKey, node: &Addr, block: u32) -> u32 {
-    hash::sip13(far_end, node, block) as u32 & !(BLOCK - 1)
+fn group(far_end: &SipKey, node: &Addr, block: u32) -> u32 {
+    sip13(far_end, node, block) as u32 & !(BLOCK - 1)
 }
 
 /// One round of a flow's candidates.
@@ -391,7 +394,7 @@ pub const fn is_over(entry: &PortEntry, now: u32, ticks_per_second: u32) -> bool
 /// An answer, as it arrives from a backend. Ports in network order as loaded.
 pub struct Reply {
     /// [`far_end`] of its source.
-    pub far_end: HashKey,
+    pub far_end: SipKey,
     /// Source port.
     pub backend_port: u16,
     /// Destination.

@@ -57,10 +57,10 @@ const OWN: [u8; 4] = [10, 0, 0, 254];
 
 fn flow(client: u32, backend: u32) -> Flow {
     let client_address = Addr::from_v4_word(client.wrapping_mul(0x0101_0101));
-    let key = HashKey { k0: 5, k1: 6 };
+    let key = SipKey { k0: 5, k1: 6 };
     let client_port = (client as u16).wrapping_mul(7);
     Flow {
-        hash: hash::sip13(&key, &client_address, client),
+        hash: sip13(&key, &client_address, client),
         client: client_address,
         client_port,
         service: 1,

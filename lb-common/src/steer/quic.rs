@@ -14,8 +14,9 @@
 
 use super::{
     Count, Decision, Env, Flow, FlowKey, Meta, NewEntry, NonNull, Outcome, Packet, ServiceRecord,
+    Slot,
 };
-use super::{entry, flow_hash, slot_index, state};
+use super::{entry, flow_hash, state};
 
 /// A QUIC packet, as far as steering needs it.
 #[derive(Clone, Copy, Debug)]
@@ -37,31 +38,16 @@ pub fn steer<E: Env>(
     packet: &Packet,
     named: &Named,
 ) -> Decision {
-    let key = FlowKey {
-        client: packet.client,
-        ports: FlowKey::pack(packet.client_port, packet.service_port, id),
+    let Some(flow) = Flow::of(env, id, service, packet) else {
+        return Decision {
+            outcome: Outcome::PassInternal,
+            backend: 0,
+            hash: 0,
+            slot_index: 0,
+            slot: Slot(0),
+        };
     };
-    let hash = flow_hash(service, &key);
-    let slot_index = slot_index(service, &key, hash);
-    let decide = |(outcome, backend), slot| Decision {
-        outcome,
-        backend,
-        hash,
-        slot_index,
-        slot,
-    };
-    let Some(slot) = env.slot(((service.table >> 32) as u32).wrapping_add(slot_index)) else {
-        return decide((Outcome::PassInternal, 0), super::Slot(0));
-    };
-    let flow = Flow {
-        env,
-        id,
-        service,
-        key,
-        hash,
-        slot,
-    };
-    let known = entry::find(env.flows(), hash, &key);
+    let known = entry::find(env.flows(), flow.hash, &flow.key);
     let backend = if named.backend == 0 || flow.is_gone(named.backend) {
         0
     } else {
@@ -74,7 +60,8 @@ pub fn steer<E: Env>(
     } else {
         flow.nameless(packet)
     };
-    decide(answer, slot)
+    let (outcome, backend) = answer;
+    flow.decision(outcome, backend)
 }
 
 impl<E: Env> Flow<'_, E> {
@@ -174,7 +161,15 @@ impl<E: Env> Flow<'_, E> {
             opened: now,
             seen: now,
         };
-        if entry::insert(self.env.flows(), hash, key, &new, &self.flow_policy()).is_some() {
+        if entry::insert(
+            self.env.flows(),
+            hash,
+            key,
+            &new,
+            &self.flow_policy(new.meta),
+        )
+        .is_some()
+        {
             self.env.count(backend, Count::Adopted);
         }
     }

@@ -245,10 +245,7 @@ impl Lab {
             &format!("[::]:{port}"),
         ]);
         // A datagram's answer comes from the address that its socket is bound to.
-        let mut own = vec![
-            self.backend(backend),
-            self.backend_in(Family::V6, backend),
-        ];
+        let mut own = vec![self.backend(backend), self.backend_in(Family::V6, backend)];
         if self.options.answers == Answers::Direct {
             own.push(address::VIP);
         }

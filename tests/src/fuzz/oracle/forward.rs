@@ -7,9 +7,7 @@ use lb_common::{
     outcome::Outcome,
 };
 
-use super::{
-    Broken, Run, answer, full_nat, opinion, quic, rule, same, tunnel, unchanged,
-};
+use super::{Broken, Run, answer, full_nat, opinion, quic, rule, same, tunnel, unchanged};
 use crate::{
     fuzz::{
         sums::{TCP, UDP, network_error, transport_error},
