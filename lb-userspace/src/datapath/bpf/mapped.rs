@@ -5,7 +5,8 @@ use std::{
     io,
     marker::PhantomData,
     num::NonZeroUsize,
-    os::fd::AsFd,
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -38,57 +39,29 @@ unsafe impl Words for lb_common::full_nat::Sources {}
 // SAFETY: as above.
 unsafe impl Words for lb_common::index::IndexEntry {}
 
-/// An array map in memory.
-pub struct Mapped<T> {
+/// What parts of a map begin and end at: a multiple of every size of page.
+const ALIGNMENT: usize = 1 << 16;
+
+/// An array map, parts of which are laid into memory while they are wanted. For large ones: each mapped page counts as
+/// memory of this process (`VmRSS`), though it is the map's.
+pub struct Parts<T> {
     what: &'static str,
-    base: NonNull<AtomicU64>,
-    bytes: NonZeroUsize,
+    map: OwnedFd,
     entries: u32,
     _type: PhantomData<T>,
 }
 
-// SAFETY: the memory is the kernel's and stays mapped while `Mapped` lives; all access is by atomic words.
-unsafe impl<T> Send for Mapped<T> {}
-
-impl<T: Words> Mapped<T> {
-    const WORDS: usize = size_of::<T>() / 8;
-
-    /// Maps all entries of `map`, whose values must be `T`.
+impl<T: Words> Parts<T> {
+    /// Of `map`, whose values must be `T`.
     pub fn new(what: &'static str, map: &MapData) -> Result<Self> {
-        let info = map
-            .info()
-            .map_err(|error| Error::Other(format!("{what}: {error}")))?;
-        if info.value_size() as usize != size_of::<T>() {
-            return Err(Error::Other(format!(
-                "{what}: its values have {} bytes, this ebb expects {}",
-                info.value_size(),
-                size_of::<T>()
-            )));
-        }
-        let entries = info.max_entries();
-        let kernel = |source: nix::Error| Error::Kernel {
-            what: format!("mapping {what} into memory"),
-            source: io::Error::from(source),
-        };
-        let bytes = NonZeroUsize::new((entries as usize * size_of::<T>()).next_multiple_of(4096))
-            .ok_or_else(|| Error::Other(format!("{what} has no entries")))?;
-        let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping, of a map that is at least this large.
-        let base = unsafe {
-            mmap(
-                None,
-                bytes,
-                flags,
-                MapFlags::MAP_SHARED,
-                map.fd().as_fd(),
-                0,
-            )
-        }
-        .map_err(kernel)?;
+        // Else an entry could lie in two parts.
+        const { assert!(ALIGNMENT.is_multiple_of(size_of::<T>())) };
+        let entries = entries::<T>(what, map)?;
+        let map = map.fd().as_fd().try_clone_to_owned();
+        let map = map.map_err(|source| failed(what, source))?;
         Ok(Self {
             what,
-            base: base.cast(),
-            bytes,
+            map,
             entries,
             _type: PhantomData,
         })
@@ -99,21 +72,105 @@ impl<T: Words> Mapped<T> {
         self.entries
     }
 
+    /// Maps these entries, and perhaps some around them.
+    pub fn part(&self, range: Range<u32>) -> Result<Mapped<T>> {
+        Mapped::part(self.what, self.map.as_fd(), self.entries, range)
+    }
+}
+
+/// An array map in memory, or a part of one.
+pub struct Mapped<T> {
+    what: &'static str,
+    base: NonNull<AtomicU64>,
+    bytes: NonZeroUsize,
+    /// Entries that are mapped.
+    mapped: Range<u32>,
+    _type: PhantomData<T>,
+}
+
+// SAFETY: the memory is the kernel's and stays mapped while `Mapped` lives; all access is by atomic words.
+unsafe impl<T> Send for Mapped<T> {}
+
+/// Number of entries of a map whose values must be `T`.
+fn entries<T>(what: &'static str, map: &MapData) -> Result<u32> {
+    let info = map
+        .info()
+        .map_err(|error| Error::Other(format!("{what}: {error}")))?;
+    if info.value_size() as usize != size_of::<T>() {
+        return Err(Error::Other(format!(
+            "{what}: its values have {} bytes, this ebb expects {}",
+            info.value_size(),
+            size_of::<T>()
+        )));
+    }
+    Ok(info.max_entries())
+}
+
+fn failed(what: &str, source: io::Error) -> Error {
+    Error::Kernel {
+        what: format!("mapping {what} into memory"),
+        source,
+    }
+}
+
+impl<T: Words> Mapped<T> {
+    const WORDS: usize = size_of::<T>() / 8;
+
+    /// Maps all entries of `map`, whose values must be `T`.
+    pub fn new(what: &'static str, map: &MapData) -> Result<Self> {
+        let entries = entries::<T>(what, map)?;
+        Self::part(what, map.fd().as_fd(), entries, 0..entries)
+    }
+
+    /// Maps `range` of a map of `entries`, widened to whole pages.
+    fn part(
+        what: &'static str,
+        map: BorrowedFd<'_>,
+        entries: u32,
+        range: Range<u32>,
+    ) -> Result<Self> {
+        let all = (entries as usize * size_of::<T>()).next_multiple_of(4096);
+        let start = range.start as usize * size_of::<T>() / ALIGNMENT * ALIGNMENT;
+        // Nothing can not be mapped.
+        let end = range.end.max(range.start + 1) as usize * size_of::<T>();
+        let end = end.next_multiple_of(ALIGNMENT);
+        let bytes = NonZeroUsize::new(end.min(all).saturating_sub(start))
+            .ok_or_else(|| Error::Other(format!("{what} has no entries {range:?}")))?;
+        let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping, of a map that is at least this large.
+        let base = unsafe { mmap(None, bytes, flags, MapFlags::MAP_SHARED, map, start as i64) }
+            .map_err(|error| failed(what, error.into()))?;
+        let (first, last) = (
+            start / size_of::<T>(),
+            (start + bytes.get()) / size_of::<T>(),
+        );
+        Ok(Self {
+            what,
+            base: base.cast(),
+            bytes,
+            mapped: first as u32..(last as u32).min(entries),
+            _type: PhantomData,
+        })
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> u32 {
+        self.mapped.end - self.mapped.start
+    }
+
     /// The words of an entry.
     pub fn words(&self, index: u32) -> Result<&[AtomicU64]> {
-        if index >= self.entries {
+        if !self.mapped.contains(&index) {
             return Err(Error::OutOfRange {
                 what: self.what,
                 id: index,
-                capacity: self.entries,
+                capacity: self.mapped.end,
             });
         }
+        let place = (index - self.mapped.start) as usize;
         // SAFETY: inside the mapping, as just checked; aligned, since the mapping is.
         Ok(unsafe {
-            std::slice::from_raw_parts(
-                self.base.add(index as usize * Self::WORDS).as_ptr(),
-                Self::WORDS,
-            )
+            std::slice::from_raw_parts(self.base.add(place * Self::WORDS).as_ptr(), Self::WORDS)
         })
     }
 

@@ -40,7 +40,7 @@ mod verified;
 
 use attach::Interfaces;
 use barrier::Barrier;
-use mapped::Mapped;
+use mapped::{Mapped, Parts};
 use slots::Region;
 pub use verified::{Verified, instructions_max, try_out};
 
@@ -63,12 +63,12 @@ pub struct Options {
 pub struct BpfDatapath {
     ebpf: Ebpf,
     control: Mapped<ControlRecord>,
-    index: Mapped<IndexEntry>,
+    index: Parts<IndexEntry>,
     services: Mapped<ServiceRecord>,
     backends: Mapped<BackendRecord>,
-    slots: Mapped<Slot>,
-    flows: Mapped<FlowEntry>,
-    handshakes: Mapped<FlowEntry>,
+    slots: Parts<Slot>,
+    flows: Parts<FlowEntry>,
+    handshakes: Parts<FlowEntry>,
     ports: Mapped<PortEntry>,
     sources: Mapped<Sources>,
     outcomes: PerCpuArray<MapData, u64>,
@@ -167,12 +167,12 @@ impl BpfDatapath {
         let clients = clients::Tries::new(&mut ebpf)?;
         Ok(Self {
             control: mapped(&ebpf, "CONTROL")?,
-            index: mapped(&ebpf, "INDEX")?,
+            index: Parts::new("INDEX", array(&ebpf, "INDEX")?)?,
             services: mapped(&ebpf, "SERVICES")?,
             backends: mapped(&ebpf, "BACKENDS")?,
-            slots: mapped(&ebpf, "SLOTS")?,
-            flows: mapped(&ebpf, "FLOWS")?,
-            handshakes: mapped(&ebpf, "HANDSHAKES")?,
+            slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
+            flows: Parts::new("FLOWS", array(&ebpf, "FLOWS")?)?,
+            handshakes: Parts::new("HANDSHAKES", array(&ebpf, "HANDSHAKES")?)?,
             ports: mapped(&ebpf, "PORTS")?,
             sources: mapped(&ebpf, "SOURCES")?,
             outcomes,
@@ -325,7 +325,7 @@ impl BpfDatapath {
         ))
     }
 
-    fn table_of(&self, table: Table) -> &Mapped<FlowEntry> {
+    fn table_of(&self, table: Table) -> &Parts<FlowEntry> {
         match table {
             Table::Flows => &self.flows,
             Table::Handshakes => &self.handshakes,
@@ -445,9 +445,48 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
         .ok_or_else(|| Error::Other(format!("the object has no map {name}")))
 }
 
+/// Entries of a flow table that are in memory together while it is looked through: 1 MiB.
+const SCANNED_AT_ONCE: u32 = 1 << 14;
+
+/// Lets `visit` see an entry, and does what it says.
+fn scan_entry(
+    table: &Mapped<FlowEntry>,
+    index: u32,
+    visit: &mut dyn FnMut(&FlowEntry) -> Verdict,
+) -> Result<()> {
+    let words = table.words(index)?;
+    let tag = words[0].load(Ordering::Acquire);
+    // Free, or being filled right now: it will be seen next time.
+    if tag & 1 == 0 {
+        return Ok(());
+    }
+    let entry = table.read(index)?;
+    if entry.tag != tag || words[0].load(Ordering::Acquire) != tag {
+        return Ok(());
+    }
+    let meta_word = &words[std::mem::offset_of!(FlowEntry, meta) / 8];
+    match visit(&entry) {
+        Verdict::Keep => {}
+        // Whoever changed the word meanwhile has just seen the flow; it stays.
+        Verdict::Remove => {
+            let _ = words[0].compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        Verdict::Set(bits) => {
+            let new = Meta(entry.meta).with(bits).0;
+            let _ =
+                meta_word.compare_exchange(entry.meta, new, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
 fn mapped<T: mapped::Words>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>> {
+    Mapped::new(name, array(ebpf, name)?)
+}
+
+fn array<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
     match map(ebpf, name)? {
-        Map::Array(data) => Mapped::new(name, data),
+        Map::Array(data) => Ok(data),
         _ => Err(Error::Other(format!("{name} is not an array"))),
     }
 }
@@ -491,8 +530,9 @@ impl Datapath for BpfDatapath {
             wanted,
         };
         let region = slots::allocate(used, self.slots.len(), wanted).ok_or_else(full)?;
-        for (offset, slot) in table.iter().enumerate() {
-            self.slots.words(region.first + offset as u32)?[0].store(slot.0, Ordering::Relaxed);
+        let part = self.slots.part(region.range())?;
+        for (index, slot) in region.range().zip(table) {
+            part.words(index)?[0].store(slot.0, Ordering::Relaxed);
         }
         let word = ServiceRecord::table_word(region.first, region.slots);
         self.services.words(service)?[0].store(word, Ordering::Release);
@@ -503,15 +543,15 @@ impl Datapath for BpfDatapath {
         let Some(region) = self.region(service)? else {
             return Ok(Vec::new());
         };
-        (region.first..region.first + region.slots)
-            .map(|index| self.slots.read(index))
-            .collect()
+        let part = self.slots.part(region.range())?;
+        region.range().map(|index| part.read(index)).collect()
     }
 
     fn put_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
         let Some(region) = self.region(service)? else {
             return Ok(());
         };
+        let part = self.slots.part(region.range())?;
         for (index, slot) in slots {
             if *index >= region.slots {
                 return Err(Error::OutOfRange {
@@ -520,7 +560,7 @@ impl Datapath for BpfDatapath {
                     capacity: region.slots,
                 });
             }
-            self.slots.words(region.first + index)?[0].store(slot.0, Ordering::Release);
+            part.words(region.first + index)?[0].store(slot.0, Ordering::Release);
         }
         Ok(())
     }
@@ -537,9 +577,12 @@ impl Datapath for BpfDatapath {
         };
         let (seed, table) = build_index(half, control.index_seed, entries).ok_or_else(full)?;
         let first = if second { half } else { 0 };
-        for (offset, entry) in table.iter().enumerate() {
-            self.index.write_all(first + offset as u32, entry)?;
+        let range = first..first + half;
+        let part = self.index.part(range.clone())?;
+        for (place, entry) in range.zip(&table) {
+            part.write_all(place, entry)?;
         }
+        drop(part);
         let ranges = entries
             .iter()
             .any(|entry| index::kind_of(entry.selector) == kind::RANGE);
@@ -614,33 +657,11 @@ impl Datapath for BpfDatapath {
 
     fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
         let table = self.table_of(table);
-        for index in 0..table.len() {
-            let words = table.words(index)?;
-            let tag = words[0].load(Ordering::Acquire);
-            // Free, or being filled right now: it will be seen next time.
-            if tag & 1 == 0 {
-                continue;
-            }
-            let entry = table.read(index)?;
-            if entry.tag != tag || words[0].load(Ordering::Acquire) != tag {
-                continue;
-            }
-            let meta_word = &words[std::mem::offset_of!(FlowEntry, meta) / 8];
-            match visit(&entry) {
-                Verdict::Keep => {}
-                // Whoever changed the word meanwhile has just seen the flow; it stays.
-                Verdict::Remove => {
-                    let _ = words[0].compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed);
-                }
-                Verdict::Set(bits) => {
-                    let new = Meta(entry.meta).with(bits).0;
-                    let _ = meta_word.compare_exchange(
-                        entry.meta,
-                        new,
-                        Ordering::AcqRel,
-                        Ordering::Relaxed,
-                    );
-                }
+        for first in (0..table.len()).step_by(SCANNED_AT_ONCE as usize) {
+            let range = first..(first + SCANNED_AT_ONCE).min(table.len());
+            let part = table.part(range.clone())?;
+            for index in range {
+                scan_entry(&part, index, visit)?;
             }
         }
         Ok(())

@@ -18,6 +18,11 @@ impl Region {
             slots,
         })
     }
+
+    /// Its slots, counted over all services.
+    pub const fn range(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.slots
+    }
 }
 
 /// The first free place for `wanted` slots in a map of `capacity`, beside the regions in use.
