@@ -431,12 +431,17 @@ impl Simulator {
                 }
             }
             4..=6 => {
+                // What a drain has cut stays cut, though its client has not noticed yet.
+                let (over, going): (Vec<_>, Vec<_>) =
+                    self.flows.iter().partition(|flow| self.is_over(flow));
                 let result = self.engine.undrain(&path, now);
                 let done = !result
                     .as_ref()
                     .is_err_and(|refused| refused.kind != RefusedKind::Failed);
                 self.note(format!("undrain {path}: {result:?}"));
                 if done {
+                    self.counts.cut += over.len() as u64;
+                    self.flows = going;
                     self.closed_to_new.remove(&id);
                 }
             }
