@@ -65,6 +65,7 @@ pub fn handed() -> Option<&'static Handed> {
 
 /// Takes over a packet that has been steered to a backend.
 #[xdp]
+#[inline(always)]
 pub fn full_nat(ctx: XdpContext) -> u32 {
     let Some(handed) = handed() else {
         return pass(&ctx, 0, Outcome::PassInternal);

@@ -37,6 +37,7 @@ pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32) -> u32 {
 
 /// Takes over a packet from a backend.
 #[xdp]
+#[inline(always)]
 pub fn full_nat_reply(ctx: XdpContext) -> u32 {
     let Some(handed) = super::handed() else {
         return pass(&ctx, 0, Outcome::PassInternal);

@@ -41,6 +41,7 @@ pub fn to_client(ctx: &XdpContext, service: u32) -> u32 {
 
 /// Takes over an error that has been steered.
 #[xdp]
+#[inline(always)]
 pub fn full_nat_error(ctx: XdpContext) -> u32 {
     let Some(handed) = full_nat::handed() else {
         return pass(&ctx, 0, Outcome::PassInternal);
