@@ -170,9 +170,9 @@ pub mod jump {
     /// Packets to the backends of `full-nat` services, after [`crate::full_nat::Handed`] was laid out for it.
     pub const FULL_NAT: u32 = 8;
     /// Their answers; likewise.
-    pub const FULL_NAT_REPLY: u32 = 9;
+    pub const FULL_NAT_REPLY: u32 = 12;
     /// ICMP errors about their flows; likewise.
-    pub const FULL_NAT_ERROR: u32 = 10;
+    pub const FULL_NAT_ERROR: u32 = 13;
     /// How many places there are.
     pub const PLACES: u32 = 16;
     /// What is loaded into which place.
