@@ -121,7 +121,8 @@ fn uneven_by(
 #[test]
 fn neighbours_spread_like_random_numbers() {
     const KEYS: u64 = 60;
-    let bins: [(u32, fn(u64, u32) -> u32); 4] = [
+    type Bin = fn(u64, u32) -> u32;
+    let bins: [(u32, Bin); 4] = [
         (1009, reduce),
         (101, reduce),
         (1024, |hash, bins| hash as u32 & (bins - 1)),
