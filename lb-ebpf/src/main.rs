@@ -9,6 +9,8 @@
 // Compare-and-exchange is an instruction of the BPF machine that Rust has no stable name for.
 #![feature(asm_experimental_arch)]
 
+use core::arch::asm;
+
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr,
@@ -69,10 +71,19 @@ pub fn ebb(ctx: XdpContext) -> u32 {
 #[xdp]
 #[inline(always)]
 pub fn whole(ctx: XdpContext) -> u32 {
+    claim_stack();
     match parse::quick(&ctx) {
         Ok(packet) => serve(&ctx, &packet),
         Err(refused) => hand_over(&ctx, refused),
     }
+}
+
+/// Makes the verifier see the lower end of the stack before anything else. Linux 6.18 refuses a program (EFAULT, "verifier
+/// bug: stack slot") when it has to know exactly what a slot held at a place where it had not seen so deep a slot yet.
+#[inline(always)]
+fn claim_stack() {
+    // SAFETY: at the start of a program nothing is on the stack, of which `whole` uses more than this.
+    unsafe { asm!("*(u64 *)(r10 - 480) = {zero}", zero = in(reg) 0_u64) };
 }
 
 /// The balancer again, for frames with tags, options or extension headers.
