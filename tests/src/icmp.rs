@@ -133,7 +133,7 @@ impl Message {
         Ok(message)
     }
 
-    /// The packet that an error quotes, as a segment.
+    /// The packet that an error quotes, as a segment; its MAC addresses, which no quote has, are those of a new one.
     ///
     /// # Errors
     /// It is none, or its checksums are wrong.
@@ -143,7 +143,15 @@ impl Message {
         } else {
             [0x86, 0xdd]
         };
-        Segment::parse(&[&[0; 12][..], &ether_type, &self.body].concat())
+        let quoted = Segment::parse(&[&[0; 12][..], &ether_type, &self.body].concat())?;
+        let Segment {
+            to_mac, from_mac, ..
+        } = Segment::new(quoted.from, quoted.to, quoted.flags);
+        Ok(Segment {
+            to_mac,
+            from_mac,
+            ..quoted
+        })
     }
 }
 
