@@ -110,21 +110,35 @@ fn hop(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
+/// Services whose outputs follow from the input alone: not those with ports that were given out before.
+fn services() -> impl Iterator<Item = Service> {
+    let services = World::imagined().services.into_iter();
+    services.filter(|service| service.row.mode != mode::FULL_NAT)
+}
+
 fn steady(service: u32, input: &[u8], output: &[u8]) -> Result<(), Broken> {
+    let world = World::imagined();
+    // Its data are too few for a connection id.
+    let is_quic = |row: &Service| row.id == service && row.is_quic();
+    let outcome = if world.services.iter().any(is_quic) {
+        Outcome::ForwardServerUnknown
+    } else {
+        Outcome::ForwardSteady
+    };
     let run = Run {
         input,
         verdict: Verdict::Tx,
         output,
         service,
-        outcome: Outcome::ForwardSteady,
+        outcome,
         named: &[],
     };
-    judge(&World::imagined(), &run)
+    judge(&world, &run)
 }
 
 #[test]
 fn right_outputs_are_right() {
-    for service in World::imagined().services {
+    for service in services() {
         for wrong in [false, true] {
             let (input, output) = pair(&service, wrong);
             assert_eq!(
@@ -154,7 +168,7 @@ fn is_free(service: &Service, bit: usize) -> bool {
 
 #[test]
 fn every_changed_bit_is_seen() {
-    for service in World::imagined().services {
+    for service in services() {
         let (input, output) = pair(&service, false);
         for bit in 0..output.len() * 8 {
             let mut tampered = output.clone();
