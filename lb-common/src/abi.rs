@@ -173,6 +173,12 @@ pub mod jump {
     pub const FULL_NAT_REPLY: u32 = 12;
     /// ICMP errors about their flows; likewise.
     pub const FULL_NAT_ERROR: u32 = 13;
+    /// Of the tracing instance: says what became of a packet.
+    pub const REPORT: u32 = 9;
+    /// Of the tracing instance: its own balancer.
+    pub const DECIDE: u32 = 10;
+    /// Of the tracing instance: the balancer of the plain one, for packets that nobody asked for.
+    pub const PLAIN: u32 = 11;
     /// How many places there are.
     pub const PLACES: u32 = 16;
     /// What is loaded into which place.
@@ -189,6 +195,8 @@ pub mod jump {
         (FULL_NAT_REPLY, "full_nat_reply"),
         (FULL_NAT_ERROR, "full_nat_error"),
     ];
+    /// What the tracing instance has besides.
+    pub const TRACING: &[(u32, &str)] = &[(REPORT, "report"), (DECIDE, "ebb")];
 }
 
 /// One backend, by backend id.

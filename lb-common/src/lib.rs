@@ -24,6 +24,7 @@ pub mod outcome;
 pub mod protect;
 pub mod quic;
 pub mod steer;
+pub mod trace;
 pub mod tunnel;
 
 pub use address::Addr;

@@ -23,7 +23,7 @@ use network_types::{
 use crate::{
     maps,
     parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link, Network, Parsed, Transport},
-    vlan,
+    trace, vlan,
 };
 
 const AF_INET: u8 = 2;
@@ -51,6 +51,10 @@ pub enum By {
     Nobody,
 }
 
+/// In words of eight bytes: two halves of an address are stored as one, which the verifier wants aligned on the stack.
+#[repr(C, align(8))]
+struct Aligned(FibParams);
+
 /// Asks the kernel's routes and neighbours for the way to a destination, as from the service's address.
 #[inline(always)]
 pub fn route(
@@ -61,7 +65,8 @@ pub fn route(
     service: &ServiceRecord,
 ) -> Route {
     // SAFETY: plain integers and arrays of them.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    let mut aligned: Aligned = unsafe { core::mem::zeroed() };
+    let params = &mut aligned.0;
     params.l4_protocol = protocol;
     params.ifindex = ctx.ingress_ifindex() as u32;
     match network {
@@ -77,10 +82,9 @@ pub fn route(
         }
     }
     // SAFETY: `params` lives on the stack, its size is given.
-    let result =
-        unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut params, size_of::<FibParams>() as i32, 0) };
+    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), params, size_of::<FibParams>() as i32, 0) };
     let mut exit = Exit {
-        macs: macs(&params),
+        macs: macs(params),
         ifindex: params.ifindex,
         vlan: 0,
     };
@@ -412,6 +416,7 @@ fn leave(is_same: bool, ifindex: u32) -> u32 {
     if is_same {
         return xdp_action::XDP_TX;
     }
+    trace::leaves_by(ifindex);
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect(ifindex, 0) as u32 }
 }

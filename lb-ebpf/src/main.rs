@@ -42,6 +42,7 @@ mod reset;
 mod tables;
 mod thorough;
 mod too_big;
+mod trace;
 mod tunnel;
 mod turn;
 mod vlan;
@@ -57,7 +58,7 @@ use tunnel::Carried;
 #[inline(always)]
 pub fn ebb(ctx: XdpContext) -> u32 {
     // While decisions are traced, the programs that trace take them.
-    if probe::is_tracing() {
+    if trace::is_on() {
         return hand_over(&ctx, Refused::whole());
     }
     match parse::quick_then::<at_once::AtOnce>(&ctx) {
@@ -316,8 +317,7 @@ fn cut(ctx: &XdpContext, packet: &Parsed, service: u32, backend: &BackendRecord)
     if !reset::answer(ctx, packet) {
         return drop(ctx, service, Outcome::DropNoReset);
     }
-    finish(ctx, service, Outcome::ResetDeadline, 0);
-    xdp_action::XDP_TX
+    finish(ctx, service, Outcome::ResetDeadline, 0, xdp_action::XDP_TX)
 }
 
 #[inline(always)]
@@ -330,14 +330,12 @@ fn refuse(ctx: &XdpContext, service: u32, decision: &Decision) -> u32 {
 
 #[inline(always)]
 fn pass(ctx: &XdpContext, service: u32, outcome: Outcome) -> u32 {
-    finish(ctx, service, outcome, 0);
-    xdp_action::XDP_PASS
+    finish(ctx, service, outcome, 0, xdp_action::XDP_PASS)
 }
 
 #[inline(always)]
 fn drop(ctx: &XdpContext, service: u32, outcome: Outcome) -> u32 {
-    finish(ctx, service, outcome, 0);
-    xdp_action::XDP_DROP
+    finish(ctx, service, outcome, 0, xdp_action::XDP_DROP)
 }
 
 /// A packet that has been sent, or could not be.
@@ -350,19 +348,16 @@ fn end(
     backend: u32,
 ) -> u32 {
     match sent {
-        Ok(verdict) => {
-            finish(ctx, service, outcome, backend);
-            verdict
-        }
+        Ok(verdict) => finish(ctx, service, outcome, backend, verdict),
         Err(outcome) => drop(ctx, service, outcome),
     }
 }
 
-/// Every packet ends here, once.
+/// Every packet ends here, once, with this verdict.
 #[inline(always)]
-fn finish(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
+fn finish(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32, verdict: u32) -> u32 {
     count::outcome(service, outcome);
-    probe::trace(ctx, service, outcome, backend);
+    trace::decided(ctx, service, outcome, backend, verdict)
 }
 
 /// A service's record, for the other programs of this object.

@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf},
 };
 use lb_common::{
     abi::{
@@ -19,7 +19,10 @@ use lb_common::{
     index::IndexEntry,
     limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
+    trace::{TraceCounts, TraceFilter},
 };
+
+use crate::trace::Traced;
 
 /// The node's control record.
 #[map]
@@ -67,7 +70,7 @@ pub static VLANS: HashMap<u32, VlanDevice> = HashMap::pinned(VLANS_MAX, 0);
 
 /// First fragments that were steered.
 #[map]
-pub static FRAGMENTS: Array<FlowEntry> = Array::with_max_entries(fragment::REMEMBERED, 0);
+pub static FRAGMENTS: Array<FlowEntry> = Array::pinned(fragment::REMEMBERED, 0);
 
 /// Packets by service and outcome: index `service * OUTCOMES_MAX + outcome`.
 #[map]
@@ -79,11 +82,11 @@ pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::pinned(16_384
 
 /// Allowance of new entries.
 #[map]
-pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::with_max_entries(1, 0);
+pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::pinned(1, 0);
 
 /// What is left of each service's limit of new flows; index 0 is the CPU's own.
 #[map]
-pub static FLOW_LIMITS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1024, 0);
+pub static FLOW_LIMITS: PerCpuArray<Bucket> = PerCpuArray::pinned(1024, 0);
 
 /// Prefixes of clients, one of two tries that take turns.
 #[map]
@@ -117,3 +120,20 @@ pub static CLOCK: Array<ClockReading> = Array::with_max_entries(1, 0);
 /// in user space is gone.
 #[map]
 pub static JUMPS: ProgramArray = ProgramArray::pinned(jump::PLACES, 0);
+
+/// What a trace shows. Of the tracing instance alone, as are the maps below.
+#[map]
+pub static TRACE_FILTER: Array<TraceFilter> = Array::with_max_entries(1, 0);
+
+/// The packet that a CPU is at. Pinned: while a program that logs is replaced, the old one hands over to the new one's
+/// `report`.
+#[map]
+pub static TRACED: PerCpuArray<Traced> = PerCpuArray::pinned(1, 0);
+
+/// What became of the packets. (The loader gives it its size.)
+#[map]
+pub static TRACE_RING: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// How many, and how many there was no room for.
+#[map]
+pub static TRACE_COUNTS: PerCpuArray<TraceCounts> = PerCpuArray::with_max_entries(1, 0);

@@ -1,4 +1,4 @@
-//! Programs and hooks for looking in: `explain`, `clock`, and the trace of decisions.
+//! Programs for looking in, which no packet goes through: `explain` and `clock`.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -6,41 +6,13 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use aya_log_ebpf::info;
 use lb_common::{
     abi::{ClockReading, Explanation, ServiceRecord, Slot},
     outcome::Outcome,
     steer::{self, Decision},
 };
 
-use crate::{
-    maps,
-    parse::Parsed,
-    protect, quic, service_of,
-    tables::{Kernel, loaded},
-    thorough,
-};
-
-/// Set by the loader to have every decision logged. While it is 0 the verifier removes the code.
-#[unsafe(no_mangle)]
-static TRACE: u32 = 0;
-
-/// Whether every decision is to be logged.
-#[inline(always)]
-pub fn is_tracing() -> bool {
-    loaded!(TRACE) != 0
-}
-
-/// Logs a decision, when tracing.
-#[inline(always)]
-pub fn trace(ctx: &XdpContext, service: u32, outcome: Outcome, backend: u32) {
-    if is_tracing() {
-        info!(
-            ctx,
-            "service {} outcome {} backend {}", service, outcome as u32, backend
-        );
-    }
-}
+use crate::{maps, parse::Parsed, protect, quic, service_of, tables::Kernel, thorough};
 
 /// Says where the given packet would go, and leaves no trace of it. Run by hand only (BPF_PROG_TEST_RUN).
 #[xdp]

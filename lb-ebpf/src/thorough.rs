@@ -138,7 +138,7 @@ pub fn forget(value: usize, max: usize) -> Result<usize, Refused> {
 /// `value & mask`, which LLVM does not see to be no change. Older verifiers (6.1) know nothing any more of an unbounded
 /// value that was spilled to the stack before it was compared, and so must have a bound that it brings along.
 #[inline(always)]
-fn masked(value: usize, mask: usize) -> usize {
+pub fn masked(value: usize, mask: usize) -> usize {
     let mut value = value;
     // SAFETY: one instruction on registers.
     unsafe {

@@ -69,10 +69,13 @@ pub fn too_big(ctx: XdpContext) -> u32 {
     // SAFETY: a per-CPU value, written just before.
     let told = unsafe { told.read_volatile() };
     match answer(&ctx, &told) {
-        Ok(()) => {
-            finish(&ctx, told.service, Outcome::AnswerTooBig, 0);
-            xdp_action::XDP_TX
-        }
+        Ok(()) => finish(
+            &ctx,
+            told.service,
+            Outcome::AnswerTooBig,
+            0,
+            xdp_action::XDP_TX,
+        ),
         Err(outcome) => drop(&ctx, told.service, outcome),
     }
 }

@@ -13,6 +13,7 @@
 //! | `GET /v1/flows?service=S&backend=B` | | [`Flow`]s |
 //! | `GET /v1/clients` | | [`ClientPrefix`]es |
 //! | `POST /v1/explain` | [`ExplainRequest`] | [`Explained`] |
+//! | `POST /v1/trace` | [`TraceRequest`] | [`TraceLine`]s, one a line, until the client goes away |
 //! | `POST /v1/stop` | [`StopRequest`] | [`Done`], then the daemon ends |
 //! | `GET /v1/version` | | [`Version`] |
 //!
@@ -24,6 +25,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::datapath::Attachment;
 use crate::model::spec::{ClientAction, OnDeadline, Prefix};
+pub use trace::{TraceEnd, TraceLine, TracePacket, TraceRequest, TraceStatus};
+
+mod trace;
 
 /// The whole node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,6 +60,12 @@ pub struct NodeStatus {
 pub struct XdpStatus {
     /// `native`, or `generic` when any interface is.
     pub mode: String,
+    /// The kernel's id of the program; while a trace runs the interfaces run another one.
+    #[serde(default)]
+    pub program: Option<u32>,
+    /// The trace that runs.
+    #[serde(default)]
+    pub trace: Option<TraceStatus>,
     /// Where it runs.
     pub interfaces: Vec<Attachment>,
     /// Packets of services that it handled (all outcomes).

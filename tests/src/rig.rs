@@ -18,13 +18,16 @@ use lb_common::{
     hash::HashKey,
     index::{IndexEntry, kind, kind_of, selector, server_key},
     outcome::Outcome,
-    steer, tunnel,
+    steer,
+    trace::TraceFilter,
+    tunnel,
 };
 use lb_userspace::{
     datapath::{
         Datapath, Table, Verdict as Scan,
         bpf::{self, BpfDatapath, Options},
         object,
+        trace::{Record, Records},
     },
     model::spec::{Capacity, XdpMode},
 };
@@ -105,12 +108,24 @@ impl ServiceSetup {
 }
 
 /// The program, loaded.
+///
+/// Packets go through the tracing program from [`Rig::trace`] on.
 pub struct Rig {
     /// The data plane.
     pub datapath: Borrowed,
     index: Vec<IndexEntry>,
     services: Vec<ServiceSetup>,
+    records: Option<Box<dyn Records>>,
 }
+
+const SMALL: Capacity = Capacity {
+    services: 8,
+    backends: 32,
+    slots: 4096,
+    flows: 1024,
+    handshakes: 256,
+    ports: 1024,
+};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -121,15 +136,12 @@ impl Rig {
     /// Loads the program with small tables. Moves this thread into a network namespace of its own, where the kernel
     /// forwards, and knows the way to 192.0.2.0/24 and 2001:db8:1::/64 (neighbour .1, ::1 alone).
     pub fn new() -> Result<Self> {
-        let capacity = Capacity {
-            services: 8,
-            backends: 32,
-            slots: 4096,
-            flows: 1024,
-            handshakes: 256,
-            ports: 1024,
-        };
-        Self::with_capacity(capacity)
+        Self::with_capacity(SMALL)
+    }
+
+    /// The same with its maps pinned, and programs that nobody uses again.
+    pub fn pinned() -> Result<Self> {
+        Self::with_object(object::XDP, SMALL)
     }
 
     /// The same with these sizes.
@@ -152,6 +164,7 @@ impl Rig {
             datapath,
             index: Vec::new(),
             services: Vec::new(),
+            records: None,
         }
     }
 
@@ -173,6 +186,37 @@ impl Rig {
             self.datapath.reset_backend_stats(*backend)?;
         }
         Ok(())
+    }
+
+    /// Puts the tracing program in front, where it shows what `filter` wants. It finds the maps by their pins, so the
+    /// rig must be [`Rig::pinned`].
+    pub fn trace(&mut self, filter: &TraceFilter) -> Result<()> {
+        self.pins().context("the maps are not pinned")?;
+        let tracer = self.datapath.prepare_trace()?()?;
+        self.datapath.begin_trace(tracer.program, filter)?;
+        self.records = Some(tracer.records);
+        Ok(())
+    }
+
+    /// Has it show other packets.
+    pub fn change_trace(&mut self, filter: &TraceFilter) -> Result<()> {
+        Ok(self.datapath.change_trace(filter)?)
+    }
+
+    /// What was shown since it was asked last.
+    pub fn shown(&mut self) -> Vec<Record> {
+        let records = self.records.as_mut();
+        records.map_or_else(Vec::new, |records| {
+            std::iter::from_fn(|| records.next()).collect()
+        })
+    }
+
+    /// How many records found no room.
+    pub fn lost(&self) -> Result<u64> {
+        Ok(self
+            .records
+            .as_ref()
+            .map_or(Ok(0), |records| records.lost())?)
     }
 
     /// A service whose slots all have this owner.
@@ -366,7 +410,7 @@ impl Rig {
         };
         let result = self
             .datapath
-            .program()?
+            .front()?
             .test_run(options)
             .context("BPF_PROG_TEST_RUN")?;
         out.truncate(result.data_size_out as usize);
@@ -380,7 +424,7 @@ impl Rig {
             repeat: 1,
             ..TestRunOptions::default()
         };
-        let result = self.datapath.program()?.test_run(options)?;
+        let result = self.datapath.front()?.test_run(options)?;
         Ok(Verdict::from_code(result.return_value))
     }
 

@@ -13,6 +13,22 @@ fn no_rule_is_broken_and_everything_is_reached() -> Result<()> {
         seed: SEED,
         threads: 2,
         object: None,
+        tracing: false,
+    })?;
+    println!("{report}");
+    assert!(report.is_good(), "{report}");
+    Ok(())
+}
+
+/// The tracing program gives every packet the verdict and the bytes that the plain one must give it, and shows each once.
+#[test]
+fn tracing_changes_nothing_and_shows_everything() -> Result<()> {
+    let report = fuzz::run(&Settings {
+        inputs: 100_000,
+        seed: SEED,
+        threads: 2,
+        object: None,
+        tracing: true,
     })?;
     println!("{report}");
     assert!(report.is_good(), "{report}");

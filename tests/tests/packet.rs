@@ -923,8 +923,11 @@ fn a_limit_of_new_flows_drops_openings_alone() -> Result<()> {
 
 #[test]
 fn verifier_budget_is_kept() -> Result<()> {
-    let rig = Rig::new()?;
-    for program in rig.datapath.verified()? {
+    let rig = Rig::pinned()?;
+    let plain = rig.datapath.verified()?;
+    let tracing = rig.datapath.verified_tracing()?;
+    println!("and while a trace runs:");
+    for program in plain.into_iter().chain(tracing) {
         println!("{program}");
         let instructions = program.instructions.expect("Linux 5.16 or later says it");
         assert!(instructions <= bpf::instructions_max(), "{program}");

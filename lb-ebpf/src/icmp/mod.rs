@@ -158,8 +158,13 @@ fn answer(ctx: &XdpContext, message: &Message) -> u32 {
     if !is_wanted || !echo::answer(message) {
         return pass(ctx, entry.service, Outcome::PassIcmp);
     }
-    finish(ctx, entry.service, Outcome::AnswerEcho, 0);
-    xdp_action::XDP_TX
+    finish(
+        ctx,
+        entry.service,
+        Outcome::AnswerEcho,
+        0,
+        xdp_action::XDP_TX,
+    )
 }
 
 /// An error about a packet from a service to a client.

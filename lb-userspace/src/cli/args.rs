@@ -11,6 +11,7 @@ use crate::model::spec::{OnDeadline, Prefix, XdpMode};
 use super::{
     help,
     names::{self, Backend, NewBackend, Pool, Scope, Service},
+    trace::SNAP,
 };
 
 /// A layer-4 load balancer whose drains break no connection
@@ -132,6 +133,10 @@ pub enum Command {
         cid: Option<String>,
     },
 
+    /// Show what becomes of packets, or capture them as they leave
+    #[command(long_about = help::TRACE, after_long_help = help::TRACE_AFTER)]
+    Trace(TraceArgs),
+
     /// Try whether this kernel takes the XDP program
     #[command(long_about = help::VERIFY)]
     Verify,
@@ -162,6 +167,80 @@ pub enum Command {
     /// Show versions
     #[command(long_about = help::VERSION)]
     Version,
+}
+
+/// `ebb trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Only these packets, as in web or web/b1
+    #[arg(value_name = "SERVICE[/BACKEND]")]
+    pub of: Option<Scope>,
+    /// Only from or to these addresses
+    #[arg(long, value_name = "PREFIX")]
+    pub client: Option<Prefix>,
+    /// Only from or to this port
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Only of this protocol
+    #[arg(long, value_enum)]
+    pub protocol: Option<TraceProtocol>,
+    /// Only with these outcomes, or kinds of them: forward, answer, drop, reset, pass
+    #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
+    pub outcome: Vec<String>,
+    /// Only dropped ones (--outcome drop)
+    #[arg(long)]
+    pub dropped: bool,
+    /// Also packets that belong to no service
+    #[arg(long)]
+    pub all: bool,
+    /// End after so many packets
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: Option<u64>,
+    /// Capture the packets, in pcapng; `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Which frames to capture
+    #[arg(long, requires = "pcap", value_enum, default_value_t = Frames::Both)]
+    pub frames: Frames,
+    /// Bytes to keep of each frame
+    #[arg(long, value_name = "BYTES", requires = "pcap", default_value_t = SNAP, value_parser = clap::value_parser!(u32).range(14..=i64::from(SNAP)))]
+    pub snap: u32,
+}
+
+/// `--frames` of `ebb trace`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Frames {
+    /// As they came, and as they left
+    Both,
+    /// As they came
+    In,
+    /// As they left
+    Out,
+}
+
+/// `--protocol` of `ebb trace`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TraceProtocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// ICMP and ICMPv6
+    Icmp,
+}
+
+impl TraceProtocol {
+    /// As the API has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
 }
 
 /// `ebb decap`.
@@ -241,7 +320,7 @@ pub struct RunArgs {
     )]
     pub state_dir: PathBuf,
 
-    /// Log every decision of the data plane: for a lab, as it costs far more than the packet
+    /// Log every decision of the data plane: for a lab, as it costs far more than the packet (see `ebb trace`)
     #[arg(long)]
     pub log_packets: bool,
 }
@@ -370,6 +449,24 @@ mod tests {
     }
 
     #[test]
+    fn trace_takes_its_filter() {
+        let line = "ebb trace web/b1 --client 192.0.2.0/24 --port 443 --protocol icmp \
+                    --outcome drop_ttl,reset --dropped -n 5 --seconds 9 --pcap - --frames in --snap 96";
+        let Command::Trace(args) = parse(line).expect("a trace").command else {
+            panic!("not a trace");
+        };
+        assert_eq!(args.of.map(|of| of.to_string()).as_deref(), Some("web/b1"));
+        assert_eq!(args.client.map(|prefix| prefix.length()), Some(24));
+        assert_eq!(args.outcome, ["drop_ttl", "reset"]);
+        assert_eq!(
+            (args.port, args.count, args.seconds),
+            (Some(443), Some(5), Some(9))
+        );
+        assert!(args.dropped && args.frames == Frames::In && !args.all);
+        assert_eq!((args.snap, args.protocol), (96, Some(TraceProtocol::Icmp)));
+    }
+
+    #[test]
     fn what_is_left_out_is_the_daemons_to_choose() {
         let Command::Drain(args) = parse("ebb drain web/b1").expect("a drain").command else {
             panic!("not a drain");
@@ -390,6 +487,12 @@ mod tests {
             "ebb explain web",
             "ebb switch web",
             "ebb pass a/b",
+            "ebb trace --frames in",
+            "ebb trace --pcap f --frames none",
+            "ebb trace --pcap f --snap 5000",
+            "ebb trace --protocol sctp",
+            "ebb trace --count 0",
+            "ebb trace web/blue/b1",
             "ebb frobnicate",
         ] {
             assert!(parse(line).is_err(), "{line}");

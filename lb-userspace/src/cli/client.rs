@@ -11,7 +11,8 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Method, Request, StatusCode,
+    Method, Request, Response, StatusCode,
+    body::Incoming,
     client::conn::http1,
     header::{CONTENT_TYPE, HOST},
 };
@@ -223,35 +224,84 @@ impl Client {
         limit: Duration,
     ) -> Result<Answer, ClientError> {
         let name = format!("{method} {path}");
-        let exchange = self.exchange(method, path, body);
-        let (status, body) =
-            tokio::time::timeout(limit, exchange)
-                .await
-                .map_err(|_| ClientError::Late {
-                    path: self.socket.clone(),
-                    limit,
-                })??;
+        let exchange = async {
+            let response = self.send(method, path, body).await?;
+            self.whole(&name, response).await
+        };
+        let body = self.in_time(limit, exchange).await?;
+        Ok(Answer {
+            request: name,
+            body,
+        })
+    }
+
+    /// `POST path` with a JSON body, answered by lines of JSON without end.
+    ///
+    /// # Errors
+    ///
+    /// No answer, or a refusal.
+    pub async fn stream<B: Serialize>(&self, path: &str, body: &B) -> Result<Lines, ClientError> {
+        let request = format!("POST {path}");
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer {
+            request: request.clone(),
+            why: error.to_string(),
+        })?;
+        let begin = async {
+            let response = self.send(Method::POST, path, body.into()).await?;
+            if response.status().is_success() {
+                return Ok(response.into_body());
+            }
+            let why = "it is an error without words".to_owned();
+            let said = self.whole(&request, response).await;
+            Err(said.err().unwrap_or(ClientError::Answer {
+                request: request.clone(),
+                why,
+            }))
+        };
+        let body = self.in_time(PATIENCE, begin).await?;
+        Ok(Lines {
+            client: self.clone(),
+            request,
+            body,
+            rest: Vec::new(),
+        })
+    }
+
+    async fn in_time<T>(
+        &self,
+        limit: Duration,
+        exchange: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let late = |_| ClientError::Late {
+            path: self.socket.clone(),
+            limit,
+        };
+        tokio::time::timeout(limit, exchange).await.map_err(late)?
+    }
+
+    /// The body of a success, or the refusal.
+    async fn whole(&self, name: &str, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let status = response.status();
+        let body = response.into_body().collect().await;
+        let body = body.map_err(|error| self.cut(&error))?.to_bytes();
         if status.is_success() {
-            return Ok(Answer {
-                request: name,
-                body,
-            });
+            return Ok(body);
         }
         Err(match serde_json::from_slice(&body) {
             Ok(refusal) => ClientError::Refused { status, refusal },
             Err(_) => ClientError::Status {
-                request: name,
+                request: name.to_owned(),
                 status,
             },
         })
     }
 
-    async fn exchange(
+    async fn send(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream =
             UnixStream::connect(&self.socket)
                 .await
@@ -273,10 +323,7 @@ impl Client {
             })?;
         // It ends with the sender, and tells its errors through the answer.
         tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(cut)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(cut)?;
-        Ok((status, body.to_bytes()))
+        sender.send_request(request).await.map_err(cut)
     }
 
     fn cut(&self, error: &hyper::Error) -> ClientError {
@@ -292,6 +339,50 @@ impl Client {
         ClientError::Cut {
             path: self.socket.clone(),
             why,
+        }
+    }
+}
+
+/// An answer that goes on, line by line.
+pub struct Lines {
+    client: Client,
+    request: String,
+    body: Incoming,
+    /// The beginning of a line whose end has not come yet.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// The next lines, as many as come at once; none at the end.
+    ///
+    /// # Errors
+    ///
+    /// The connection was cut, or a line is not what this version understands.
+    pub async fn lines<T: DeserializeOwned>(&mut self) -> Result<Vec<T>, ClientError> {
+        loop {
+            let Some(frame) = self.body.frame().await else {
+                return Ok(Vec::new());
+            };
+            let frame = frame.map_err(|error| self.client.cut(&error))?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            self.rest.extend_from_slice(&data);
+            let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else {
+                continue;
+            };
+            let after = self.rest.split_off(end + 1);
+            let whole = std::mem::replace(&mut self.rest, after);
+            let lines = whole.split(|byte| *byte == b'\n');
+            return lines
+                .filter(|line| !line.is_empty())
+                .map(|line| {
+                    serde_json::from_slice(line).map_err(|error| ClientError::Answer {
+                        request: self.request.clone(),
+                        why: error.to_string(),
+                    })
+                })
+                .collect();
         }
     }
 }

@@ -167,6 +167,38 @@ Examples:
   ebb explain web --from '[2001:db8::7]:40000' --json
   ebb explain web3 --from 198.51.100.7:40000 --cid 0b0a00000b5a5a5a5a";
 
+/// `ebb trace --help`.
+pub const TRACE: &str = "\
+Shows what becomes of packets, a line each:
+
+  TIME INTERFACE[>EXIT] SOURCE > DESTINATION PROTOCOL FLAGS SERVICE/BACKEND OUTCOME LENGTH
+
+TIME is UTC, addresses and LENGTH are those of the packet as it came, EXIT is the interface that it was sent out by \
+where that is another one. FLAGS are as in tcpdump (of ICMP: type and code). All that is given of the filter must hold; \
+--client and --port look at either end, so that answers are shown too. Without --all or --outcome only packets that \
+belong to a service are shown.
+
+While a trace runs, a tracing program stands in place of the plain one; flows, counters and decisions are the same \
+for both. Packets that do not match its client, port and protocol go on to the plain program; those that match cost \
+about a microsecond more each. Afterwards the plain program is back, also when the command is killed or the daemon \
+starts again. One trace runs at a time. Who reads too slowly loses packets, which are counted; nobody waits.
+
+With --pcap the packets are written to a file, each as it came and, where it was sent on (XDP_TX or a redirect), as it \
+left: tcpdump on the interface sees neither. --frames in or out writes one of the two. The file is pcapng (tcpdump -r, \
+tshark, Wireshark), has nanoseconds, both directions, the interfaces' names, and in each packet's comment its line.";
+
+/// Below `ebb trace --help`.
+pub const TRACE_AFTER: &str = "\
+Ctrl-C ends a trace, with exit code 0, and says how many packets were shown and how many were lost. With --json each \
+packet is an object on stdout, and that summary one on stderr.
+
+Examples:
+  ebb trace web --client 198.51.100.7
+  ebb trace --dropped --count 20
+  ebb trace web/b1 --protocol tcp --json | jq .outcome
+  ebb trace web --seconds 10 --pcap web.pcapng
+  ebb trace web --pcap - | tcpdump -n -r -";
+
 /// `ebb version --help`.
 pub const VERSION: &str = "\
 Shows the versions of this program and of the daemon. Works without a daemon, too.";

@@ -13,7 +13,7 @@
 //! | `usage` | clap's errors in our form |
 //! | `client` | HTTP over the control socket |
 //! | `adapters` | the only calls into the rest of the crate |
-//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `verify`, `version`, `changes` | the commands |
+//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `trace`, `verify`, `version`, `changes` | the commands |
 //! | `human`, `table`, `output`, `error` | how things are shown |
 //!
 //! Results go to stdout; progress and errors to stderr. Nothing here panics when a pipe is closed early.
@@ -36,6 +36,7 @@ mod progress;
 mod receipt;
 mod status;
 mod table;
+mod trace;
 mod usage;
 mod verify;
 mod version;
@@ -117,6 +118,7 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
             };
             block_on(explain::explain(&client, &request, out))
         }
+        Command::Trace(args) => block_on(trace::trace(&client, &args, out)),
         Command::Clients => block_on(clients::clients(&client, out)),
         Command::Version => block_on(version::version(&client, out)),
     }

@@ -149,6 +149,16 @@ pub struct Scope {
     pub backend: Option<String>,
 }
 
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.service)?;
+        match &self.backend {
+            Some(backend) => write!(f, "/{backend}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl FromStr for Scope {
     type Err = NameError;
 

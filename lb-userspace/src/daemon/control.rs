@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, Query, State},
-    http::StatusCode,
+    extract::{ConnectInfo, Path, Query, State, connect_info::Connected},
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::IncomingStream,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{net::UnixListener, sync::watch};
@@ -17,12 +18,13 @@ use super::{
     RunOptions,
     core::Handle,
     engine::{Engine, Facts},
+    trace::Trace,
 };
 use crate::{
     api::{
         AddRequest, BackendRequest, ClientPrefix, Done, Drain, DrainRequest, ExplainRequest,
         Explained, Flow, Refusal, ReloadRequest, Reloaded, Status, StopRequest, SwitchRequest,
-        Version,
+        TraceRequest, Version,
     },
     model::{
         command::Terms,
@@ -43,6 +45,24 @@ pub struct Control {
     pub facts: Arc<Facts>,
     /// Where things are.
     pub options: RunOptions,
+    /// True when the daemon stops.
+    pub stopped: watch::Receiver<bool>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+struct Peer(String);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(match stream.io().peer_cred() {
+            Ok(peer) => match peer.pid() {
+                Some(pid) => format!("process {pid} of user {}", peer.uid()),
+                None => format!("a process of user {}", peer.uid()),
+            },
+            Err(_) => "somebody".to_owned(),
+        })
+    }
 }
 
 /// A refusal on its way out.
@@ -82,7 +102,8 @@ pub async fn serve(listener: UnixListener, control: Control, mut stopped: watch:
     let stop = async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let served = axum::serve(listener, router(control))
+    let router = router(control).into_make_service_with_connect_info::<Peer>();
+    let served = axum::serve(listener, router)
         .with_graceful_shutdown(stop)
         .await;
     if let Err(error) = served {
@@ -104,6 +125,7 @@ pub fn router(control: Control) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/clients", get(clients))
         .route("/v1/explain", post(explain))
+        .route("/v1/trace", post(trace))
         .route("/v1/version", get(version))
         .route("/v1/stop", post(stop))
         .fallback(|| async {
@@ -300,6 +322,21 @@ async fn explain(State(control): State<Control>, body: Bytes) -> Answer<Explaine
         engine.explain(&request.service, request.from, request.port, cid)
     };
     Ok(Json(control.handle.call(work).await??))
+}
+
+async fn trace(
+    State(control): State<Control>,
+    ConnectInfo(Peer(by)): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Result<Response, Refuse> {
+    let request: TraceRequest = parse(&body)?;
+    // On a task of its own: a client that goes away meanwhile must not leave the trace's place taken.
+    let begun = tokio::spawn(Trace::begin(control.handle, request, by, control.stopped));
+    let trace = begun
+        .await
+        .map_err(|error| Refused::new(RefusedKind::Failed, format!("trace: {error}")))??;
+    let lines = axum::body::Body::from_stream(trace.lines());
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], lines).into_response())
 }
 
 async fn version() -> Json<Version> {

@@ -163,6 +163,7 @@ impl Core {
         while let Ok(job) = self.jobs.try_recv() {
             job(&mut self.engine, self.clock.now_ms());
         }
+        self.engine.end_any_trace();
     }
 
     fn take_in(&mut self, event: Event) {

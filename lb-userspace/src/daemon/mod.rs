@@ -11,6 +11,7 @@ mod own_ports;
 pub mod prober;
 pub mod seed;
 pub mod socket;
+pub mod trace;
 
 use std::{
     path::{Path, PathBuf},
@@ -126,6 +127,7 @@ pub async fn run(
         handle: handle.clone(),
         facts: Arc::new(facts),
         options: options.clone(),
+        stopped: stopped.clone(),
     };
     let server = tokio::spawn(control::serve(listener, control.clone(), stopped));
     notify(&[sd_notify::NotifyState::Ready]);

@@ -21,6 +21,7 @@ use lb_common::{
     index::IndexEntry,
     outcome::Outcome,
     steer::{Count, Decision, Env, Packet, at_once, note_reply, steer, tcp},
+    trace::TraceFilter,
 };
 
 use crate::model::{
@@ -28,8 +29,13 @@ use crate::model::{
     spec::{ClientAction, ClientRules, Prefix},
 };
 
-use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
+use super::{
+    Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict,
+    trace::{Prepare, Tracer, TracingProgram},
+};
 use crate::model::spec::Protocol;
+
+mod trace;
 
 /// Ticks in a second of the fake's clock.
 pub const TICKS_PER_SECOND: u32 = 100;
@@ -86,6 +92,9 @@ struct Memory {
     openings_left: Cell<u64>,
     writes: u64,
     faults: Faults,
+    /// A trace that is prepared, or runs.
+    trace: Option<trace::Shown>,
+    is_tracing: bool,
 }
 
 /// Which writes fail.
@@ -309,6 +318,8 @@ impl Fake {
             openings_left: Cell::new(u64::MAX),
             writes: 0,
             faults: Faults::None,
+            trace: None,
+            is_tracing: false,
         })))
     }
 
@@ -333,7 +344,19 @@ impl Fake {
         if delivered.backend != 0 {
             stats.entry(delivered.backend).or_default().packets += 1;
         }
+        if let (true, Some(trace), Some(record)) = (
+            memory.is_tracing,
+            &memory.trace,
+            memory.services.get(&service),
+        ) {
+            trace.show(service, record, packet, &delivered);
+        }
         Some(delivered)
+    }
+
+    /// Whether packets go through the tracing program.
+    pub fn is_tracing(&self) -> bool {
+        self.memory().is_tracing
     }
 
     /// A backend's answer; `packet` is named from the client's side, with the answer's flags.
@@ -604,6 +627,7 @@ impl Datapath for Fake {
             interface: "fake0".to_owned(),
             ifindex: 1,
             mode: "native".to_owned(),
+            program: self.program_id(),
         }]
     }
 
@@ -612,4 +636,37 @@ impl Datapath for Fake {
     }
 
     fn follow_interfaces(&mut self) {}
+
+    fn prepare_trace(&self) -> Result<Prepare> {
+        let fake = self.clone();
+        Ok(Box::new(move || {
+            let (shown, seen) = trace::pair().map_err(|error| Error::Other(error.to_string()))?;
+            fake.memory().trace = Some(shown);
+            Ok(Tracer {
+                program: TracingProgram::Fake,
+                records: Box::new(seen),
+            })
+        }))
+    }
+
+    fn begin_trace(&mut self, _program: TracingProgram, filter: &TraceFilter) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("trace")?;
+        if let Some(trace) = &mut memory.trace {
+            trace.set_filter(*filter);
+        }
+        memory.is_tracing = true;
+        Ok(())
+    }
+
+    fn end_trace(&mut self) -> Result<()> {
+        let mut memory = self.memory();
+        memory.write("trace")?;
+        (memory.is_tracing, memory.trace) = (false, None);
+        Ok(())
+    }
+
+    fn program_id(&self) -> Option<u32> {
+        Some(if self.memory().is_tracing { 2 } else { 1 })
+    }
 }

@@ -10,6 +10,7 @@ use lb_common::{
     full_nat::Sources,
     index::IndexEntry,
     outcome::Outcome,
+    trace::TraceFilter,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,7 @@ pub mod decap;
 pub mod fake;
 pub mod object;
 pub mod pass;
+pub mod trace;
 mod xdp_link;
 
 /// Counts of one service's packets by [`Outcome`], summed over all CPUs.
@@ -114,6 +116,9 @@ pub struct Attachment {
     pub ifindex: u32,
     /// `native` or `generic`.
     pub mode: String,
+    /// The kernel's id of the program that it runs now.
+    #[serde(default)]
+    pub program: Option<u32>,
 }
 
 /// A configured interface that the program does not run on.
@@ -215,6 +220,19 @@ pub trait Datapath: Send {
     /// The same of a QUIC service: for the first packet of a new connection, or for a later one with the connection id `id`,
     /// of at most 20 bytes.
     fn explain_quic(&self, question: &Question, id: &[u8]) -> Result<Explanation>;
+
+    /// What loads a tracing program for these maps.
+    fn prepare_trace(&self) -> Result<trace::Prepare>;
+
+    /// Puts a tracing program in front: from here on the packets that `filter` wants make records. All interfaces or
+    /// none.
+    fn begin_trace(&mut self, program: trace::TracingProgram, filter: &TraceFilter) -> Result<()>;
+
+    /// Puts the plain program back on every interface.
+    fn end_trace(&mut self) -> Result<()>;
+
+    /// The kernel's id of the plain program.
+    fn program_id(&self) -> Option<u32>;
 
     /// Where the program runs.
     fn attachments(&self) -> Vec<Attachment>;

@@ -20,3 +20,4 @@ pub mod reload;
 pub mod spec;
 pub mod state;
 pub mod table;
+pub mod trace;

@@ -15,6 +15,7 @@ mod quote;
 pub mod report;
 mod runner;
 pub mod shapes;
+mod shown;
 mod shrink;
 pub mod sums;
 pub mod view;
@@ -30,7 +31,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use lb_userspace::datapath::object;
 
@@ -49,10 +50,16 @@ pub struct Settings {
     pub threads: usize,
     /// Another object file than the one that is built in.
     pub object: Option<PathBuf>,
+    /// Through the tracing program, whose records are judged as well.
+    pub tracing: bool,
 }
 
 impl Settings {
     fn object(&self) -> Result<Cow<'static, [u8]>> {
+        ensure!(
+            !self.tracing || self.object.is_none(),
+            "the tracing program is that of the object that is built in"
+        );
         let Some(path) = &self.object else {
             return Ok(Cow::Borrowed(object::XDP));
         };
@@ -112,8 +119,8 @@ pub fn run(settings: &Settings) -> Result<Report> {
 
 fn work(shared: &Shared<'_>) -> Result<(Reached, Option<Failure>)> {
     let &Settings { inputs, seed, .. } = shared.settings;
-    let mut runner =
-        Runner::new(shared.object).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed))?;
+    let mut runner = Runner::new(shared.object, shared.settings.tracing)
+        .inspect_err(|_| shared.stop.store(true, Ordering::Relaxed))?;
     let mut reached = Reached::default();
     let cases = inputs.div_ceil(CASE_INPUTS as u64);
     while !shared.stop.load(Ordering::Relaxed) {
@@ -141,7 +148,7 @@ fn work(shared: &Shared<'_>) -> Result<(Reached, Option<Failure>)> {
 /// As [`run`].
 pub fn replay(settings: &Settings, number: u64) -> Result<(String, bool)> {
     let seed = settings.seed;
-    let mut runner = Runner::new(&settings.object()?)?;
+    let mut runner = Runner::new(&settings.object()?, settings.tracing)?;
     let case = Case::new(&runner.world, seed, number);
     let mut lines = Vec::new();
     let failed = runner.run(&case, Watch::Close, |at, outcome, verdict| {

@@ -3,13 +3,14 @@
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use lb_common::outcome::Outcome;
-use lb_userspace::datapath::{Datapath as _, Table, Verdict as Scan};
+use lb_userspace::datapath::{Datapath as _, Table, Verdict as Scan, trace::Record};
 
 use super::{
     case::Case,
     counters::{Counters, Moved},
     given::PORTS,
     oracle::{Broken, Run, counted_once, judge, named},
+    shown,
     view::View,
     world::{Concern, ROWS, World},
 };
@@ -25,6 +26,7 @@ pub struct Runner {
     rig: Rig,
     counters: Counters,
     output: Vec<u8>,
+    tracing: bool,
 }
 
 /// What became of an input.
@@ -38,6 +40,8 @@ pub struct Seen {
     pub verdict: Verdict,
     /// The counters that moved.
     pub moved: Vec<Moved>,
+    /// What the tracing program showed.
+    pub shown: Vec<Record>,
 }
 
 /// A case that broke a rule.
@@ -61,18 +65,23 @@ pub enum Watch {
 }
 
 impl Runner {
-    /// Loads the program of `object`. Moves this thread into a network namespace of its own.
+    /// Loads the program of `object`, and the tracing program where `tracing` is asked for. Moves this thread into a
+    /// network namespace of its own.
     ///
     /// # Errors
     /// Root is missing, or the kernel refuses something.
-    pub fn new(object: &[u8]) -> Result<Self> {
-        let (world, rig) = World::new(object)?;
+    pub fn new(object: &[u8], tracing: bool) -> Result<Self> {
+        let (world, mut rig) = World::new(object)?;
+        if tracing {
+            rig.trace(&shown::FILTER)?;
+        }
         let counters = Counters::open(rig.pins().context("its maps are pinned")?, ROWS.len() + 1)?;
         Ok(Self {
             world,
             rig,
             counters,
             output: vec![0; OUTPUT_MAX],
+            tracing,
         })
     }
 
@@ -101,17 +110,18 @@ impl Runner {
             names.extend(named(&self.world, &seen.input));
             let judged = counted_once(&seen.moved).and_then(|counted| {
                 look(at, counted.outcome, seen.verdict);
-                judge(
-                    &self.world,
-                    &Run {
-                        input: &seen.input,
-                        verdict: seen.verdict,
-                        output: &seen.output,
-                        service: counted.service,
-                        outcome: counted.outcome,
-                        named: &names,
-                    },
-                )
+                let run = Run {
+                    input: &seen.input,
+                    verdict: seen.verdict,
+                    output: &seen.output,
+                    service: counted.service,
+                    outcome: counted.outcome,
+                    named: &names,
+                };
+                if self.tracing {
+                    shown::judge(&run, &seen.shown)?;
+                }
+                judge(&self.world, &run)
             });
             if let Err(broken) = judged {
                 // What this case counted must not be laid to the next one.
@@ -142,7 +152,7 @@ impl Runner {
         let result = self
             .rig
             .datapath
-            .program()?
+            .front()?
             .test_run(TestRunOptions {
                 data_in: Some(&input),
                 data_out: Some(&mut self.output),
@@ -156,6 +166,7 @@ impl Runner {
             output: self.output[..length].to_vec(),
             verdict: Verdict::from_code(result.return_value),
             moved: self.moved(&input, watch)?,
+            shown: self.rig.shown(),
             input,
         })
     }

@@ -230,6 +230,11 @@ impl Ebb {
         Ok(())
     }
 
+    /// Another argument from its next start on.
+    pub fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
+    }
+
     /// Kills the daemon as `kill -9` does and waits for its end.
     pub fn kill9(&mut self) {
         if let Some(mut guard) = self.guard.take() {

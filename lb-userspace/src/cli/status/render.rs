@@ -60,6 +60,10 @@ fn node(node: &NodeStatus, now_ms: u64) -> String {
         human::count(node.xdp.flow_entries),
         human::count(node.xdp.handshake_entries)
     );
+    if let Some(trace) = &node.xdp.trace {
+        let by = human::clean(&trace.by);
+        text.push_str(&format!("\na trace runs, by {by}"));
+    }
     warnings(&mut text, "", &node.warnings);
     text
 }
@@ -259,7 +263,10 @@ mod tests {
                         interface: "eth0".to_owned(),
                         ifindex: 2,
                         mode: "native".to_owned(),
+                        program: Some(9),
                     }],
+                    program: Some(9),
+                    trace: None,
                     packets: 0,
                     outcomes: BTreeMap::new(),
                     flow_entries: 1234,

@@ -5,6 +5,7 @@
 pub mod commands;
 mod drains;
 mod look;
+mod trace;
 mod views;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 
 use lb_common::{abi::backend_flags, entry::state as entry_state};
 
+pub use trace::{Names, Reserved};
 pub use views::Facts;
 
 use super::journal::Log;
@@ -79,6 +81,10 @@ pub struct Engine {
     trouble: Option<String>,
     /// Warnings of the start.
     notes: Vec<String>,
+    /// The trace that runs.
+    trace: Option<trace::Trace>,
+    /// Traces so far.
+    traces: u64,
 }
 
 impl Engine {
@@ -112,6 +118,8 @@ impl Engine {
             longest_ms: BTreeMap::new(),
             trouble: None,
             notes: Vec::new(),
+            trace: None,
+            traces: 0,
         };
         engine.presume_health();
         engine.presume_ways();

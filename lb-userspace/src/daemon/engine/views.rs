@@ -82,6 +82,8 @@ impl Engine {
             .any(|attachment| attachment.mode == "generic");
         api::XdpStatus {
             mode: if generic { "generic" } else { "native" }.to_owned(),
+            program: self.datapath.program_id(),
+            trace: self.trace_status(),
             interfaces,
             packets: services
                 .iter()

@@ -10,7 +10,7 @@ use aya::programs::{
 
 use super::chain;
 use crate::{
-    datapath::{Attachment, Error, Missing, Result},
+    datapath::{Attachment, Error, Missing, Result, xdp_link},
     model::spec::XdpMode,
 };
 
@@ -38,11 +38,7 @@ fn attach(program: &mut Xdp, pins: &Path, interface: &str, wanted: XdpMode) -> R
         let kept =
             (wanted == XdpMode::Auto || name(wanted) == mode) && replace(program, &path).is_ok();
         if kept {
-            return Ok(Attachment {
-                interface: interface.into(),
-                ifindex,
-                mode: mode.into(),
-            });
+            return Ok(attachment(interface, ifindex, mode));
         }
         // The link of an interface that is gone, or of a mode that is no longer wanted.
         std::fs::remove_file(&path)
@@ -59,11 +55,7 @@ fn attach(program: &mut Xdp, pins: &Path, interface: &str, wanted: XdpMode) -> R
                     .take_link(id)
                     .map_err(|error| other("attaching to", interface, error))?;
                 pin(link, &pin_path(pins, interface, mode), interface)?;
-                return Ok(Attachment {
-                    interface: interface.into(),
-                    ifindex,
-                    mode: mode.into(),
-                });
+                return Ok(attachment(interface, ifindex, mode));
             }
             Err(error) => refusal = format!("{refusal}{mode}: {}; ", chain(&error)),
         }
@@ -73,6 +65,15 @@ fn attach(program: &mut Xdp, pins: &Path, interface: &str, wanted: XdpMode) -> R
         interface,
         refusal.trim_end_matches("; "),
     ))
+}
+
+fn attachment(interface: &str, ifindex: u32, mode: &str) -> Attachment {
+    Attachment {
+        interface: interface.into(),
+        ifindex,
+        mode: mode.into(),
+        program: None,
+    }
 }
 
 fn name(mode: XdpMode) -> &'static str {
@@ -154,8 +155,33 @@ impl Interfaces {
     }
 
     /// Where it runs.
-    pub fn attached(&self) -> &[Attachment] {
-        &self.attached
+    pub fn attached(&self) -> Vec<Attachment> {
+        let now = |attachment: &Attachment| Attachment {
+            program: xdp_link::program_on(attachment.ifindex).ok().flatten(),
+            ..attachment.clone()
+        };
+        self.attached.iter().map(now).collect()
+    }
+
+    /// Puts another program into every link, each atomically. Interfaces that have gone are left out.
+    pub fn switch(&self, program: &mut Xdp) -> Result<()> {
+        let mut failed = Ok(());
+        for attachment in &self.attached {
+            let Attachment {
+                interface,
+                ifindex,
+                mode,
+                ..
+            } = attachment;
+            if index(interface) != Some(*ifindex) {
+                continue;
+            }
+            // All the others all the same: it may be the plain program that comes back.
+            if let Err(error) = replace(program, &pin_path(&self.pins, interface, mode)) {
+                failed = Err(other("changing the program on", interface, error));
+            }
+        }
+        failed
     }
 
     /// Where it does not.

@@ -9,7 +9,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray},
-    programs::{ProgramError, TestRun, TestRunOptions, Xdp},
+    programs::{ProgramError, ProgramFd, TestRun, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
@@ -21,9 +21,13 @@ use lb_common::{
     index::{self, IndexEntry, Live, kind},
     limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX},
     outcome::Outcome,
+    trace::{TraceFilter, look},
 };
 
-use super::{Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict};
+use super::{
+    Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict,
+    trace::{Prepare, TracingProgram},
+};
 use crate::model::{
     observed::Vlans,
     spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode},
@@ -36,12 +40,14 @@ mod frame;
 mod mapped;
 mod ports;
 mod slots;
+mod tracing;
 mod verified;
 
 use attach::Interfaces;
 use barrier::Barrier;
 use mapped::{Mapped, Parts};
 use slots::Region;
+pub use tracing::Tracing;
 pub use verified::{Verified, instructions_max, try_out};
 
 /// What [`BpfDatapath::open`] needs to know.
@@ -59,8 +65,49 @@ pub struct Options {
     pub trace: bool,
 }
 
+/// The pinned map of the tracing instance's jumps.
+const JUMPS_TRACING: &str = "JUMPS-tracing";
+
+/// Room for a trace's records, in bytes: some 40 000 packets without their frames, 1000 with both.
+const TRACE_RING_BYTES: u32 = 1 << 22;
+
+/// The object is loaded once for good, and a second time while somebody looks on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instance {
+    /// The one that runs.
+    Plain,
+    /// The same, which logs every decision.
+    Logging,
+    /// The one that shows what it does.
+    Tracing,
+}
+
+impl Instance {
+    /// The programs that it needs.
+    fn programs(self) -> impl Iterator<Item = &'static str> {
+        let own: &[&str] = match self {
+            Self::Plain => &["ebb", "explain", "explain_quic", "clock"],
+            Self::Logging => &["ebb", "explain", "explain_quic", "clock", "report"],
+            Self::Tracing => &["traced", "report", "ebb"],
+        };
+        let tail_called = jump::PROGRAMS.iter().map(|(_, name)| *name);
+        own.iter().copied().chain(tail_called)
+    }
+
+    /// What the programs are told of who looks on.
+    const fn look(self) -> u32 {
+        match self {
+            Self::Plain => look::NOBODY,
+            Self::Logging => look::LOG,
+            Self::Tracing => look::TRACE,
+        }
+    }
+}
+
 /// The program and its maps.
 pub struct BpfDatapath {
+    options: Options,
+    tracing: Option<Box<Tracing>>,
     ebpf: Ebpf,
     control: Mapped<ControlRecord>,
     index: Parts<IndexEntry>,
@@ -134,34 +181,19 @@ impl BpfDatapath {
         let wanted = &options.interfaces;
         let interfaces = Interfaces::open(program, &options.pins, wanted, options.mode)?;
         datapath.interfaces = Some(interfaces);
+        // Not before: the programs of a trace whose daemon was killed need it until they are replaced.
+        tracing::remove(&options.pins.join(JUMPS_TRACING))?;
         Ok(datapath)
     }
 
     fn load(object: &[u8], options: &Options) -> Result<Self> {
-        let capacity = &options.capacity;
-        let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
-        let ports_mask = capacity.ports - 1;
-        let trace = u32::from(options.trace);
-        let mut loader = EbpfLoader::new();
-        loader
-            .default_map_pin_directory(&options.pins)
-            .map_max_entries("INDEX", 2 * index_half(capacity))
-            .override_global("FLOW_MASK", &flow_mask, true)
-            .override_global("HANDSHAKE_MASK", &handshake_mask, true)
-            .override_global("PORTS_MASK", &ports_mask, true)
-            .override_global("TRACE", &trace, true);
-        for (name, entries, _) in sizes(capacity) {
-            loader.map_max_entries(name, entries);
-        }
-        let mut ebpf = loader
-            .load(object)
-            .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
-        for name in program_names() {
-            verify(program(&mut ebpf, name)?).map_err(|error| {
-                Error::Other(format!("loading the program {name}: {}", chain(&error)))
-            })?;
-        }
-        fill_jumps(&mut ebpf)?;
+        let instance = if options.trace {
+            Instance::Logging
+        } else {
+            Instance::Plain
+        };
+        let mut ebpf = load_object(object, options, instance)?;
+        fill_jumps(&mut ebpf, instance)?;
         let outcomes = PerCpuArray::try_from(take(&mut ebpf, "OUTCOMES")?).map_err(map_error)?;
         let stats = PerCpuArray::try_from(take(&mut ebpf, "BACKEND_STATS")?).map_err(map_error)?;
         let clients = clients::Tries::new(&mut ebpf)?;
@@ -181,6 +213,8 @@ impl BpfDatapath {
             barrier: Barrier::new()?,
             ticks_per_second: 0,
             interfaces: None,
+            options: options.clone(),
+            tracing: None,
             ebpf,
         })
     }
@@ -281,17 +315,30 @@ impl BpfDatapath {
         self.loaded("ebb")
     }
 
+    /// What packets meet first: the balancer, or while a trace runs the program in front of it.
+    pub fn front(&self) -> Result<&Xdp> {
+        match &self.tracing {
+            Some(tracing) => tracing.front(),
+            None => self.program(),
+        }
+    }
+
+    /// Has the trace that runs show other packets.
+    ///
+    /// # Errors
+    /// None runs, or the kernel's.
+    pub fn change_trace(&mut self, filter: &TraceFilter) -> Result<()> {
+        let none = || Error::Other("no trace runs".into());
+        self.tracing.as_mut().ok_or_else(none)?.set_filter(filter)
+    }
+
     /// Any of the loaded programs ([`program_names`]).
     pub fn program_named(&self, name: &str) -> Result<&Xdp> {
         self.loaded(name)
     }
 
     fn loaded(&self, name: &str) -> Result<&Xdp> {
-        self.ebpf
-            .program(name)
-            .ok_or_else(|| Error::Other(format!("the object has no program {name}")))?
-            .try_into()
-            .map_err(|error| Error::Other(format!("program {name}: {error}")))
+        loaded(&self.ebpf, name)
     }
 
     /// Sets how many handshakes, and how many adoptions, each CPU records in one tick.
@@ -304,7 +351,18 @@ impl BpfDatapath {
         self.control.write_all(0, &control)
     }
 
-    /// The object itself, for the trace's log.
+    /// The loaded balancer's descriptor.
+    fn plain(&self) -> Result<ProgramFd> {
+        let fd = self.program()?.fd();
+        fd.map_err(|error| Error::Other(format!("program ebb: {}", chain(&error))))?
+            .try_clone()
+            .map_err(|source| Error::Kernel {
+                what: "naming the program ebb".into(),
+                source,
+            })
+    }
+
+    /// The object itself: for its log, and for whoever attaches its programs by hand.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
@@ -410,16 +468,58 @@ fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
 
 /// The programs of the object: the balancer, those it hands rare packets to, and those run by hand.
 pub fn program_names() -> impl Iterator<Item = &'static str> {
-    let tail_called = jump::PROGRAMS.iter().map(|(_, name)| *name);
-    ["ebb", "explain", "explain_quic", "clock"]
-        .into_iter()
-        .chain(tail_called)
+    Instance::Plain.programs()
+}
+
+/// Creates the maps that are not pinned yet, and loads the programs of an instance.
+fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<Ebpf> {
+    let capacity = &options.capacity;
+    let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
+    let ports_mask = capacity.ports - 1;
+    let look = instance.look();
+    let mut loader = EbpfLoader::new();
+    loader
+        .default_map_pin_directory(&options.pins)
+        .map_max_entries("INDEX", 2 * index_half(capacity))
+        .override_global("FLOW_MASK", &flow_mask, true)
+        .override_global("HANDSHAKE_MASK", &handshake_mask, true)
+        .override_global("PORTS_MASK", &ports_mask, true)
+        .override_global("TRACE", &look, true);
+    for (name, entries, _) in sizes(capacity) {
+        loader.map_max_entries(name, entries);
+    }
+    if instance == Instance::Tracing {
+        loader
+            .map_pin_path("JUMPS", options.pins.join(JUMPS_TRACING))
+            .map_max_entries("TRACE_RING", TRACE_RING_BYTES);
+    }
+    let mut ebpf = loader
+        .load(object)
+        .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
+    for name in instance.programs() {
+        verify(program(&mut ebpf, name)?).map_err(|error| {
+            Error::Other(format!("loading the program {name}: {}", chain(&error)))
+        })?;
+    }
+    Ok(ebpf)
+}
+
+fn loaded<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
+    ebpf.program(name)
+        .ok_or_else(|| Error::Other(format!("the object has no program {name}")))?
+        .try_into()
+        .map_err(|error| Error::Other(format!("program {name}: {error}")))
 }
 
 /// Lays the tail-called programs into their places, each with one atomic exchange.
-fn fill_jumps(ebpf: &mut Ebpf) -> Result<()> {
+fn fill_jumps(ebpf: &mut Ebpf, instance: Instance) -> Result<()> {
     let mut jumps = ProgramArray::try_from(take(ebpf, "JUMPS")?).map_err(map_error)?;
-    for (place, name) in jump::PROGRAMS {
+    let report = [(jump::REPORT, "report")];
+    let own: &[_] = match instance {
+        Instance::Logging => &report,
+        _ => &[],
+    };
+    for (place, name) in jump::PROGRAMS.iter().chain(own) {
         let fd = program(ebpf, name)?
             .fd()
             .map_err(|error| Error::Other(format!("program {name}: {}", chain(&error))))?;
@@ -723,9 +823,7 @@ impl Datapath for BpfDatapath {
 
     fn attachments(&self) -> Vec<Attachment> {
         let interfaces = self.interfaces.iter();
-        interfaces
-            .flat_map(|interfaces| interfaces.attached().to_vec())
-            .collect()
+        interfaces.flat_map(Interfaces::attached).collect()
     }
 
     fn missing(&self) -> Vec<Missing> {
@@ -736,12 +834,44 @@ impl Datapath for BpfDatapath {
     }
 
     fn follow_interfaces(&mut self) {
+        let program = match &mut self.tracing {
+            Some(tracing) => tracing.entry(),
+            None => program(&mut self.ebpf, "ebb"),
+        };
         // The program was there when it was put on its interfaces.
-        if let (Some(interfaces), Ok(program)) =
-            (&mut self.interfaces, program(&mut self.ebpf, "ebb"))
-        {
+        if let (Some(interfaces), Ok(program)) = (&mut self.interfaces, program) {
             interfaces.follow(program);
         }
+    }
+
+    fn prepare_trace(&self) -> Result<Prepare> {
+        let (plain, options) = (self.plain()?, self.options.clone());
+        Ok(Box::new(move || Tracing::load(&options, &plain)))
+    }
+
+    fn begin_trace(&mut self, program: TracingProgram, filter: &TraceFilter) -> Result<()> {
+        let TracingProgram::Bpf(mut tracing) = program else {
+            return Err(Error::Other("a tracing program of another kind".into()));
+        };
+        tracing.set_filter(filter)?;
+        let switched = match &self.interfaces {
+            Some(interfaces) => interfaces.switch(tracing.entry()?),
+            None => Ok(()),
+        };
+        self.tracing = Some(tracing);
+        switched.or_else(|error| self.end_trace().and(Err(error)))
+    }
+
+    fn end_trace(&mut self) -> Result<()> {
+        if let Some(interfaces) = &self.interfaces {
+            interfaces.switch(program(&mut self.ebpf, "ebb")?)?;
+        }
+        self.tracing = None;
+        Ok(())
+    }
+
+    fn program_id(&self) -> Option<u32> {
+        Some(self.program().ok()?.info().ok()?.id())
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::{fmt, path::PathBuf};
 
-use aya::util::KernelVersion;
+use aya::{Ebpf, util::KernelVersion};
 use serde::Serialize;
 
-use super::{BpfDatapath, Options, chain, program_names, remove_pins};
+use super::{BpfDatapath, Instance, Options, chain, loaded, remove_pins};
 use crate::{
-    datapath::{Error, Result, object},
+    datapath::{Datapath as _, Error, Result, object, trace::TracingProgram},
     model::spec::{Capacity, XdpMode},
 };
 
@@ -57,20 +57,34 @@ impl BpfDatapath {
     /// # Errors
     /// The kernel does not tell.
     pub fn verified(&self) -> Result<Vec<Verified>> {
-        program_names().map(|name| self.verified_as(name)).collect()
+        Instance::Plain
+            .programs()
+            .map(|name| verified_of(&self.ebpf, name))
+            .collect()
     }
 
-    fn verified_as(&self, name: &'static str) -> Result<Verified> {
-        let info = self
-            .loaded(name)?
-            .info()
-            .map_err(|error| Error::Other(format!("asking about {name}: {}", chain(&error))))?;
-        Ok(Verified {
-            name,
-            instructions: info.verified_instruction_count(),
-            machine_code_bytes: Some(info.size_jitted()).filter(|bytes| *bytes > 0),
-        })
+    /// The programs of its tracing instance, loaded for this question alone.
+    ///
+    /// # Errors
+    /// The kernel refuses them.
+    pub fn verified_tracing(&self) -> Result<Vec<Verified>> {
+        match self.prepare_trace()?()?.program {
+            TracingProgram::Bpf(tracing) => tracing.verified(),
+            TracingProgram::Fake => Ok(Vec::new()),
+        }
     }
+}
+
+/// One of an object's programs, as the kernel took it.
+pub(super) fn verified_of(ebpf: &Ebpf, name: &'static str) -> Result<Verified> {
+    let info = loaded(ebpf, name)?
+        .info()
+        .map_err(|error| Error::Other(format!("asking about {name}: {}", chain(&error))))?;
+    Ok(Verified {
+        name,
+        instructions: info.verified_instruction_count(),
+        machine_code_bytes: Some(info.size_jitted()).filter(|bytes| *bytes > 0),
+    })
 }
 
 /// Loads the object into the running kernel, attaches it nowhere, and removes it again.

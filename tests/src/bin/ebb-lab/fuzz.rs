@@ -23,6 +23,9 @@ pub struct Fuzz {
     /// Fuzz another build of ebb's eBPF object
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
+    /// Through the tracing program (`ebb trace`), whose records are judged as well
+    #[arg(long, conflicts_with = "object")]
+    tracing: bool,
     /// The report as JSON
     #[arg(long)]
     json: bool,
@@ -40,6 +43,7 @@ impl Fuzz {
             seed: self.seed.unwrap_or_else(rand::random),
             threads,
             object: self.object,
+            tracing: self.tracing,
         };
         let good = if let Some(case) = self.case {
             let (story, good) = fuzz::replay(&settings, case)?;

@@ -68,7 +68,7 @@ macro_rules! rule {
         }
     };
 }
-use rule;
+pub(super) use rule;
 
 /// Exactly one counter moved, by one.
 ///
