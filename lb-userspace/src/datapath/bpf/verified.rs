@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// The budget of each program, of the kernel's own limit of a million (BPF_COMPLEXITY_LIMIT_INSNS).
-const INSTRUCTIONS_MAX: u32 = 300_000;
+const INSTRUCTIONS_MAX: u32 = 600_000;
 /// The same for older kernels, whose verifiers prune less: 6.1 looks at 1.6 to 2.1 times as many as 6.12.
-const INSTRUCTIONS_MAX_BEFORE_6_12: u32 = 700_000;
+const INSTRUCTIONS_MAX_BEFORE_6_12: u32 = 900_000;
 
 /// What this kernel's verifier may look at to prove a program.
 #[must_use]
