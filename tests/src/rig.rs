@@ -173,21 +173,6 @@ impl Rig {
         self.datapath.pins()
     }
 
-    /// Takes every service away, and empties the tables and counters of these backends: for the next case on the same
-    /// load.
-    pub fn clear(&mut self, backends: &[u32]) -> Result<()> {
-        self.index.clear();
-        self.services.clear();
-        self.datapath.publish_index(&self.index)?;
-        for table in [Table::Flows, Table::Handshakes] {
-            self.lose(table)?;
-        }
-        for backend in backends {
-            self.datapath.reset_backend_stats(*backend)?;
-        }
-        Ok(())
-    }
-
     /// Puts the tracing program in front, where it shows what `filter` wants. It finds the maps by their pins, so the
     /// rig must be [`Rig::pinned`].
     pub fn trace(&mut self, filter: &TraceFilter) -> Result<()> {

@@ -59,13 +59,6 @@ const MOVED: Slot = Slot::new(NEW, OLD, false);
 
 fn rig(service: &ServiceSetup, slot: Slot) -> Result<Rig> {
     let mut rig = Rig::new()?;
-    set_up(&mut rig, service, slot)?;
-    Ok(rig)
-}
-
-/// The service with both backends, and nothing else.
-fn set_up(rig: &mut Rig, service: &ServiceSetup, slot: Slot) -> Result<()> {
-    rig.clear(&[OLD, NEW])?;
     for id in [OLD, NEW] {
         rig.backend(service, id, backend_address(service, id))?;
     }
@@ -74,7 +67,8 @@ fn set_up(rig: &mut Rig, service: &ServiceSetup, slot: Slot) -> Result<()> {
         record.quic_rotation = ROTATION;
     })?;
     let names = [OLD, NEW].map(|id| (u64::from(FIRST_ID + id), id));
-    rig.server_ids(service.id, &names)
+    rig.server_ids(service.id, &names)?;
+    Ok(rig)
 }
 
 fn client(service: &ServiceSetup, port: u16) -> SocketAddr {
@@ -171,9 +165,8 @@ fn listed(rig: &mut Rig) -> Result<Vec<u32>> {
 
 #[test]
 fn an_initial_opens_a_flow() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, UNMOVED)?;
+        let mut rig = rig(&service, UNMOVED)?;
         let to = |rig: &mut Rig, port, data: Vec<u8>| send(rig, &service, port, &data);
         let opened = |backend| (Outcome::ForwardOpening, backend);
         let known = |backend| (Outcome::ForwardFlow, backend);
@@ -234,9 +227,8 @@ fn versions_and_kinds_of_long_headers() -> Result<()> {
 /// Whatever address it comes from; in `nat` the answer to the new one is found too.
 #[test]
 fn a_packet_that_names_its_server_goes_there() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, MOVED)?;
+        let mut rig = rig(&service, MOVED)?;
         let to_old = (Outcome::ForwardServerId, OLD);
         for port in [1000, 1000, 2000, 3000, 2000] {
             let went = send(&mut rig, &service, port, &short(&id_of(OLD)))?;
@@ -279,9 +271,8 @@ fn an_answer_keeps_the_entry_of_a_migrated_client_young() -> Result<()> {
 
 #[test]
 fn an_id_that_names_nobody_is_steered_by_address_and_counted() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, UNMOVED)?;
+        let mut rig = rig(&service, UNMOVED)?;
         send(&mut rig, &service, 1000, &initial(&chosen(1)))?;
         rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
         for (number, id) in [
@@ -323,9 +314,8 @@ fn a_long_header_with_too_short_an_id_names_nobody() -> Result<()> {
 /// QUIC packets are longer; and what lies behind a datagram in its frame is not part of it.
 #[test]
 fn datagrams_that_are_too_short_name_nobody() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, MOVED)?;
+        let mut rig = rig(&service, MOVED)?;
         let whole = short(&id_of(OLD));
         for length in 0..16 {
             let data = &whole[..length];
@@ -351,9 +341,8 @@ fn datagrams_that_are_too_short_name_nobody() -> Result<()> {
 
 #[test]
 fn a_draining_server_is_served_and_one_that_has_ended_is_not() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, MOVED)?;
+        let mut rig = rig(&service, MOVED)?;
         rig.flags(OLD, 0, backend_flags::ACCEPTING)?;
         let named = short(&id_of(OLD));
         let went = send(&mut rig, &service, 1000, &named)?;
@@ -406,9 +395,8 @@ fn without_a_backend_what_names_none_is_dropped() -> Result<()> {
 
 #[test]
 fn two_connections_from_one_port_are_both_listed() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, MOVED)?;
+        let mut rig = rig(&service, MOVED)?;
         for backend in [OLD, NEW, OLD, NEW] {
             let went = send(&mut rig, &service, 1000, &short(&id_of(backend)))?;
             assert_eq!(went, (Outcome::ForwardServerId, backend));
@@ -475,9 +463,8 @@ fn tunnels() -> Result<()> {
 
 #[test]
 fn explain_asks_with_quic_packets() -> Result<()> {
-    let mut rig = Rig::new()?;
     for service in services() {
-        set_up(&mut rig, &service, UNMOVED)?;
+        let mut rig = rig(&service, UNMOVED)?;
         send(&mut rig, &service, 1000, &initial(&chosen(1)))?;
         rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
         let ask = |opening, id: &[u8]| {
