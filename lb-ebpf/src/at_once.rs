@@ -78,7 +78,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> Option<u3
     if service.mode != mode::NAT {
         return None;
     }
-    let port = forward::service_port(packet, service);
+    let port = forward::service_port(packet.source_port, service);
     let segment = packet.to_client(port);
     if !steer::note_reply_at_once(&Kernel::<true>, entry.service, service, &segment) {
         return None;

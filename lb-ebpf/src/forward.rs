@@ -154,11 +154,7 @@ pub fn rewrite_destination(packet: &Parsed, backend: &BackendRecord) -> bool {
     if !hop(packet.network, backend.to_backend, true) {
         return false;
     }
-    let port = if backend.port == 0 {
-        packet.destination_port
-    } else {
-        backend.port
-    };
+    let port = backend_port(packet.destination_port, backend);
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
         set_destination(packet.network, &backend.address);
@@ -170,13 +166,25 @@ pub fn rewrite_destination(packet: &Parsed, backend: &BackendRecord) -> bool {
     true
 }
 
-/// The port that the client of this answer knows, network order as loaded: a service on several ports keeps them.
+/// The backend's port for packets to this port of the service, network order as loaded: one without a port of its own
+/// keeps the service's.
 #[inline(always)]
-pub fn service_port(packet: &Parsed, service: &ServiceRecord) -> u16 {
+pub fn backend_port(service_port: u16, backend: &BackendRecord) -> u16 {
+    if backend.port == 0 {
+        service_port
+    } else {
+        backend.port
+    }
+}
+
+/// The port that clients know for packets from this port of a backend, network order as loaded: a service on several
+/// ports keeps them.
+#[inline(always)]
+pub fn service_port(backend_port: u16, service: &ServiceRecord) -> u16 {
     if service.last_port == 0 {
         service.port
     } else {
-        packet.source_port
+        backend_port
     }
 }
 
@@ -194,7 +202,7 @@ pub fn rewrite_source(
     // SAFETY: as above.
     unsafe {
         set_source(packet.network, &service.vip);
-        let port = service_port(packet, service);
+        let port = service_port(packet.source_port, service);
         let delta = u64::from(backend.to_client) + checksum::field_delta(packet.source_port, port);
         packet.transport.ports().write_unaligned(port);
         amend(packet.transport, delta);

@@ -288,7 +288,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     if route.by == By::Nobody {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }
-    let port = forward::service_port(packet, service);
+    let port = forward::service_port(packet.source_port, service);
     steer::note_reply(
         &Kernel::<true>,
         entry.service,

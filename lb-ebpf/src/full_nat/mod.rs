@@ -165,11 +165,7 @@ pub fn flow(
     service: &ServiceRecord,
     backend: &BackendRecord,
 ) -> Option<Flow> {
-    let port = if backend.port == 0 {
-        asked.service_port
-    } else {
-        backend.port
-    };
+    let port = forward::backend_port(asked.service_port, backend);
     let seed = maps::CONTROL.get(0)?.index_seed;
     Some(Flow {
         hash: handed.hash,
@@ -265,11 +261,7 @@ fn rewrite(packet: &Parsed, backend: &BackendRecord, node: &Addr, node_port: u16
     let from = checksum::address_delta(&packet.source, node);
     let delta = u64::from(from) + u64::from(backend.to_backend);
     forward::hop(packet.network, u32::from(checksum::fold(delta)), true);
-    let port = if backend.port == 0 {
-        packet.destination_port
-    } else {
-        backend.port
-    };
+    let port = forward::backend_port(packet.destination_port, backend);
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
         forward::set_source(packet.network, node);

@@ -118,7 +118,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
     if route.by == By::Nobody {
         return pass(ctx, id, Outcome::PassReplyLocal);
     }
-    let service_port = forward::service_port(packet, service);
+    let service_port = forward::service_port(packet.source_port, service);
     // SAFETY: the entry was found for this packet.
     unsafe { note_server(owner.entry, packet.flags) };
     let seen = Packet {

@@ -110,11 +110,7 @@ fn client(ctx: &XdpContext, message: &Message, quote: &Quote, handed: &Handed) -
     if route.by == By::Nobody {
         return pass(ctx, id, Outcome::PassReplyLocal);
     }
-    let port = if service.last_port == 0 {
-        service.port
-    } else {
-        quote.destination_port
-    };
+    let port = forward::service_port(quote.destination_port, service);
     let ends = Ends {
         outer: (&service.vip, &client),
         quoted: (&client, &service.vip),
