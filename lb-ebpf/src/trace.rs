@@ -175,10 +175,12 @@ fn describe(event: &mut TraceEvent, found: &Located) {
 unsafe fn capture(ctx: &XdpContext, traced: *mut Traced, offset: usize, snap: u32) -> u32 {
     let whole = length(ctx);
     let size = if whole < snap { whole } else { snap };
-    let size = masked(size as usize, 2 * FRAME_MAX - 1);
+    let size = size as usize;
     if size == 0 || size > FRAME_MAX {
         return 0;
     }
+    // No change, but so Linux 6.1 sees that it is not 0: it learns nothing from a comparison for equality.
+    let size = masked(size - 1, FRAME_MAX - 1) + 1;
     // SAFETY: both are at most FRAME_MAX, and there is room for twice that.
     let result = unsafe {
         let place = (&raw mut (*traced).bytes).cast::<u8>().add(offset);

@@ -13,6 +13,7 @@ use lb_common::{
 use network_types::eth::EthHdr;
 
 use crate::{
+    forward::Exit,
     parse::{self, Link, Network, Parsed, Transport, header},
     thorough::Located,
 };
@@ -71,12 +72,10 @@ pub fn encapsulate(
     }
     let (is_v4, is_udp) = (backend.address.is_v4(), service.mode == mode::GUE);
     // Nothing of the packet can be read once the head has moved.
-    let check = if is_udp && !is_v4 {
-        packet
-            .parsed
-            .map_or(0, |packet| udp_check(packet, &inner, backend, hash))
-    } else {
-        0
+    // Not `map_or`, which is a call then: before Linux 6.3 the stacks of callers and called together are at most 512 bytes.
+    let check = match packet.parsed {
+        Some(packet) if is_udp && !is_v4 => udp_check(packet, &inner, backend, hash),
+        _ => 0,
     };
     grow(ctx, &packet.link, tunnel::overhead(service.mode, is_v4))?;
     let udp = tunnel::udp_header(
@@ -170,9 +169,7 @@ fn grow(ctx: &XdpContext, link: &Link, overhead: u16) -> Result<(), Outcome> {
 #[inline(always)]
 unsafe fn write_ethernet(ethernet: *mut u8, backend: &BackendRecord, ether_type: u16) {
     unsafe {
-        ethernet
-            .cast::<[u8; 12]>()
-            .write_unaligned(backend.ethernet);
+        Exit::to(backend).address(ethernet.cast());
         ethernet.add(12).cast::<u16>().write_unaligned(ether_type);
     }
 }
