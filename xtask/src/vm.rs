@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, Stdio},
@@ -16,6 +15,9 @@ use crate::{
     setup::{self, Purpose},
     shell,
 };
+
+/// The test program of `ebb-tests` that has all packet tests in it.
+const ROWS: &str = "vm-rows";
 
 /// Arguments of `vm`.
 #[derive(clap::Args)]
@@ -96,33 +98,23 @@ pub fn possible() -> Result<(), String> {
 /// Builds what goes into the machines, and returns the command that runs them.
 fn program(arguments: &[OsString]) -> Result<Command> {
     build::daemon_and_lab()?;
-    let packet = packet_tests()?.into_iter();
-    let packet = packet.flat_map(|test| [OsString::from("--packet"), test.into()]);
+    let rows = packet_tests()?;
     let mut cargo = shell::cargo();
     cargo
         .args(["run", "-q", "--release", "-p", "ebb-tests"])
         .args(["--bin", "ebb-vm", "--"])
-        .args(packet)
+        .arg("--packet")
+        .arg(rows)
         .args(arguments)
         .current_dir(shell::repository());
     Ok(cargo)
 }
 
-/// Builds the packet tests, all that are called so; the programs that run them.
-fn packet_tests() -> Result<Vec<PathBuf>> {
-    let directory = shell::repository().join("tests").join("tests");
-    let mut names: Vec<String> = fs::read_dir(&directory)
-        .with_context(|| directory.display().to_string())?
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter_map(|name| Some(name.strip_suffix(".rs")?.to_owned()))
-        .filter(|name| is_packet_test(name))
-        .collect();
-    names.sort();
+/// Builds the program that has all packet tests in it; its path.
+fn packet_tests() -> Result<PathBuf> {
     let mut cargo = shell::cargo();
     cargo
-        .args(["test", "--release", "-p", "ebb-tests"])
-        .args(names.iter().flat_map(|name| ["--test", name]))
+        .args(["test", "--release", "-p", "ebb-tests", "--test", ROWS])
         .arg("--no-run")
         .arg("--message-format=json-render-diagnostics")
         .current_dir(shell::repository());
@@ -135,49 +127,47 @@ fn packet_tests() -> Result<Vec<PathBuf>> {
         .with_context(|| shown.clone())?;
     ensure!(output.status.success(), "{shown}: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut programs = test_programs(&text);
-    ensure!(
-        programs.len() == names.len(),
-        "{shown}: not as many programs as packet tests: {programs:?}"
-    );
-    programs.sort();
-    Ok(programs)
+    rows_program(&text).with_context(|| format!("{shown}: it made no program {ROWS}"))
 }
 
-fn is_packet_test(name: &str) -> bool {
-    name == "packet" || name.starts_with("packet_")
-}
-
-/// The programs of packet tests among cargo's messages, one JSON object a line.
-fn test_programs(messages: &str) -> Vec<PathBuf> {
+/// The program of the packet tests among cargo's messages, one JSON object a line.
+fn rows_program(messages: &str) -> Option<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| {
-            message["target"]["name"]
-                .as_str()
-                .is_some_and(is_packet_test)
-        })
-        .filter_map(|message| Some(message["executable"].as_str()?.into()))
-        .collect()
+        .filter(|message| message["target"]["name"] == ROWS)
+        .find_map(|message| Some(message["executable"].as_str()?.into()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn the_programs_are_those_of_the_packet_tests() {
+    fn the_program_is_that_of_the_rows() {
         let messages = r#"{"reason":"compiler-artifact","target":{"name":"lb_common"},"executable":null}
 {"reason":"compiler-artifact","target":{"name":"ebb"},"executable":"/t/release/ebb"}
-{"reason":"compiler-artifact","target":{"name":"packet"},"executable":"/t/release/deps/packet-1"}
-{"reason":"compiler-artifact","target":{"name":"packet_icmp"},"executable":"/t/release/deps/packet_icmp-2"}
+{"reason":"compiler-artifact","target":{"name":"vm-rows"},"executable":"/t/release/deps/vm_rows-1"}
 {"reason":"build-finished","success":true}"#;
         assert_eq!(
-            test_programs(messages),
-            ["/t/release/deps/packet-1", "/t/release/deps/packet_icmp-2"].map(PathBuf::from)
+            rows_program(messages),
+            Some("/t/release/deps/vm_rows-1".into())
         );
-        assert!(test_programs("{}\nnot json").is_empty());
+        assert_eq!(rows_program("{}\nnot json"), None);
+    }
+
+    #[test]
+    fn every_packet_test_is_among_the_rows() {
+        let tests = shell::repository().join("tests");
+        let rows = fs::read_to_string(tests.join("vm").join("rows.rs")).unwrap();
+        for entry in fs::read_dir(tests.join("tests")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.starts_with("packet") {
+                assert!(rows.contains(&format!("\"../tests/{name}\"")), "{name}");
+            }
+        }
     }
 
     #[test]
