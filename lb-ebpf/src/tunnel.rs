@@ -72,7 +72,7 @@ pub fn encapsulate(
     }
     let (is_v4, is_udp) = (backend.address.is_v4(), service.mode == mode::GUE);
     // Nothing of the packet can be read once the head has moved.
-    // Not `map_or`, which is a call then: before Linux 6.3 the stacks of callers and called together are at most 512 bytes.
+    // Not `map_or`, which is a call then: the frames along a chain of calls share 512 bytes, each rounded up to 32 (6.1).
     let check = match packet.parsed {
         Some(packet) if is_udp && !is_v4 => udp_check(packet, &inner, backend, hash),
         _ => 0,
