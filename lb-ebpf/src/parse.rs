@@ -308,7 +308,7 @@ fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
             header: Ipv6Hdr::LEN,
             is_part: false,
         };
-        transport(protocol, Network::V6(ip), v6_ends(ip), &extent, true)
+        transport(protocol, Network::V6(ip), v6_ends(ip)?, &extent, true)
     }
 }
 
@@ -326,12 +326,13 @@ pub unsafe fn v4_ends(ip: *const Ipv4Hdr) -> (Addr, Addr) {
     }
 }
 
-/// Source and destination.
+/// Source and destination; malformed where one of them is an IPv4-mapped address. No packet on a wire has such a one
+/// (RFC 4291 section 2.5.5.2, RFC 6890), and here it would be taken for the IPv4 address.
 ///
 /// # Safety
 /// The header lies inside the frame.
 #[inline(always)]
-pub unsafe fn v6_ends(ip: *const Ipv6Hdr) -> (Addr, Addr) {
+pub unsafe fn v6_ends(ip: *const Ipv6Hdr) -> Result<(Addr, Addr), Outcome> {
     let words = ip.cast::<u64>();
     let address = |word: usize| unsafe {
         Addr {
@@ -339,7 +340,11 @@ pub unsafe fn v6_ends(ip: *const Ipv6Hdr) -> (Addr, Addr) {
             low: words.add(word + 1).read_unaligned(),
         }
     };
-    (address(1), address(3))
+    let (source, destination) = (address(1), address(3));
+    if source.is_v4() || destination.is_v4() {
+        return Err(Outcome::PassMalformed);
+    }
+    Ok((source, destination))
 }
 
 /// The transport part, and whether the lengths agree.

@@ -204,7 +204,7 @@ fn locate_v6(start: usize, offset: usize, end: usize) -> Result<Located, Refused
         };
         Ok(Located {
             network: Network::V6(ip),
-            ends: v6_ends(ip),
+            ends: v6_ends(ip)?,
             protocol,
             extent,
             part,

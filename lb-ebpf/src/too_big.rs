@@ -148,7 +148,7 @@ fn answer_v4(ctx: &XdpContext, network: usize, told: &TooBig) -> Result<(), Outc
 fn answer_v6(ctx: &XdpContext, network: usize, told: &TooBig) -> Result<(), Outcome> {
     let ip: *mut Ipv6Hdr = header(ctx.data() + network, ctx.data_end())?;
     // SAFETY: `header` has checked it; so below.
-    let (client, vip) = unsafe { v6_ends(ip) };
+    let (client, vip) = unsafe { v6_ends(ip) }?;
     let total = usize::from(u16::from_be_bytes(unsafe { (*ip).payload_len })) + Ipv6Hdr::LEN;
     // A host sends no packets below the least MTU (RFC 8200 section 5): such a one can not be mended.
     if total <= usize::from(V6_MTU_MIN) || !is_one_host(&client) || !tables::may_answer() {

@@ -759,6 +759,21 @@ fn what_is_not_served_passes_untouched() -> Result<()> {
             edit(46, &[0x60]),
             Outcome::PassMalformed,
         ),
+        (
+            "IPv6 from an IPv4-mapped address",
+            Segment::new(
+                at("::ffff:198.51.100.7", 1),
+                at("::ffff:203.0.113.10", 80),
+                SYN,
+            )
+            .build(),
+            Outcome::PassMalformed,
+        ),
+        (
+            "IPv6 to the IPv4-mapped address of a service",
+            Segment::new(at("2001:db8::1", 1), at("::ffff:203.0.113.10", 80), SYN).build(),
+            Outcome::PassMalformed,
+        ),
     ];
     for (what, packet, expected) in rows {
         let (verdict, out, outcome) = rig.run(packet)?;

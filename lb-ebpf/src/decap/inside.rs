@@ -64,7 +64,7 @@ pub fn parse(ctx: &XdpContext, tunnelled: &Tunnelled) -> Result<Packet, Decap> {
     if vihl >> 4 != 6 || payload.checked_add(Ipv6Hdr::LEN as u16) != Some(tunnelled.length) {
         return Err(Decap::DropMalformed);
     }
-    let (source, destination) = unsafe { v6_ends(ip) };
+    let (source, destination) = unsafe { v6_ends(ip) }.map_err(bad)?;
     Ok(Packet {
         network: Network::V6(ip),
         is_v4,

@@ -73,7 +73,7 @@ fn parse_v6(at: usize, end: usize) -> Result<Tunnelled, Decap> {
     unsafe {
         let class = u16::from_be_bytes(ip.cast::<[u8; 2]>().read_unaligned()) >> 4;
         let tunnelled = Tunnelled {
-            source: v6_ends(ip).0,
+            source: v6_ends(ip).map_err(|_| Decap::Passed)?.0,
             class: class as u8,
             overhead: V6_LENGTH,
             length: u16::from_be_bytes((*ip).payload_len).saturating_add(V6_LENGTH),

@@ -81,7 +81,7 @@ fn parse_v6(at: usize, end: usize, room: usize) -> Result<Quote, Refused> {
         if *ip.cast::<u8>() >> 4 != 6 {
             return Err(Outcome::PassIcmp.into());
         }
-        let base = (Network::V6(ip), v6_ends(ip), (*ip).next_hdr);
+        let base = (Network::V6(ip), v6_ends(ip)?, (*ip).next_hdr);
         transport(
             base,
             at + Ipv6Hdr::LEN,

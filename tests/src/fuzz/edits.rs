@@ -1,5 +1,7 @@
 //! What is done to a sound frame's bytes.
 
+use std::net::IpAddr;
+
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::view::{ETHERNET, Family, View};
@@ -81,6 +83,8 @@ mutations! {
     FragmentBits = "fragment bits",
     /// The ethertype.
     Ethertype = "ethertype",
+    /// An IPv4 packet becomes one of IPv6 between the mapped addresses, all else as it was.
+    Mapped = "mapped addresses",
 }
 
 /// The edits of one mutation of a frame, whose sound form is described by `view` (if it has one).
@@ -154,7 +158,33 @@ pub fn edits(
             let known = [0x0800, 0x86dd, 0x8100, 0x88a8, 0x0806, random.random()];
             word(network - 2, *known.choose(random).unwrap_or(&0))
         }
+        Mutation::Mapped => view.map_or_else(Vec::new, |view| mapped(frame, view)),
     }
+}
+
+/// The IPv4 packet in `frame` as one of IPv6 between the IPv4-mapped addresses (RFC 4291 section 2.5.5.2). The checksum
+/// of its transport stays right: the prefixes sum to nothing.
+fn mapped(frame: &[u8], view: &View) -> Vec<Edit> {
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (view.from, view.to) else {
+        return Vec::new();
+    };
+    let Some(rest) = frame.get(view.transport..) else {
+        return Vec::new();
+    };
+    let length = view.total.saturating_sub(view.header) as u16;
+    let mut bytes = vec![0x86, 0xdd, 0x60, 0, 0, 0];
+    bytes.extend(length.to_be_bytes());
+    bytes.extend([view.protocol, view.ttl]);
+    bytes.extend(from.to_ipv6_mapped().octets());
+    bytes.extend(to.to_ipv6_mapped().octets());
+    bytes.extend(rest);
+    let inside = frame.len() - (view.network - 2);
+    let pad = bytes.split_off(inside.min(bytes.len()));
+    let edits = (view.network - 2..).zip(bytes);
+    edits
+        .map(|(at, byte)| Edit::Byte(at, byte))
+        .chain([Edit::Pad(pad)])
+        .collect()
 }
 
 /// Another value than `old`: a special one, or any.

@@ -203,6 +203,10 @@ fn v6(frame: &[u8], network: usize) -> Result<View, Unsound> {
         let octets: [u8; 16] = std::array::from_fn(|i| fixed[at + i]);
         Ipv6Addr::from(octets)
     };
+    let (from, to) = (address(8), address(24));
+    if [from, to].iter().any(|end| end.to_ipv4_mapped().is_some()) {
+        return Err(Unsound::Contradiction);
+    }
     let mut view = View {
         tags: 0,
         network,
@@ -216,8 +220,8 @@ fn v6(frame: &[u8], network: usize) -> Result<View, Unsound> {
         has_transport: false,
         protocol: fixed[6],
         transport: network + 40,
-        from: address(8).into(),
-        to: address(24).into(),
+        from: from.into(),
+        to: to.into(),
         from_port: 0,
         to_port: 0,
         ttl: fixed[7],
