@@ -20,6 +20,7 @@ pub mod pattern;
 pub mod rig;
 pub mod scenario;
 pub mod server;
+pub mod soak;
 pub mod tagged;
 pub mod vm;
 pub mod wire;

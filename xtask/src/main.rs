@@ -20,6 +20,7 @@ mod nightly;
 mod passed;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod tools;
 mod vm;
@@ -48,6 +49,8 @@ enum Command {
     Test(test::Args),
     /// Send sound and broken packets through the loaded program and judge what becomes of each (needs root)
     Fuzz(passed::Args),
+    /// Random operations and faults from a seed under live traffic, for as long as you like (needs root)
+    Soak(passed::Args),
     /// Run the packet tests on other kernels, each in a virtual machine
     Vm(vm::Args),
     /// Measure what a packet costs (needs root)
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         Command::Test(args) => test::run(&args),
         Command::Fuzz(args) => fuzz::run(args),
+        Command::Soak(args) => soak::run(args),
         Command::Vm(args) => vm::run(args),
         Command::Bench(args) => bench::run(args),
     };

@@ -16,6 +16,7 @@ mod nginx;
 mod ports;
 mod quic;
 mod restart;
+mod soak;
 mod trace;
 mod truth;
 mod tunnel;

@@ -5,6 +5,7 @@ mod fuzz;
 mod playground;
 mod serve;
 mod setting;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Demo),
     /// Sound and broken packets through the loaded program, each judged
     Fuzz(fuzz::Fuzz),
+    /// Random operations and faults from a seed under live traffic, judged by clients and servers
+    Soak(soak::Soak),
     /// A lab that stays, to play in
     #[command(subcommand)]
     Lab(playground::Playground),
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Demo(demo) => demo.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Soak(soak) => soak.run(),
         Command::Lab(lab) => lab.run(),
     };
     result.unwrap_or_else(|error| {
