@@ -62,6 +62,8 @@ pub mod state {
     pub const EXCEPTIONAL: u64 = 64;
     /// (handshake table) The handshake is done, but the flow table had no room for the flow.
     pub const ESTABLISHED: u64 = 128;
+    /// (flow table) Its backend is a guess: nothing was known of the flow, and its backend has not answered yet.
+    pub const GUESSED: u64 = 128;
     /// All that say that the flow is closing or closed.
     pub const CLOSING: u64 = FIN_CLIENT | FIN_SERVER | RESET;
 }

@@ -109,6 +109,8 @@ outcomes! {
     DropTooBig = "drop_too_big",
     /// The driver leaves no room in front of the frame for what has to go there.
     DropNoHeadroom = "drop_no_headroom",
+    /// A backend's reset of a flow that may be another backend's: withheld, its client's next packet goes to that one.
+    DropSecondChance = "drop_second_chance",
 }
 
 impl Outcome {

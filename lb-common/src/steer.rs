@@ -9,7 +9,7 @@
 //! | opening | another sequence number | `current`: the client reused its port |
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
-//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. In `nat` the answer shows whether that was right, see `second_chance` |
 //! | datagram | flow entry | the entry's backend |
 //! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
@@ -20,6 +20,7 @@ pub mod quic;
 use core::ptr::NonNull;
 
 mod at_once;
+mod second_chance;
 
 pub use at_once::{at_once, is_plain, note_reply_at_once};
 
@@ -203,22 +204,37 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     flow.decision(outcome, backend)
 }
 
-/// Notes a backend's answer to a client; never changes where it goes. `flags` are the answer's TCP flags.
+/// Notes the answer of `backend` to a client, and says whether it may go on: false for the reset of a backend that the
+/// flow may never have been on. The packet is named from the client's side, with the answer's flags.
 #[inline(always)]
-pub fn note_reply<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet) {
+#[must_use]
+pub fn note_reply<E: Env>(
+    env: &E,
+    id: u32,
+    service: &ServiceRecord,
+    packet: &Packet,
+    backend: u32,
+) -> bool {
     let Some(flow) = Flow::of(env, id, service, packet) else {
-        return;
+        return true;
     };
     let closing = closing_bits(packet.flags, state::FIN_SERVER);
-    if flow.is_tracked()
-        && let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key)
-    {
-        flow.note(entry, closing);
-        return;
+    if flow.is_tracked() {
+        if let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key) {
+            if flow.judge(entry, backend, packet.flags) {
+                return false;
+            }
+            flow.note(entry, closing);
+            return true;
+        }
+        if flow.learn(backend, packet.flags) {
+            return false;
+        }
     }
     if closing != 0 {
         flow.close(closing);
     }
+    true
 }
 
 #[inline(always)]
@@ -464,7 +480,10 @@ impl<'a, E: Env> Flow<'a, E> {
         if !self.env.may_adopt(now) {
             return (Outcome::ForwardBase, base);
         }
-        let (isn, opened, known) = self.known_opening(base, now);
+        let (isn, opened, mut known) = self.known_opening(base, now);
+        if known == 0 && self.is_open_question() {
+            known = state::GUESSED;
+        }
         let new = NewEntry {
             meta: self.flow_meta(isn, base, known),
             opened,

@@ -80,7 +80,13 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> Option<u3
     }
     let port = forward::service_port(packet.source_port, service);
     let segment = packet.to_client(port);
-    if !steer::note_reply_at_once(&Kernel::<true>, entry.service, service, &segment) {
+    if !steer::note_reply_at_once(
+        &Kernel::<true>,
+        entry.service,
+        service,
+        &segment,
+        entry.backend,
+    ) {
         return None;
     }
     let route = forward::route(

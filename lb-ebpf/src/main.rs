@@ -290,12 +290,16 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
         return pass(ctx, entry.service, Outcome::PassReplyLocal);
     }
     let port = forward::service_port(packet.source_port, service);
-    steer::note_reply(
+    let goes_on = steer::note_reply(
         &Kernel::<true>,
         entry.service,
         service,
         &packet.to_client(port),
+        entry.backend,
     );
+    if !goes_on {
+        return drop(ctx, entry.service, Outcome::DropSecondChance);
+    }
     fragment::remember(packet, entry.service, entry.backend, TO_CLIENT);
     count::reply_from(entry.backend, packet.length);
     if !forward::rewrite_source(packet, service, backend, route.by == By::Xdp) {

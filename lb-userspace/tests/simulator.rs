@@ -361,7 +361,7 @@ impl Simulator {
             flags: tcp::FIN | tcp::ACK,
             sequence: 0,
         };
-        self.fake.reply(SERVICE, &packet);
+        self.fake.reply(SERVICE, &packet, flow.owner);
         self.counts.closed += 1;
     }
 

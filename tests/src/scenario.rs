@@ -73,6 +73,12 @@ impl Way {
         }
     }
 
+    /// `forward` in the configuration.
+    #[must_use]
+    pub const fn forward(self) -> &'static str {
+        self.parts().2
+    }
+
     /// How balancer and backends are joined, which way backends answer, and `forward` in the configuration.
     const fn parts(self) -> (Topology, Answers, &'static str) {
         match self {

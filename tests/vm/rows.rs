@@ -17,6 +17,8 @@ mod packet_icmp;
 mod packet_quic;
 #[path = "../tests/packet_ranges.rs"]
 mod packet_ranges;
+#[path = "../tests/packet_second_chance.rs"]
+mod packet_second_chance;
 #[path = "../tests/packet_trace.rs"]
 mod packet_trace;
 #[path = "../tests/packet_tunnel.rs"]

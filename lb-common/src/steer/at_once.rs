@@ -56,6 +56,7 @@ pub fn note_reply_at_once<E: Env>(
     id: u32,
     service: &ServiceRecord,
     packet: &Packet,
+    backend: u32,
 ) -> bool {
     if !is_plain(packet.flags) || service.table as u32 == 0 {
         return false;
@@ -63,10 +64,17 @@ pub fn note_reply_at_once<E: Env>(
     let Some(flow) = Flow::of(env, id, service, packet) else {
         return false;
     };
-    if flow.is_tracked()
-        && let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key)
-    {
-        flow.note(entry, 0);
+    if flow.is_tracked() {
+        if let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key) {
+            // SAFETY: the entry was found for this packet.
+            if unsafe { entry::meta(entry) }.has(state::GUESSED) {
+                return false;
+            }
+            flow.note(entry, 0);
+        } else if flow.slot.is_moved() && backend == flow.slot.current() {
+            // It shows where its flow is.
+            return false;
+        }
     }
     true
 }

@@ -128,7 +128,9 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
         flags: packet.flags,
         sequence: packet.sequence,
     };
-    steer::note_reply(&Kernel::<true>, id, service, &seen);
+    if !steer::note_reply(&Kernel::<true>, id, service, &seen, owner.backend_id) {
+        return drop(ctx, id, Outcome::DropSecondChance);
+    }
     count::reply_from(owner.backend_id, packet.length);
     let to = checksum::address_delta(&packet.destination, &client);
     let delta = u64::from(to) + u64::from(owner.backend.to_client);

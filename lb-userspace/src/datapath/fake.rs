@@ -359,12 +359,19 @@ impl Fake {
         self.memory().is_tracing
     }
 
-    /// A backend's answer; `packet` is named from the client's side, with the answer's flags.
-    pub fn reply(&self, service: u32, packet: &Packet) {
+    /// An answer of `backend`; `packet` is named from the client's side, with the answer's flags. Whether it goes on.
+    pub fn reply(&self, service: u32, packet: &Packet, backend: u32) -> bool {
         let memory = self.memory();
-        if let Some(record) = memory.record(service) {
-            note_reply(&Surroundings::<true>(&memory), service, &record, packet);
-        }
+        let Some(record) = memory.record(service) else {
+            return true;
+        };
+        note_reply(
+            &Surroundings::<true>(&memory),
+            service,
+            &record,
+            packet,
+            backend,
+        )
     }
 
     /// Moves the clock on.

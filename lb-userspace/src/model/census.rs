@@ -183,7 +183,8 @@ impl<'a> Census<'a> {
             return Fate::Keep;
         }
         self.exceptional.insert((service, index));
-        if meta.has(state::EXCEPTIONAL) {
+        // A guess must be able to give way until its backend has answered: forged segments make guesses.
+        if meta.has(state::EXCEPTIONAL | state::GUESSED) {
             Fate::Keep
         } else {
             Fate::Mark

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{Guard, Lab, Netns};
 
 /// Time in which the daemon must answer, also after its start, and end.
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Finds a program of this workspace: named by the environment variable `variable`, or next to the running
 /// program (also as seen from a test, in `deps/`), or in the release directory beside.

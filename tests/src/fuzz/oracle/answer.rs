@@ -18,6 +18,10 @@ use crate::{
 const RST: u8 = 4;
 /// ACK.
 const ACK: u8 = 16;
+/// SYN.
+const SYN: u8 = 2;
+/// FIN.
+const FIN: u8 = 1;
 /// Time to live of what ebb makes itself.
 pub const OWN_TTL: u8 = 64;
 
@@ -84,6 +88,14 @@ pub fn to_client(
                 view.ttl <= 1,
                 "a time to live of {} is not used up",
                 view.ttl
+            );
+            unchanged(run)
+        }
+        Outcome::DropSecondChance => {
+            let flags = run.input.get(view.transport + 13).copied().unwrap_or(0);
+            rule!(
+                view.protocol == TCP && flags & (RST | ACK | SYN | FIN) == RST,
+                "only a reset without ACK is withheld; flags {flags:02x}"
             );
             unchanged(run)
         }

@@ -1,0 +1,132 @@
+//! The second chance: a flow that no table knows, in a moved slot, has two backends that it may have begun on. In `nat`
+//! the answers show which.
+//!
+//! - It is sent to the base first. Where the base answers with the reset of a host that does not know the connection, the
+//!   client is not told; the flow gets an entry for the other backend, where its retransmission then goes. Only once: a
+//!   reset from there as well goes on to the client.
+//! - An answer with data from `current` shows that the flow is there, before its client has sent anything.
+//!
+//! A host that knows nothing of a connection answers a segment with ACK by a reset *without* ACK, its sequence number
+//! taken from the segment (RFC 9293 section 3.10.7.1); one that ends a connection of its own accord sends one with ACK, and
+//! such a one always goes on. A host that forgot a connection right after it closed it answers like one that never knew it;
+//! then the client's news of that come one retransmission later.
+
+use core::ptr::NonNull;
+
+use super::{Count, Env, Flow, tcp};
+use crate::{
+    abi::mode,
+    entry::{self, EntryTable as _, FlowEntry, Meta, NewEntry, state},
+};
+
+/// In place of the initial sequence number of an entry that is a guess: the other backend was asked already.
+const ASKED: u32 = 1;
+
+/// Whether a segment with these flags is the reset of a host that knows of no such connection.
+#[inline(always)]
+const fn is_bare_reset(flags: u8) -> bool {
+    flags & (tcp::RST | tcp::ACK | tcp::SYN | tcp::FIN) == tcp::RST
+}
+
+/// The flow may be on `backend`. Not marked as exceptional before that answers: such an entry never gives way, and
+/// forged segments must not fill the table with them.
+#[inline(always)]
+const fn asks(backend: u32) -> Meta {
+    Meta::new(ASKED, backend, state::GUESSED)
+}
+
+impl<E: Env> Flow<'_, E> {
+    /// Whether a flow here that nothing is known of may be on either of two backends, and answers will show on which.
+    #[inline(always)]
+    pub(super) fn is_open_question(&self) -> bool {
+        self.slot.is_moved() && self.service.mode == mode::NAT && !self.is_datagram()
+    }
+
+    /// The other of the slot's two backends, if `backend` is one of them and the other can be asked; else 0.
+    #[inline(always)]
+    fn other(&self, backend: u32) -> u32 {
+        let (base, current) = (self.slot.base(), self.slot.current());
+        let other = if backend == base {
+            current
+        } else if backend == current {
+            base
+        } else {
+            0
+        };
+        if other == 0 || self.is_gone(other) {
+            0
+        } else {
+            other
+        }
+    }
+
+    /// `backend` has answered a flow that has an entry. Whether the answer is withheld.
+    #[inline(always)]
+    pub(super) fn judge(&self, entry: NonNull<FlowEntry>, backend: u32, flags: u8) -> bool {
+        // SAFETY: the entry was found for this packet.
+        let meta = unsafe { entry::meta(entry) };
+        if !E::WRITES || self.service.mode != mode::NAT || self.is_datagram() {
+            return false;
+        }
+        if backend != meta.backend() {
+            // Of several segments that were on their way to the wrong one each is answered.
+            return is_bare_reset(flags);
+        }
+        if !meta.has(state::GUESSED) {
+            return false;
+        }
+        let other = if is_bare_reset(flags) && meta.isn() != ASKED {
+            self.other(backend)
+        } else {
+            0
+        };
+        let new = if other == 0 {
+            self.flow_meta(0, backend, meta.0 & state::CLOSING)
+        } else {
+            asks(other)
+        };
+        // SAFETY: as above. Whoever changes the word at the same time has seen a packet that says more.
+        let found = unsafe {
+            let word = &raw mut (*entry.as_ptr()).meta;
+            E::Flows::compare_exchange(word, meta.0, new.0)
+        };
+        if other == 0 || Meta(found) != meta {
+            return false;
+        }
+        self.env.count(other, Count::Adopted);
+        true
+    }
+
+    /// `backend` has answered a flow that no table knows. Whether the answer is withheld.
+    #[inline(always)]
+    pub(super) fn learn(&self, backend: u32, flags: u8) -> bool {
+        if !E::WRITES || !self.is_open_question() {
+            return false;
+        }
+        let is_reset = is_bare_reset(flags);
+        let new = if is_reset && self.other(backend) != 0 {
+            asks(self.other(backend))
+        } else if super::is_plain(flags) && backend == self.slot.current() {
+            self.flow_meta(0, backend, 0)
+        } else {
+            return false;
+        };
+        if entry::find(self.env.handshakes(), self.hash, &self.key).is_some() {
+            return false;
+        }
+        let now = self.env.now();
+        let entry = NewEntry {
+            meta: new,
+            opened: now,
+            seen: now,
+        };
+        let policy = self.flow_policy(new);
+        if self.env.may_adopt(now)
+            && entry::insert(self.env.flows(), self.hash, &self.key, &entry, &policy).is_some()
+        {
+            self.env.count(new.backend(), Count::Adopted);
+        }
+        // A reset is withheld where nothing could be noted, too: the client tries again, and then it may be.
+        is_reset
+    }
+}

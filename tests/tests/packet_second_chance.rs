@@ -1,0 +1,260 @@
+//! A flow that no table knows, in a moved slot, in `nat`: the backends' answers show where it belongs. Needs root.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use ebb_tests::{
+    packets::Segment,
+    rig::{Rig, ServiceSetup, Verdict, at},
+};
+use lb_common::{
+    abi::{Slot, backend_flags, mode},
+    entry::{Meta, state},
+    outcome::Outcome,
+    steer::tcp::{ACK, FIN, RST, SYN},
+};
+use lb_userspace::datapath::Table;
+
+const OLD: u32 = 1;
+const NEW: u32 = 2;
+const OTHER: u32 = 3;
+const MOVED: Slot = Slot::new(NEW, OLD, false);
+const UNMOVED: Slot = Slot::new(OLD, OLD, false);
+/// Unmoved, but with flows that are not its base's.
+const EXCEPTIONS: Slot = Slot::new(NEW, NEW, true);
+
+fn service(is_v4: bool, mode: u8) -> ServiceSetup {
+    let vip = if is_v4 {
+        "203.0.113.10"
+    } else {
+        "2001:db8:f::10"
+    };
+    ServiceSetup {
+        id: 1,
+        vip: at(vip, 80),
+        mode,
+        flags: 0,
+    }
+}
+
+/// A service of this mode with all slots like this one.
+struct Stage {
+    rig: Rig,
+    service: ServiceSetup,
+}
+
+impl Stage {
+    fn new(is_v4: bool, mode: u8, slot: Slot) -> Result<Self> {
+        let (mut rig, service) = (Rig::new()?, service(is_v4, mode));
+        for id in [OLD, NEW, OTHER] {
+            rig.backend(&service, id, backend(&service, id))?;
+        }
+        rig.service(service, &[slot; 101])?;
+        Ok(Self { rig, service })
+    }
+
+    fn client(&self, port: u16) -> SocketAddr {
+        at(
+            if self.service.vip.is_ipv4() {
+                "192.0.2.7"
+            } else {
+                "2001:db8:1::7"
+            },
+            port,
+        )
+    }
+
+    /// A client's segment in the middle of its flow: what became of it, and where it went.
+    fn sends(&mut self, port: u16, flags: u8) -> Result<(Outcome, u32)> {
+        let segment = Segment::new(self.client(port), self.service.vip, flags).at(7, 5000);
+        let (_, out, outcome) = self.rig.run(&segment.build())?;
+        let to = if outcome.is_forward() {
+            u32::from(Segment::parse(&out).expect("a sound frame").to_mac[5])
+        } else {
+            0
+        };
+        Ok((outcome, to))
+    }
+
+    /// Whether a backend's answer goes on. The rig's routes know no client: what goes on is left to the kernel.
+    fn answers(&mut self, id: u32, port: u16, flags: u8) -> Result<bool> {
+        let answer = Segment::new(backend(&self.service, id), self.client(port), flags).at(5000, 8);
+        let (verdict, out, outcome) = self.rig.run(&answer.build())?;
+        if outcome == Outcome::DropSecondChance {
+            assert_eq!(verdict, Verdict::Drop);
+            assert_eq!(out, answer.build(), "what is withheld is left alone");
+            return Ok(false);
+        }
+        assert!(
+            matches!(outcome, Outcome::ForwardReply | Outcome::ForwardReplyKernel),
+            "{outcome:?}"
+        );
+        Ok(true)
+    }
+
+    fn only_entry(&mut self) -> Result<Meta> {
+        let entries = self.rig.entries(Table::Flows)?;
+        assert_eq!(entries.len(), 1);
+        Ok(Meta(entries[0].meta))
+    }
+}
+
+fn backend(service: &ServiceSetup, id: u32) -> SocketAddr {
+    let ip = if service.vip.is_ipv4() {
+        format!("10.0.0.{id}")
+    } else {
+        format!("fd00::{id}")
+    };
+    at(&ip, if service.mode == mode::NAT { 8080 } else { 80 })
+}
+
+#[test]
+fn the_bases_reset_is_withheld_and_the_flow_goes_to_the_other() -> Result<()> {
+    for is_v4 in [true, false] {
+        let mut stage = Stage::new(is_v4, mode::NAT, MOVED)?;
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardAdopted, OLD));
+        assert!(stage.only_entry()?.has(state::GUESSED));
+        assert!(!stage.answers(OLD, 1000, RST)?);
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+        let asked = stage.only_entry()?;
+        assert!(asked.has(state::GUESSED) && !asked.has(state::EXCEPTIONAL));
+        assert!(stage.answers(NEW, 1000, ACK)?);
+        let known = stage.only_entry()?;
+        assert!(!known.has(state::GUESSED) && known.has(state::EXCEPTIONAL));
+        assert_eq!(known.backend(), NEW);
+        // From here on its backend's resets are its own.
+        assert!(stage.answers(NEW, 1000, RST)?);
+        assert_eq!(stage.rig.stats(NEW)?.adopted, 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_segment_that_went_the_wrong_way_is_answered_and_no_answer_goes_on() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    for _ in 0..3 {
+        assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    }
+    for _ in 0..3 {
+        assert!(!stage.answers(OLD, 1000, RST)?);
+        assert_eq!(stage.sends(1000, ACK)?.1, NEW);
+    }
+    assert!(stage.answers(NEW, 1000, ACK)?);
+    assert!(!stage.answers(OLD, 1000, RST)?, "late");
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+    Ok(())
+}
+
+#[test]
+fn there_is_no_third_chance() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    stage.sends(1000, ACK)?;
+    assert!(!stage.answers(OLD, 1000, RST)?);
+    assert_eq!(stage.sends(1000, ACK)?.1, NEW);
+    assert!(stage.answers(NEW, 1000, RST)?);
+    assert_eq!(stage.sends(1000, ACK)?.1, NEW);
+    Ok(())
+}
+
+#[test]
+fn whoever_has_answered_is_no_guess() -> Result<()> {
+    for flags in [ACK, ACK | FIN] {
+        let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+        stage.sends(1000, ACK)?;
+        assert!(stage.answers(OLD, 1000, flags)?);
+        assert!(!stage.only_entry()?.has(state::GUESSED));
+        assert!(stage.answers(OLD, 1000, RST)?, "after {flags:02x}");
+        assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_that_ends_a_connection_is_heard() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    stage.sends(1000, ACK)?;
+    assert!(stage.answers(OLD, 1000, RST | ACK)?);
+    assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    Ok(())
+}
+
+#[test]
+fn without_room_for_an_entry_the_reset_is_withheld_all_the_same() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    stage.rig.limit(0, 0)?;
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardBase, OLD));
+    assert!(!stage.answers(OLD, 1000, RST)?);
+    assert!(stage.rig.entries(Table::Flows)?.is_empty());
+    // As soon as there is room, its next packet finds the way.
+    stage.rig.limit(1000, 1000)?;
+    assert!(!stage.answers(OLD, 1000, RST)?);
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+    Ok(())
+}
+
+#[test]
+fn data_from_the_current_backend_shows_where_the_flow_is() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    assert!(stage.answers(NEW, 1000, ACK)?);
+    let known = stage.only_entry()?;
+    assert_eq!(
+        (known.backend(), known.has(state::EXCEPTIONAL)),
+        (NEW, true)
+    );
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+    // The base's data shows nothing that is not known, and a stranger's nothing at all.
+    for (id, port) in [(OLD, 1001), (OTHER, 1002)] {
+        assert!(stage.answers(id, port, ACK)?);
+        assert_eq!(stage.rig.entries(Table::Flows)?.len(), 1);
+        assert_eq!(stage.sends(port, ACK)?.1, OLD);
+        stage.rig.lose(Table::Flows)?;
+        stage.answers(NEW, 1000, ACK)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn resets_go_on_where_there_is_no_question() -> Result<()> {
+    let cases = [
+        ("unmoved", mode::NAT, UNMOVED),
+        ("unmoved with exceptions", mode::NAT, EXCEPTIONS),
+    ];
+    for (what, mode, slot) in cases {
+        let mut stage = Stage::new(true, mode, slot)?;
+        let (_, to) = stage.sends(1000, ACK)?;
+        assert!(stage.answers(to, 1000, RST)?, "{what}");
+        assert_eq!(stage.sends(1000, ACK)?.1, to, "{what}");
+    }
+    // A stranger's reset, and one where the other has ended.
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    assert!(stage.answers(OTHER, 1000, RST)?);
+    stage.rig.flags(NEW, backend_flags::ENDED, 0)?;
+    stage.sends(1000, ACK)?;
+    assert!(stage.answers(OLD, 1000, RST)?);
+    Ok(())
+}
+
+#[test]
+fn a_handshake_in_flight_is_no_question() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    assert_eq!(stage.sends(1000, SYN)?, (Outcome::ForwardOpening, NEW));
+    assert!(stage.answers(NEW, 1000, SYN | ACK)?);
+    assert!(stage.answers(NEW, 1000, RST)?);
+    assert!(stage.rig.entries(Table::Flows)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_guesses_leaves_room_for_flows_that_need_it() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    stage.sends(1000, ACK)?;
+    assert!(!stage.answers(OLD, 1000, RST)?);
+    let entries = stage.rig.entries(Table::Flows)?;
+    // What no client follows up never becomes an entry that does not give way.
+    assert!(
+        entries
+            .iter()
+            .all(|entry| !Meta(entry.meta).has(state::EXCEPTIONAL))
+    );
+    Ok(())
+}
