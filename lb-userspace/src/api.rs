@@ -5,8 +5,11 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`] |
 //! | `POST /v1/drain` | [`DrainRequest`] | [`Drain`] once the drain is in effect |
-//! | `GET /v1/drains/{id}?wait_ms=N` | | [`Drain`], as soon as it has ended or the time is up |
-//! | `POST /v1/undrain`, `/v1/remove` | [`BackendRequest`] | [`Done`] |
+//! | `POST /v1/drains` | [`DrainsRequest`]: several, all or none | [`Drain`]s once all are in effect |
+//! | `GET /v1/drains?of=WHAT,..&wait_ms=N` | | [`Drain`]s, running ones first, as soon as all have ended or the time is up, with `&until=change` also when the terms or the state of one have changed; `WHAT`: a number, `SERVICE` or `SERVICE/BACKEND` |
+//! | `GET /v1/drains/{id}?wait_ms=N` | | the same of one: a [`Drain`] |
+//! | `POST /v1/undrain` | [`UndrainRequest`] | [`Done`] |
+//! | `POST /v1/remove` | [`BackendRequest`] | [`Done`] |
 //! | `POST /v1/add` | [`AddRequest`] | [`Done`] |
 //! | `POST /v1/switch` | [`SwitchRequest`] | [`Done`] |
 //! | `POST /v1/reload` | [`ReloadRequest`] | [`Reloaded`] |
@@ -24,9 +27,14 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use crate::datapath::Attachment;
-use crate::model::spec::{ClientAction, OnDeadline, Prefix};
+use crate::model::spec::{ClientAction, Prefix};
+pub use drains::{
+    Drain, DrainFlows, DrainProgress, DrainRequest, DrainsRequest, Forecast, Receipt,
+    UndrainRequest,
+};
 pub use trace::{TraceEnd, TraceLine, TracePacket, TraceRequest, TraceStatus};
 
+mod drains;
 mod trace;
 
 /// The whole node.
@@ -164,54 +172,6 @@ pub struct BackendStatus {
     pub next_hop: String,
     /// The drain it is in, or was in last.
     pub drain: Option<Drain>,
-}
-
-/// A drain, running or ended.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Drain {
-    /// Its number.
-    pub id: u64,
-    /// `SERVICE/BACKEND`.
-    pub backend: String,
-    /// `draining`, `resetting` (past its deadline, flows being cut) or `drained`, `undrained`.
-    pub state: String,
-    /// When it began.
-    pub since_ms: u64,
-    /// When it is to end.
-    pub deadline_ms: u64,
-    /// What happens then.
-    pub on_deadline: OnDeadline,
-    /// Flows it still has: `listed` were seen since the drain began, `unseen` were not.
-    pub flows: DrainFlows,
-    /// The receipt, once ended.
-    pub receipt: Option<Receipt>,
-}
-
-/// Flows left on a draining backend.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct DrainFlows {
-    /// At the start.
-    pub at_start: u64,
-    /// Alive and seen since.
-    pub listed: u64,
-    /// Opened and never seen closing, not seen since.
-    pub unseen: u64,
-}
-
-pub use crate::model::drain::Receipt;
-
-/// Asks for a drain.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DrainRequest {
-    /// `SERVICE/BACKEND`.
-    pub backend: String,
-    /// Time to the deadline in milliseconds; the service's own when absent.
-    pub timeout_ms: Option<u64>,
-    /// What happens at it; the service's own when absent.
-    pub on_deadline: Option<OnDeadline>,
-    /// Even below `min_available`.
-    #[serde(default)]
-    pub force: bool,
 }
 
 /// Names a backend.

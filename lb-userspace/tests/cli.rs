@@ -188,7 +188,7 @@ async fn a_wait_goes_through_all_stages() {
             .starts_with("web/b1 is drained: every flow ended by itself\n")
     );
     fake.next_request().await;
-    assert_eq!(fake.next_request().await.query, "wait_ms=1000");
+    assert_eq!(fake.next_request().await.query, "wait_ms=1000&until=change");
 }
 
 #[tokio::test]
@@ -289,6 +289,116 @@ async fn a_wait_outlasts_a_restart_of_the_daemon() {
     assert!(out.contains("web/b1 is drained"), "{out}");
 }
 
+/// The drain `id` of a backend, running or with this receipt.
+fn numbered(id: u64, backend: &str, deadline_ms: u64, receipt: Value) -> Value {
+    let mut drain = drain("draining", 12, 0, receipt.clone());
+    if !receipt.is_null() {
+        drain = ended(receipt);
+        drain["receipt"]["backend"] = json!(backend);
+    }
+    drain["id"] = json!(id);
+    drain["backend"] = json!(backend);
+    drain["deadline_ms"] = json!(deadline_ms);
+    drain
+}
+
+#[tokio::test]
+async fn several_are_drained_at_once_and_the_worst_end_counts() {
+    let running = json!([
+        numbered(7, "web/b1", 300_000, Value::Null),
+        numbered(8, "web/b2", 300_000, Value::Null)
+    ]);
+    let over = json!([
+        numbered(7, "web/b1", 300_000, receipt("empty", 12, 0, 0)),
+        numbered(8, "web/b2", 300_000, receipt("deadline", 9, 3, 0))
+    ]);
+    let daemon = || {
+        Fake::start()
+            .answer("POST", "/v1/drains", vec![running.clone()])
+            .answer("GET", "/v1/drains", vec![over.clone()])
+    };
+    let mut fake = daemon();
+    let run = ebb(&fake, "drain web/b1 web/b2 --timeout 5m --wait").await;
+    assert_eq!(run.code, 3, "{}", run.err);
+    for part in [
+        "web/b1 is drained: every flow ended by itself",
+        "web/b2: the deadline passed, 3 flows cut",
+        "2 drains: 24 flows at the start, 21 finished, 0 went idle, 3 cut",
+    ] {
+        assert!(run.out.contains(part), "{part}: {}", run.out);
+    }
+    let request = fake.next_request().await;
+    assert_eq!(
+        request.body,
+        json!({
+            "backends": ["web/b1", "web/b2"], "pools": [], "timeout_ms": 300_000,
+            "on_deadline": null, "force": false
+        })
+    );
+    assert_eq!(
+        fake.next_request().await.query,
+        "of=7,8&wait_ms=1000&until=change"
+    );
+
+    let run = ebb(&daemon(), "drain web --pool blue --wait --json").await;
+    assert_eq!(run.code, 3, "{}", run.err);
+    let receipts = run.json();
+    assert_eq!(receipts[1]["reset"], 3);
+    assert_eq!(receipts.as_array().map(Vec::len), Some(2));
+
+    let run = ebb(&daemon(), "drain web --pool blue").await;
+    assert!(run.out.contains("`ebb drains 7 8 --wait`"), "{}", run.out);
+}
+
+#[tokio::test]
+async fn drains_are_listed_and_waited_for_again() {
+    let seven = numbered(7, "web/b1", 300_000, Value::Null);
+    let eight = numbered(8, "web/b2", 300_000, receipt("died", 2, 0, 10));
+    let all = json!([seven, eight]);
+    let mut fake = Fake::start().answer("GET", "/v1/drains", vec![all.clone()]);
+    let run = ebb(&fake, "drains web web/b2").await;
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(run.out.contains("12 of 12") && run.out.contains("died"));
+    assert_eq!(fake.next_request().await.query, "of=web,web/b2");
+    assert_eq!(ebb(&fake, "drains --json").await.json(), all);
+
+    // Those that run alone are waited for, but what was named by its number is shown in any case.
+    let end = numbered(7, "web/b1", 300_000, receipt("empty", 12, 0, 0));
+    let fake = Fake::start().answer("GET", "/v1/drains", vec![all.clone(), json!([end])]);
+    let run = ebb(&fake, "drains --wait --json").await;
+    assert_eq!((run.code, run.json()), (0, json!([end["receipt"]])));
+    let both = json!([end, eight]);
+    let fake = Fake::start().answer("GET", "/v1/drains", vec![all, both]);
+    assert_eq!(ebb(&fake, "drains 7 8 --wait").await.code, 4);
+    let fake = Fake::start().answer("GET", "/v1/drains/8", vec![eight.clone()]);
+    let run = ebb(&fake, "drains 8 --wait --json").await;
+    assert_eq!((run.code, run.json()), (4, eight["receipt"].clone()));
+}
+
+#[tokio::test]
+async fn a_changed_deadline_is_shown_to_who_waits() {
+    let fake = Fake::start()
+        .answer(
+            "POST",
+            "/v1/drain",
+            vec![drain("draining", 12, 0, Value::Null)],
+        )
+        .answer(
+            "GET",
+            "/v1/drains/7",
+            vec![
+                numbered(7, "web/b1", 300_000, Value::Null),
+                numbered(7, "web/b1", 9_999_999_999_999, Value::Null),
+                ended(receipt("empty", 12, 0, 0)),
+            ],
+        );
+    let run = ebb(&fake, "drain web/b1 --wait").await;
+    let lines: Vec<&str> = run.err.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", run.err);
+    assert!(lines[0].contains("past its deadline"), "{}", lines[0]);
+    assert!(lines[1].contains("deadline in"), "{}", lines[1]);
+}
+
 #[tokio::test]
 async fn a_refusal_is_an_error_with_the_daemons_hint() {
     let refusal =
@@ -322,7 +432,17 @@ async fn changes_send_what_was_said() {
         (
             "undrain web/b1",
             "/v1/undrain",
-            json!({ "backend": "web/b1", "force": false }),
+            json!({ "backend": "web/b1" }),
+        ),
+        (
+            "undrain web/b1 web/b2",
+            "/v1/undrain",
+            json!({ "backends": ["web/b1", "web/b2"] }),
+        ),
+        (
+            "undrain web --pool blue",
+            "/v1/undrain",
+            json!({ "pools": ["web/blue"] }),
         ),
         (
             "remove web/b1 --force",

@@ -582,3 +582,144 @@ async fn writes_that_fail_are_reported_and_tried_again() {
         .await;
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn several_drains_are_one_step_or_none() {
+    let world = World::new(true);
+    world.edit(|spec| spec.services.get_mut("web").unwrap().min_available = 2);
+    let daemon = world.start().await;
+    let (status, error, hint) = daemon
+        .refused(
+            "/v1/drains",
+            json!({"backends": ["web/b1", "web/b2", "web/b3", "web/b9"]}),
+        )
+        .await;
+    assert_eq!(status, 409);
+    for part in [
+        "drain web/b1, web/b2, web/b3: 1 of 4 accepting backends of pool blue would remain, min_available is 2",
+        "no backend of service web \"b9\"",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(
+        hint.contains("--force") && hint.contains("did you mean"),
+        "{hint}"
+    );
+    assert_eq!(daemon.get("/v1/drains").await, json!([]));
+    assert_eq!(accepting(&daemon.get("/v1/status").await).len(), 4);
+
+    let journal = world.directory.path().join("state/journal");
+    let lines = || std::fs::read_to_string(&journal).unwrap().lines().count();
+    let before = lines();
+    let drains = daemon
+        .post(
+            "/v1/drains",
+            json!({"pools": ["web/blue"], "force": true, "timeout_ms": 3_600_000}),
+        )
+        .await;
+    let of_blue: Vec<&str> = drains
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|drain| drain["backend"].as_str().unwrap())
+        .collect();
+    assert_eq!(of_blue, ["web/b1", "web/b2", "web/b3", "web/b4"]);
+    assert!(lines() <= before + 2, "one step, and one with the counts");
+    // All of them have ended, for they had no flows.
+    let ended = daemon.get("/v1/drains?of=web&wait_ms=20000").await;
+    let ended = ended.as_array().unwrap();
+    assert_eq!(ended.len(), 4);
+    assert!(
+        ended
+            .iter()
+            .all(|drain| drain["receipt"]["reason"] == "empty")
+    );
+    let (status, error, _) = daemon
+        .refused("/v1/drains", json!({"pools": ["web/blue"]}))
+        .await;
+    assert_eq!(status, 409);
+    assert!(error.contains("drained already"), "{error}");
+
+    let (_, error, _) = daemon
+        .refused("/v1/undrain", json!({"backends": ["web/b1", "web/g1"]}))
+        .await;
+    assert!(error.contains("web/g1: it is not draining"), "{error}");
+    assert!(backend(&daemon.get("/v1/status").await, "b1")["admin"] == "drained");
+    let done = daemon
+        .post("/v1/undrain", json!({"pools": ["web/blue"]}))
+        .await;
+    assert_eq!(done["done"], "web/b1, web/b2, web/b3, web/b4 are active");
+    assert_eq!(accepting(&daemon.get("/v1/status").await).len(), 4);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn receipts_outlast_a_restart_and_are_listed_by_number_service_and_backend() {
+    let world = World::new(true);
+    let first = world.start().await;
+    let drains = first
+        .post("/v1/drains", json!({"backends": ["web/b2", "web/b1"]}))
+        .await;
+    let ids = [&drains[0]["id"], &drains[1]["id"]];
+    assert_eq!(ids, [&json!(1), &json!(2)]);
+    let before = first.get("/v1/drains?wait_ms=20000").await;
+    assert!(before[0]["receipt"].is_object());
+    first.stop().await;
+
+    let second = world.spawn(true);
+    let after = second.get("/v1/drains").await;
+    assert_eq!(after, before);
+    assert_eq!(after[0]["id"], 2, "the last one first");
+    second
+        .post(
+            "/v1/drain",
+            json!({"backend": "web/b3", "timeout_ms": 3_600_000}),
+        )
+        .await;
+    let with_new = second.get("/v1/drains?of=web").await;
+    assert_eq!(with_new[0]["backend"], "web/b3", "what runs comes first");
+    for (of, backends) in [
+        ("1", vec!["web/b2"]),
+        ("web/b1", vec!["web/b1"]),
+        ("web/b1,1", vec!["web/b1", "web/b2"]),
+        ("web/g1", vec![]),
+    ] {
+        let found = second.get(&format!("/v1/drains?of={of}")).await;
+        let found: Vec<&str> = found
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|drain| drain["backend"].as_str().unwrap())
+            .collect();
+        assert_eq!(found, backends, "{of}");
+    }
+    assert_eq!(second.call("GET", "/v1/drains?of=77", "").await.0, 404);
+    assert_eq!(second.call("GET", "/v1/drains?of=wbe", "").await.0, 404);
+    assert_eq!(second.call("GET", "/v1/drains?of=web/b9", "").await.0, 404);
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_a_changed_deadline_at_once() {
+    let world = World::new(true);
+    let daemon = world.start().await;
+    let b1 = backend(&daemon.get("/v1/status").await, "b1")["id"]
+        .as_u64()
+        .unwrap() as u32;
+    assert!((2000..2100).any(|port| world.flow(port) == b1));
+    let body = |timeout: u64| json!({"backend": "web/b1", "timeout_ms": timeout});
+    let drain = daemon.post("/v1/drain", body(3_600_000)).await;
+    let path = format!("/v1/drains/{}?wait_ms=20000&until=change", drain["id"]);
+    let began = std::time::Instant::now();
+    let change = async {
+        // Not before the question is there.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        daemon.post("/v1/drain", body(7_200_000)).await
+    };
+    let (news, changed) = tokio::join!(daemon.get(&path), change);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(news["deadline_ms"], changed["deadline_ms"]);
+    assert_ne!(news["deadline_ms"], drain["deadline_ms"]);
+    assert!(news["receipt"].is_null());
+    daemon.stop().await;
+}

@@ -9,8 +9,9 @@ use lb_common::tunnel::PORT_DEFAULT;
 use crate::model::spec::{OnDeadline, Prefix, XdpMode};
 
 use super::{
+    error::{CliError, exit},
     help,
-    names::{self, Backend, NewBackend, Pool, Scope, Service},
+    names::{self, Backend, Drains, NewBackend, Pool, Scope, Service},
     trace::SNAP,
 };
 
@@ -66,17 +67,17 @@ pub enum Command {
     #[command(long_about = help::STATUS, after_long_help = help::STATUS_AFTER)]
     Status(StatusArgs),
 
-    /// Take a backend out of service, keeping its connections
+    /// Take backends out of service, keeping their connections
     #[command(long_about = help::DRAIN, after_long_help = help::DRAIN_AFTER)]
     Drain(DrainArgs),
 
-    /// Let a drained backend take new flows again
-    #[command(long_about = help::UNDRAIN)]
-    Undrain {
-        /// The backend, as in web/b1
-        #[arg(value_name = "SERVICE/BACKEND")]
-        backend: Backend,
-    },
+    /// Let drained backends take new flows again
+    #[command(long_about = help::UNDRAIN, after_long_help = help::UNDRAIN_AFTER)]
+    Undrain(Targets),
+
+    /// List drains: running ones with a forecast, ended ones with their receipt
+    #[command(long_about = help::DRAINS, after_long_help = help::DRAINS_AFTER)]
+    Drains(DrainsArgs),
 
     /// Add a backend to a pool
     #[command(long_about = help::ADD, after_long_help = help::ADD_AFTER)]
@@ -335,12 +336,93 @@ pub struct StatusArgs {
     pub watch: bool,
 }
 
+/// Backends that a command is about: several, or all of a pool.
+#[derive(Debug, Args)]
+pub struct Targets {
+    /// The backends, as in web/b1; or with --pool their service, as in web
+    #[arg(value_name = "SERVICE/BACKEND", required = true)]
+    pub of: Vec<Scope>,
+
+    /// Every backend of this pool of the service
+    #[arg(long, value_name = "POOL")]
+    pub pool: Vec<Pool>,
+}
+
+/// What [`Targets`] name.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Named {
+    /// One backend, `SERVICE/BACKEND`.
+    One(String),
+    /// Several.
+    Backends(Vec<String>),
+    /// Whole pools, `SERVICE/POOL`.
+    Pools(Vec<String>),
+}
+
+impl Targets {
+    /// What they name.
+    ///
+    /// # Errors
+    ///
+    /// A service without a pool, or a backend with one.
+    pub fn named(&self) -> Result<Named, CliError> {
+        let wrong =
+            |error: String, hint: String| Err(CliError::failed(error).hint(hint).exit(exit::USAGE));
+        if self.pool.is_empty() {
+            if let Some(service) = self.of.iter().find(|scope| scope.backend.is_none()) {
+                return wrong(
+                    format!("{service} names a service, and a backend or a pool is wanted"),
+                    format!("write {service}/BACKEND, or {service} --pool POOL"),
+                );
+            }
+            let mut paths: Vec<String> = self.of.iter().map(ToString::to_string).collect();
+            return Ok(match paths.len() {
+                1 => Named::One(paths.remove(0)),
+                _ => Named::Backends(paths),
+            });
+        }
+        match self.of.as_slice() {
+            [
+                Scope {
+                    service,
+                    backend: None,
+                },
+            ] => {
+                let pools = self.pool.iter();
+                Ok(Named::Pools(
+                    pools.map(|pool| format!("{service}/{}", pool.0)).collect(),
+                ))
+            }
+            _ => wrong(
+                "--pool wants one service, and no backend".to_owned(),
+                "as in web --pool blue".to_owned(),
+            ),
+        }
+    }
+}
+
+/// `ebb drains`.
+#[derive(Debug, Args)]
+pub struct DrainsArgs {
+    /// Only these: a service, a backend, or the number of a drain
+    #[arg(value_name = "SERVICE[/BACKEND]|ID")]
+    pub of: Vec<Drains>,
+
+    /// Wait for the end of those that run (and of each that is given by its number), and print the receipts
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Every receipt that is kept, not only the last ones
+    #[arg(long, conflicts_with = "wait")]
+    pub all: bool,
+}
+
 /// `ebb drain`.
 #[derive(Debug, Args)]
 pub struct DrainArgs {
-    /// The backend, as in web/b1
-    #[arg(value_name = "SERVICE/BACKEND")]
-    pub backend: Backend,
+    /// Whom.
+    #[command(flatten)]
+    pub targets: Targets,
 
     /// Time to the deadline, as in 300s or 5m [default: the service's]
     #[arg(long, value_name = "DURATION", value_parser = names::duration)]
@@ -350,7 +432,7 @@ pub struct DrainArgs {
     #[arg(long, value_name = "reset|leave|drop", hide_possible_values = true)]
     pub on_deadline: Option<AtDeadline>,
 
-    /// Wait for the end of the drain and print its receipt
+    /// Wait for the end of the drains and print their receipts
     #[arg(long)]
     pub wait: bool,
 
@@ -442,10 +524,50 @@ mod tests {
         let Command::Drain(args) = cli.command else {
             panic!("not a drain");
         };
-        assert_eq!(args.backend.to_string(), "web/b1");
+        assert_eq!(
+            args.targets.named().ok(),
+            Some(Named::One("web/b1".to_owned()))
+        );
         assert_eq!(args.timeout, Some(Duration::from_secs(300)));
         assert_eq!(args.on_deadline, Some(AtDeadline::Leave));
         assert!(args.wait && args.force);
+    }
+
+    #[test]
+    fn backends_or_pools_are_named() {
+        let named = |line: &str| match parse(line).expect(line).command {
+            Command::Drain(args) => args.targets.named(),
+            Command::Undrain(targets) => targets.named(),
+            _ => panic!("{line}"),
+        };
+        let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let rows = [
+            (
+                "ebb drain web/b1 web/b2 api/x --wait",
+                Named::Backends(paths(&["web/b1", "web/b2", "api/x"])),
+            ),
+            (
+                "ebb drain web --pool blue",
+                Named::Pools(paths(&["web/blue"])),
+            ),
+            (
+                "ebb undrain web --pool blue --pool green",
+                Named::Pools(paths(&["web/blue", "web/green"])),
+            ),
+        ];
+        for (line, wanted) in rows {
+            assert_eq!(named(line).expect(line), wanted, "{line}");
+        }
+        for (line, part) in [
+            ("ebb drain web", "web --pool POOL"),
+            ("ebb drain web/b1 api", "api/BACKEND"),
+            ("ebb drain web/b1 --pool blue", "web --pool blue"),
+            ("ebb undrain web api --pool blue", "web --pool blue"),
+        ] {
+            let error = named(line).expect_err(line);
+            assert_eq!(error.exit, exit::USAGE);
+            assert!(error.hint.expect("a hint").contains(part), "{line}");
+        }
     }
 
     #[test]
@@ -478,8 +600,10 @@ mod tests {
     #[test]
     fn wrong_lines_are_refused() {
         for line in [
-            "ebb drain web",
+            "ebb drain",
             "ebb drain web/b1 --timeout 300",
+            "ebb drains web/blue/b1",
+            "ebb undrain --pool blue",
             "ebb drain web/b1 --on-deadline never",
             "ebb add web/b1 10.0.0.1:80",
             "ebb add web/blue/b1 10.0.0.1:0",

@@ -2,10 +2,12 @@
 
 use serde_json::json;
 
-use crate::api::{AddRequest, BackendRequest, Done, ReloadRequest, Reloaded, SwitchRequest};
+use crate::api::{
+    AddRequest, BackendRequest, Done, ReloadRequest, Reloaded, SwitchRequest, UndrainRequest,
+};
 
 use super::{
-    args::{AddArgs, SwitchArgs},
+    args::{AddArgs, Named, SwitchArgs, Targets},
     client::{Answer, Client},
     error::{CliError, exit},
     names::Backend,
@@ -15,11 +17,13 @@ use super::{
 type Outcome = Result<u8, CliError>;
 
 /// `ebb undrain`.
-pub async fn undrain(client: &Client, backend: &Backend, out: &mut Output) -> Outcome {
-    let request = BackendRequest {
-        backend: backend.to_string(),
-        force: false,
-    };
+pub async fn undrain(client: &Client, targets: &Targets, out: &mut Output) -> Outcome {
+    let mut request = UndrainRequest::default();
+    match targets.named()? {
+        Named::One(backend) => request.backend = Some(backend),
+        Named::Backends(backends) => request.backends = backends,
+        Named::Pools(pools) => request.pools = pools,
+    }
     done(&client.post("/v1/undrain", &request).await?, out)
 }
 

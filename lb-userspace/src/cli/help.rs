@@ -69,14 +69,18 @@ Examples:
 
 /// `ebb drain --help`.
 pub const DRAIN: &str = "\
-Takes a backend out of service without breaking a connection.
+Takes backends out of service without breaking a connection.
 
-When the command returns, no new flow goes to the backend; those it has stay on it until they end, or until the \
-deadline. What happens to the rest then is --on-deadline:
+When the command returns, no new flow goes to them; the flows they have stay where they are until they end, or until \
+the deadline. What happens to the rest then is --on-deadline:
 
   reset  the client's next packet is answered with a reset
   leave  they go on
   drop   their packets are dropped
+
+Several backends, or all of a pool, are drained at once or not at all: where one can not be, or where fewer than \
+min_available of a service would be left by all of them together, nothing is done and every reason is named. --force \
+drains below min_available. Of a pool, what is drained already stays as it is.
 
 Without options the service's own settings hold. Draining a backend that is being drained already changes only what \
 the options say; without any it is the same drain, so that `ebb drain SERVICE/BACKEND --wait` waits for it again.";
@@ -85,29 +89,62 @@ the options say; without any it is the same drain, so that `ebb drain SERVICE/BA
 pub const DRAIN_AFTER: &str = "\
 The receipt at the end accounts for every flow:
   flows at the start = finished + idle + cut + died + left
+and tells their ages as they ended, as far as ebb saw them open. It is kept:
+see `ebb drains`.
 
-Exit codes with --wait:
+Exit codes with --wait (of several drains the worst: 4, then 3, 1, 0):
     0  every flow ended by itself or went idle, or the drain was undone
     1  refused (fewer than min_available would be left, say) or failed
     3  the deadline passed with flows left, or they were cut at it
     4  the backend died
-  130  Ctrl-C; the drain goes on
+  130  Ctrl-C; the drains go on
 
 A daemon that restarts goes on with its drains; --wait survives that for 30 seconds.
 
 Examples:
   ebb drain web/b1                 start, and return at once
+  ebb drain web/b1 web/b2 api/x    several, or none
+  ebb drain web --pool blue        every backend of a pool
   ebb drain web/b1 --timeout 10m --wait
                                    wait, with a progress bar on a terminal
   ebb drain web/b1 --timeout 0s --on-deadline reset
                                    cut all its flows now
   ebb drain web/b1 --wait --json | jq .finished
-                                   stdout has only the receipt";
+                                   stdout has only the receipt (of several: an
+                                   array of receipts)";
+
+/// `ebb drains --help`.
+pub const DRAINS: &str = "\
+Lists drains: those that run, with the flows left, how fast they leave and a forecast, and those that have ended, with \
+their receipts, the last one first. The last 1000 receipts are kept, for 30 days, over restarts too.
+
+RATE is that of the last ten seconds. The forecast takes the rates at which flows of each age have left so far: 90% \
+GONE says when nine in ten of the flows at the start will have left, OUTLIVE how many will be there at the deadline. \
+P50, P99 and LONGEST are the ages of flows as they ended or were left; AGES says of how many the age is known (ebb saw \
+them open, and listed them): of the others only that they ended.";
+
+/// Below `ebb drains --help`.
+pub const DRAINS_AFTER: &str = "\
+With --json it is an array of drains, the same objects as in `ebb status --json`; of a single number the one object;
+with --wait an array of receipts (of a single number the one receipt). Exit codes with --wait are those of `ebb drain`.
+
+Examples:
+  ebb drains                 all that run, and the last receipts
+  ebb drains web/b1          those of one backend
+  ebb drains 7               one, by its number
+  ebb drains 7 8 --wait      wait for these two again
+  ebb drains --wait          wait for all that run";
 
 /// `ebb undrain --help`.
 pub const UNDRAIN: &str = "\
-Ends a backend's drain: it takes new flows again as soon as it is healthy. Flows that it kept stay on it; flows that \
-began elsewhere meanwhile stay where they are.";
+Ends drains: the backends take new flows again as soon as they are healthy. Flows that they kept stay on them; flows \
+that began elsewhere meanwhile stay where they are. Several, or all of a pool, at once or not at all.";
+
+/// Below `ebb undrain --help`.
+pub const UNDRAIN_AFTER: &str = "\
+Examples:
+  ebb undrain web/b1 web/b2
+  ebb undrain web --pool blue";
 
 /// `ebb add --help`.
 pub const ADD: &str = "\

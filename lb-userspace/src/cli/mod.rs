@@ -13,7 +13,7 @@
 //! | `usage` | clap's errors in our form |
 //! | `client` | HTTP over the control socket |
 //! | `adapters` | the only calls into the rest of the crate |
-//! | `status`, `drain`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `trace`, `verify`, `version`, `changes` | the commands |
+//! | `status`, `drain`, `drains`, `wait`, `progress`, `receipt`, `flows`, `clients`, `explain`, `trace`, `verify`, `version`, `changes` | the commands |
 //! | `human`, `table`, `output`, `error` | how things are shown |
 //!
 //! Results go to stdout; progress and errors to stderr. Nothing here panics when a pipe is closed early.
@@ -25,6 +25,7 @@ mod client;
 mod clients;
 mod decap;
 mod drain;
+mod drains;
 mod error;
 mod explain;
 mod flows;
@@ -95,7 +96,8 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
         Command::Decap(args) => decap::decap(&args, out),
         Command::Status(args) => block_on(status::status(&client, &args, out)),
         Command::Drain(args) => block_on(drain::drain(&client, &args, out)),
-        Command::Undrain { backend } => block_on(changes::undrain(&client, &backend, out)),
+        Command::Undrain(targets) => block_on(changes::undrain(&client, &targets, out)),
+        Command::Drains(args) => block_on(drains::drains(&client, &args, out)),
         Command::Add(args) => block_on(changes::add(&client, &args, out)),
         Command::Remove { backend, force } => {
             block_on(changes::remove(&client, &backend, force, out))

@@ -179,6 +179,35 @@ impl FromStr for Scope {
     }
 }
 
+/// Drains: the number of one, or those of a service or a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Drains {
+    /// A number.
+    Id(u64),
+    /// A service or a backend.
+    Of(Scope),
+}
+
+impl fmt::Display for Drains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Of(scope) => scope.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Drains {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.parse() {
+            Ok(id) => Ok(Self::Id(id)),
+            Err(_) => text.parse().map(Self::Of),
+        }
+    }
+}
+
 /// Reads `ADDRESS:PORT`; the port is never 0.
 ///
 /// # Errors
@@ -300,6 +329,15 @@ mod tests {
         assert_eq!(one.backend.as_deref(), Some("b1"));
         assert!(said::<Service>("web/b1").contains("\"web\""));
         assert!(said::<Pool>("web/blue").contains("\"blue\""));
+    }
+
+    #[test]
+    fn drains() {
+        assert_eq!("7".parse(), Ok(Drains::Id(7)));
+        for text in ["web", "web/b1", "7/b1"] {
+            let of: Drains = text.parse().expect(text);
+            assert!(matches!(of, Drains::Of(_)) && of.to_string() == text);
+        }
     }
 
     #[test]

@@ -2,95 +2,74 @@
 //! has the receipt alone.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     io::{IsTerminal, Write},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::api::Drain;
+use crate::{api::Drain, model::spec::OnDeadline};
 
 use super::{client::ClientError, drain, human};
-
-/// Time over which the rate of leaving flows is taken.
-const WINDOW: Duration = Duration::from_secs(10);
 
 /// Time between two pictures of the spinner.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Flows a second that end, over the last [`WINDOW`].
-#[derive(Debug, Default)]
-struct Leaving {
-    samples: VecDeque<(Instant, u64)>,
-}
+/// Bars that are shown at once; of more drains there is one bar for all of them.
+const BARS_MAX: usize = 8;
 
-impl Leaving {
-    /// Takes note of the flows left at `now`; the rate once there are two notes.
-    fn note(&mut self, left: u64, now: Instant) -> Option<f64> {
-        self.samples.push_back((now, left));
-        let old = |(then, _): &(Instant, u64)| now.duration_since(*then) > WINDOW;
-        while self.samples.len() > 2 && self.samples.front().is_some_and(old) {
-            self.samples.pop_front();
-        }
-        let (then, before) = *self.samples.front()?;
-        let over = now.duration_since(then);
-        (!over.is_zero()).then(|| human::per_second(before.saturating_sub(left), over))
-    }
-}
+/// What was last said of a drain: its state, its flows, its terms.
+type Said = (String, u64, u64, OnDeadline);
 
 /// Where progress goes.
 enum Sink {
-    Bar(ProgressBar),
-    Lines { last: Option<(String, u64)> },
+    Bars(Vec<ProgressBar>, MultiProgress),
+    Lines { last: BTreeMap<u64, Said> },
     Quiet,
 }
 
 /// Shows progress.
 pub struct Progress {
     sink: Sink,
-    leaving: Leaving,
     away: bool,
 }
 
 impl Progress {
-    /// A bar when stderr is a terminal, else a line for each change; with `json` only the bar, so that stderr has
+    /// Bars when stderr is a terminal, else a line for each change; with `json` only the bars, so that stderr has
     /// nothing but JSON.
     pub fn on_stderr(json: bool) -> Self {
         let sink = if std::io::stderr().is_terminal() {
-            Sink::Bar(bar())
+            Sink::Bars(Vec::new(), MultiProgress::new())
         } else if json {
             Sink::Quiet
         } else {
-            Sink::Lines { last: None }
+            Sink::Lines {
+                last: BTreeMap::new(),
+            }
         };
-        Self {
-            sink,
-            leaving: Leaving::default(),
-            away: false,
-        }
+        Self { sink, away: false }
     }
 
-    /// Shows a drain that goes on.
-    pub fn show(&mut self, drain: &Drain, now: Instant, now_ms: u64) {
+    /// Shows drains of which some go on.
+    pub fn show(&mut self, drains: &[Drain], now_ms: u64) {
         if self.away {
             return;
         }
-        let left = drain.flows.listed.saturating_add(drain.flows.unseen);
-        let rate = self.leaving.note(left, now);
         match &mut self.sink {
-            Sink::Bar(bar) => {
-                let total = drain.flows.at_start.max(left).max(1);
-                bar.set_length(total);
-                bar.set_position(total - left);
-                bar.set_prefix(drain.backend.clone());
-                bar.set_message(bar_text(drain, rate, now_ms));
-            }
+            Sink::Bars(bars, all) => show_bars(bars, all, drains, now_ms),
             Sink::Lines { last } => {
-                let state = (drain.state.clone(), left);
-                if last.as_ref() != Some(&state) {
-                    *last = Some(state);
-                    say(&line(drain, now_ms));
+                for drain in drains {
+                    let said = (
+                        drain.state.clone(),
+                        drain::left(drain),
+                        drain.deadline_ms,
+                        drain.on_deadline,
+                    );
+                    if last.get(&drain.id) != Some(&said) {
+                        last.insert(drain.id, said);
+                        say(&line(drain, now_ms));
+                    }
                 }
             }
             Sink::Quiet => {}
@@ -102,7 +81,7 @@ impl Progress {
         let first = !std::mem::replace(&mut self.away, true);
         let text = format!("{error}; trying again for {}", human::duration(left));
         match &mut self.sink {
-            Sink::Bar(bar) => bar.set_message(text),
+            Sink::Bars(bars, _) => bars.iter().for_each(|bar| bar.set_message(text.clone())),
             Sink::Lines { .. } if first => say(&text),
             Sink::Lines { .. } | Sink::Quiet => {}
         }
@@ -113,12 +92,57 @@ impl Progress {
         self.away = false;
     }
 
-    /// Takes the bar away.
+    /// Takes the bars away.
     pub fn close(&mut self) {
-        if let Sink::Bar(bar) = &self.sink {
-            bar.finish_and_clear();
+        if let Sink::Bars(bars, _) = &self.sink {
+            bars.iter().for_each(ProgressBar::finish_and_clear);
         }
     }
+}
+
+/// One bar a drain, or one for all of many.
+fn show_bars(bars: &mut Vec<ProgressBar>, all: &MultiProgress, drains: &[Drain], now_ms: u64) {
+    let rows: Vec<(String, u64, u64, String)> = if drains.len() <= BARS_MAX {
+        let row = |drain: &Drain| {
+            let left = drain::left(drain);
+            let text = if drain.receipt.is_some() {
+                drain.state.clone()
+            } else {
+                bar_text(drain, now_ms)
+            };
+            (drain.backend.clone(), left, drain.flows.at_start, text)
+        };
+        drains.iter().map(row).collect()
+    } else {
+        vec![sum_of(drains)]
+    };
+    while bars.len() < rows.len() {
+        bars.push(all.add(bar()));
+    }
+    for (bar, (name, left, at_start, text)) in bars.iter().zip(rows) {
+        let total = at_start.max(left).max(1);
+        bar.set_length(total);
+        bar.set_position(total - left);
+        bar.set_prefix(name);
+        bar.set_message(text);
+    }
+}
+
+/// Name, flows left, flows at the start and text of the bar for all.
+fn sum_of(drains: &[Drain]) -> (String, u64, u64, String) {
+    let left: u64 = drains.iter().map(drain::left).sum();
+    let at_start = drains.iter().map(|drain| drain.flows.at_start).sum();
+    let running = drains.iter().filter(|drain| drain.receipt.is_none());
+    let running = running.count();
+    let rate: f64 = drains
+        .iter()
+        .filter_map(|drain| drain.progress?.rate_per_s)
+        .sum();
+    let text = format!(
+        "{} left on {running}, {rate:.1}/s ending",
+        human::plural(left, "flow")
+    );
+    (format!("{} drains", drains.len()), left, at_start, text)
 }
 
 fn bar() -> ProgressBar {
@@ -136,22 +160,26 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// `12 flows left (10 seen, 2 not), 3.2/s ending, deadline in 4m 12s`.
-fn bar_text(drain: &Drain, rate: Option<f64>, now_ms: u64) -> String {
-    let flows = flows(drain);
-    let time = if drain.state == "resetting" {
-        "past its deadline, being cut".to_owned()
-    } else {
-        human::deadline(drain.deadline_ms, now_ms)
-    };
-    match rate {
-        Some(rate) => format!("{flows}, {rate:.1}/s ending, {time}"),
-        None => format!("{flows}, {time}"),
+/// `12 flows left (10 seen, 2 not), 3.2/s ending, deadline in 4m 12s; 90 % gone in 1m 0s, ...`.
+fn bar_text(drain: &Drain, now_ms: u64) -> String {
+    let mut text = flows(drain);
+    if let Some(rate) = drain.progress.and_then(|progress| progress.rate_per_s) {
+        text.push_str(&format!(", {rate:.1}/s ending"));
     }
+    if drain.state == "resetting" {
+        text.push_str(", past its deadline, being cut");
+    } else {
+        text.push_str(&format!(", {}", human::deadline(drain.deadline_ms, now_ms)));
+    }
+    with_outlook(text, drain)
 }
 
-/// `web/b1 draining: 12 flows left (10 seen, 2 not), deadline in 4m 12s, then the rest is reset`.
+/// `web/b1 draining: 12 flows left (10 seen, 2 not), deadline in 4m 12s, then the rest is reset; 90 % gone in ...`.
 fn line(drain: &Drain, now_ms: u64) -> String {
+    let name = &drain.backend;
+    if drain.receipt.is_some() {
+        return format!("{name} {}", drain.state);
+    }
     let time = if drain.state == "resetting" {
         human::deadline(0, now_ms)
     } else {
@@ -161,12 +189,17 @@ fn line(drain: &Drain, now_ms: u64) -> String {
             drain::at_deadline(drain.on_deadline)
         )
     };
-    format!(
-        "{} {}: {}, {time}",
-        drain.backend,
-        drain.state,
-        flows(drain)
+    with_outlook(
+        format!("{name} {}: {}, {time}", drain.state, flows(drain)),
+        drain,
     )
+}
+
+fn with_outlook(mut text: String, drain: &Drain) -> String {
+    if let Some(outlook) = drain::outlook(drain) {
+        text.push_str(&format!("; {outlook}"));
+    }
+    text
 }
 
 fn flows(drain: &Drain) -> String {
@@ -182,7 +215,7 @@ fn flows(drain: &Drain) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::DrainFlows, model::spec::OnDeadline};
+    use crate::api::{DrainFlows, DrainProgress, Forecast};
 
     fn drain(state: &str, listed: u64, unseen: u64) -> Drain {
         Drain {
@@ -197,6 +230,8 @@ mod tests {
                 listed,
                 unseen,
             },
+            ended_ms: None,
+            progress: None,
             receipt: None,
         }
     }
@@ -215,23 +250,33 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_has_the_rate() {
+    fn the_bar_has_rate_and_forecast() {
+        let mut drain = drain("draining", 12, 0);
+        assert!(!bar_text(&drain, 0).contains("/s"));
+        drain.progress = Some(DrainProgress {
+            left: 12,
+            gone: 8,
+            rate_per_s: Some(3.21),
+            ages_known: 12,
+            forecast: Some(Forecast {
+                most_gone_s: Some(60.0),
+                outlive: 0,
+                seen: 8,
+            }),
+        });
         assert_eq!(
-            bar_text(&drain("draining", 12, 0), Some(3.21), 0),
-            "12 flows left, 3.2/s ending, deadline in 4m 12s"
+            bar_text(&drain, 0),
+            "12 flows left, 3.2/s ending, deadline in 4m 12s; 90 % gone in 1m 0s, none will \
+             outlive the deadline"
         );
-        assert!(!bar_text(&drain("draining", 12, 0), None, 0).contains("/s"));
     }
 
     #[test]
-    fn the_rate_is_that_of_the_last_seconds() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut leaving = Leaving::default();
-        assert_eq!(leaving.note(100, at(0)), None);
-        assert_eq!(leaving.note(80, at(2)), Some(10.0));
-        assert_eq!(leaving.note(90, at(2)), Some(5.0));
-        // The first notes are too old by now.
-        assert_eq!(leaving.note(60, at(14)), Some(2.5));
+    fn many_drains_share_a_bar() {
+        let many: Vec<Drain> = (0..9).map(|_| drain("draining", 12, 1)).collect();
+        let (name, left, at_start, text) = sum_of(&many);
+        assert_eq!((left, at_start), (9 * 13, 9 * 20));
+        assert_eq!(name, "9 drains");
+        assert!(text.starts_with("117 flows left on 9"), "{text}");
     }
 }

@@ -36,7 +36,40 @@ pub fn render(receipt: &Receipt) -> String {
         human::seconds(receipt.seconds),
         human::seconds(receipt.longest_s)
     ));
+    if let (Some(p50), Some(p99)) = (receipt.p50_s, receipt.p99_s) {
+        text.push_str(&format!(
+            "\n  age at the end: p50 {}, p99 {}, known of {} of {}",
+            human::seconds(p50),
+            human::seconds(p99),
+            receipt.ages_known,
+            human::plural(receipt.flows_at_start, "flow")
+        ));
+    }
     text
+}
+
+/// Several receipts, with their sum below.
+pub fn render_all(receipts: &[Receipt]) -> String {
+    let mut parts: Vec<String> = receipts.iter().map(render).collect();
+    if receipts.len() > 1 {
+        parts.push(sum(receipts));
+    }
+    parts.join("\n")
+}
+
+/// `3 drains: 120 flows at the start, 118 finished, 0 went idle, 2 cut, 0 died, 0 left to go on`.
+fn sum(receipts: &[Receipt]) -> String {
+    let of = |part: fn(&Receipt) -> u64| receipts.iter().map(part).sum::<u64>();
+    format!(
+        "{} drains: {} at the start, {} finished, {} went idle, {} cut, {} died, {} left to go on",
+        receipts.len(),
+        human::plural(of(|receipt| receipt.flows_at_start), "flow"),
+        of(|receipt| receipt.finished),
+        of(|receipt| receipt.idle_expired),
+        of(|receipt| receipt.reset),
+        of(|receipt| receipt.died),
+        of(|receipt| receipt.left),
+    )
 }
 
 fn headline(receipt: &Receipt) -> String {
@@ -78,6 +111,9 @@ mod tests {
             died: 0,
             left,
             longest_s: 783.0,
+            ages_known: 90,
+            p50_s: Some(12.0),
+            p99_s: Some(600.0),
             seconds: 252.0,
         }
     }
@@ -107,9 +143,21 @@ mod tests {
             "flows at the start   102",
             "finished              96",
             "it took 4m 12s, the oldest flow was 13m 3s old",
+            "p50 12s, p99 10m 0s, known of 90 of 102 flows",
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn several_have_a_sum() {
+        let text = render_all(&[receipt("deadline", 2, 0), receipt("empty", 0, 0)]);
+        let last = text.lines().last().unwrap_or_default();
+        assert_eq!(
+            last,
+            "2 drains: 202 flows at the start, 192 finished, 8 went idle, 2 cut, 0 died, 0 left to go on"
+        );
+        assert!(!render_all(&[receipt("empty", 0, 0)]).contains("drains:"));
     }
 
     #[test]

@@ -94,7 +94,8 @@ mod tests {
     fn every_usage_error_is_one_line_with_a_hint() {
         for line in [
             "ebb drain",
-            "ebb drain web",
+            "ebb drain web/blue/b1",
+            "ebb remove web",
             "ebb drain web/b1 --timeout 300",
             "ebb drain web/b1 --on-deadline never",
             "ebb stattus",
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn our_own_reason_is_in_it() {
-        let error = said("ebb drain web");
+        let error = said("ebb remove web");
         assert!(error.error.contains("SERVICE/BACKEND, as in web/b1"));
         let error = said("ebb drain web/b1 --timeout 300");
         assert!(error.error.contains("300s or 300m"), "{}", error.error);
@@ -127,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_hint_knows_the_command() {
-        let hint = said("ebb --json drain web").hint.expect("a hint");
+        let hint = said("ebb --json drain web/").hint.expect("a hint");
         assert_eq!(hint, "`ebb drain --help` says how it is written");
     }
 

@@ -1,6 +1,9 @@
-//! Waiting for the end of a drain, over restarts of the daemon.
+//! Waiting for the end of drains, over restarts of the daemon.
 
 use std::time::{Duration, Instant};
+
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use crate::api::Drain;
 
@@ -51,54 +54,136 @@ impl Absence {
     }
 }
 
-/// A wait for one drain.
+/// What the daemon said last of the drains that are waited for: as it came, with what a newer one may have added.
+#[derive(Debug, Clone)]
+pub struct News {
+    /// One JSON object each.
+    drains: Vec<Value>,
+    /// Whether it is about one drain alone, and is shown without an array around it.
+    single: bool,
+}
+
+impl News {
+    /// An answer that is one drain.
+    ///
+    /// # Errors
+    ///
+    /// It is none.
+    pub fn one(answer: &Answer) -> Result<Self, ClientError> {
+        answer.read::<Drain>()?;
+        Ok(Self {
+            drains: vec![answer.read()?],
+            single: true,
+        })
+    }
+
+    /// An answer that is an array of drains.
+    ///
+    /// # Errors
+    ///
+    /// It is none.
+    pub fn several(answer: &Answer) -> Result<Self, ClientError> {
+        answer.read::<Vec<Drain>>()?;
+        Ok(Self {
+            drains: answer.read()?,
+            single: false,
+        })
+    }
+
+    /// The drains.
+    ///
+    /// # Errors
+    ///
+    /// They are none.
+    pub fn drains(&self) -> Result<Vec<Drain>, CliError> {
+        let read = |drain: &Value| Drain::deserialize(drain);
+        let drains: Result<Vec<Drain>, _> = self.drains.iter().map(read).collect();
+        drains.map_err(|error| {
+            CliError::failed(format!("the daemon's answer is not understood: {error}"))
+                .hint("is it an ebb daemon of the same version? `ebb version` shows both")
+        })
+    }
+
+    /// Those that `keep` takes.
+    #[must_use]
+    pub fn only(mut self, keep: impl Fn(&Value) -> bool) -> Self {
+        self.drains.retain(keep);
+        self
+    }
+
+    /// As JSON.
+    pub fn json(&self) -> String {
+        self.shown(self.drains.clone())
+    }
+
+    /// The receipts alone, as JSON.
+    pub fn receipts_json(&self) -> String {
+        let receipt = |drain: &Value| drain.get("receipt").cloned().unwrap_or_default();
+        self.shown(self.drains.iter().map(receipt).collect())
+    }
+
+    fn shown(&self, mut values: Vec<Value>) -> String {
+        match values.pop() {
+            Some(only) if self.single && values.is_empty() => only.to_string(),
+            last => {
+                values.extend(last);
+                Value::Array(values).to_string()
+            }
+        }
+    }
+}
+
+/// A wait for drains.
 pub struct Wait<'c> {
     client: &'c Client,
-    drain: Drain,
+    drains: Vec<Drain>,
     progress: Progress,
     absence: Absence,
 }
 
 impl<'c> Wait<'c> {
-    /// For the drain that `drain` is the latest news of.
-    pub fn new(client: &'c Client, drain: Drain, progress: Progress) -> Self {
+    /// For the drains that `drains` are the latest news of.
+    pub fn new(client: &'c Client, drains: Vec<Drain>, progress: Progress) -> Self {
         Self {
             client,
-            drain,
+            drains,
             progress,
             absence: Absence::new(PATIENCE),
         }
     }
 
     /// The latest news.
-    pub fn drain(&self) -> &Drain {
-        &self.drain
+    pub fn drains(&self) -> &[Drain] {
+        &self.drains
     }
 
-    /// Takes the progress bar away.
+    /// Takes the progress bars away.
     pub fn close(&mut self) {
         self.progress.close();
     }
 
-    /// Polls until the drain has ended; the answer that says so. `first` is the answer that began it.
+    /// Polls until every drain has ended; the news that say so. `first`: those that began it.
     ///
     /// # Errors
     ///
     /// The daemon refuses, or has been away for [`PATIENCE`].
-    pub async fn until_ended(&mut self, first: Answer) -> Result<Answer, CliError> {
+    pub async fn until_ended(&mut self, first: News) -> Result<News, CliError> {
         let mut latest = first;
-        let path = format!("/v1/drains/{}?wait_ms={}", self.drain.id, POLL.as_millis());
-        while !ended(&self.drain) {
-            self.progress
-                .show(&self.drain, Instant::now(), human::now_ms());
+        let path = self.path(&latest);
+        while !self.drains.iter().all(ended) {
+            self.progress.show(&self.drains, human::now_ms());
             let asked = Instant::now();
             match self.client.get(&path, POLL + GRACE).await {
                 Ok(answer) => {
                     self.absence.ended();
                     self.progress.back();
-                    self.drain = answer.read()?;
-                    latest = answer;
-                    if ended(&self.drain) {
+                    latest = if latest.single {
+                        News::one(&answer)?
+                    } else {
+                        News::several(&answer)?
+                    };
+                    self.drains = latest.drains()?;
+                    if self.drains.iter().all(ended) {
                         break;
                     }
                 }
@@ -111,15 +196,28 @@ impl<'c> Wait<'c> {
         Ok(latest)
     }
 
+    fn path(&self, news: &News) -> String {
+        let wait = format!("wait_ms={}&until=change", POLL.as_millis());
+        let ids: Vec<String> = self
+            .drains
+            .iter()
+            .map(|drain| drain.id.to_string())
+            .collect();
+        if news.single {
+            format!("/v1/drains/{}?{wait}", ids.concat())
+        } else {
+            format!("/v1/drains?of={}&{wait}", ids.join(","))
+        }
+    }
+
     fn away(&mut self, error: &ClientError) -> Result<(), CliError> {
         let left = self.absence.goes_on(Instant::now());
-        let name = &self.drain.backend;
+        let names: Vec<&str> = self.drains.iter().map(|d| d.backend.as_str()).collect();
+        let names = names.join(", ");
         let left = left.ok_or_else(|| {
-            CliError::failed(format!("lost the drain of {name} out of sight: {error}")).hint(
-                format!(
-                    "forwarding goes on without the daemon, and the drain with the next one: start \
-                 it, then `ebb drain {name} --wait`"
-                ),
+            CliError::failed(format!("lost the drain of {names} out of sight: {error}")).hint(
+                "forwarding goes on without the daemon, and the drain with the next one: start \
+                 it, then `ebb drains --wait`",
             )
         })?;
         self.progress.away(error, left);

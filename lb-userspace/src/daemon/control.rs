@@ -1,11 +1,11 @@
 //! The control socket: requests as HTTP with JSON bodies, answered by the core.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{ConnectInfo, Path, Query, State, connect_info::Connected},
+    extract::{ConnectInfo, Query, State, connect_info::Connected},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -22,19 +22,16 @@ use super::{
 };
 use crate::{
     api::{
-        AddRequest, BackendRequest, ClientPrefix, Done, Drain, DrainRequest, ExplainRequest,
-        Explained, Flow, Refusal, ReloadRequest, Reloaded, Status, StopRequest, SwitchRequest,
-        TraceRequest, Version,
+        AddRequest, BackendRequest, ClientPrefix, Done, ExplainRequest, Explained, Flow, Refusal,
+        ReloadRequest, Reloaded, Status, StopRequest, SwitchRequest, TraceRequest, Version,
     },
     model::{
-        command::Terms,
         refused::{Refused, RefusedKind},
         spec::BackendSpec,
     },
 };
 
-/// Longest time that a question about a drain waits for its end.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+mod drains;
 
 /// What every request needs.
 #[derive(Clone)]
@@ -115,9 +112,10 @@ pub async fn serve(listener: UnixListener, control: Control, mut stopped: watch:
 pub fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/drain", post(drain))
-        .route("/v1/drains/{id}", get(drain_view))
-        .route("/v1/undrain", post(undrain))
+        .route("/v1/drain", post(drains::drain))
+        .route("/v1/drains", get(drains::list).post(drains::drain_all))
+        .route("/v1/drains/{id}", get(drains::one))
+        .route("/v1/undrain", post(drains::undrain))
         .route("/v1/remove", post(remove))
         .route("/v1/add", post(add))
         .route("/v1/switch", post(switch))
@@ -174,60 +172,6 @@ async fn clients(State(control): State<Control>) -> Answer<Vec<ClientPrefix>> {
     Ok(Json(
         control.handle.call(|engine, _| engine.clients()).await??,
     ))
-}
-
-async fn drain(State(control): State<Control>, body: Bytes) -> Answer<Drain> {
-    let request: DrainRequest = parse(&body)?;
-    let terms = Terms {
-        timeout: request.timeout_ms.map(Duration::from_millis),
-        on_deadline: request.on_deadline,
-        force: request.force,
-    };
-    let work = move |engine: &mut Engine, now| {
-        let drain = engine.drain(&request.backend, terms, now)?;
-        engine.drain_view(drain)
-    };
-    Ok(Json(control.handle.call(work).await??))
-}
-
-/// Query of a question about a drain.
-#[derive(Debug, Deserialize)]
-struct Wait {
-    wait_ms: Option<u64>,
-}
-
-async fn drain_view(
-    State(control): State<Control>,
-    Path(id): Path<String>,
-    query: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
-) -> Answer<Drain> {
-    let id: u64 = id
-        .parse()
-        .map_err(|_| Refused::invalid(format!("{id:?} is not a drain's number")))?;
-    let Query(query) = query.map_err(|error| Refused::invalid(error.body_text()))?;
-    let wait = Duration::from_millis(query.wait_ms.unwrap_or(0)).min(WAIT_MAX);
-    let end = tokio::time::Instant::now() + wait;
-    let mut changes = control.handle.changes();
-    loop {
-        changes.mark_unchanged();
-        let drain = control
-            .handle
-            .call(move |engine, _| engine.drain_view(id))
-            .await??;
-        if drain.receipt.is_some() || tokio::time::Instant::now() >= end {
-            return Ok(Json(drain));
-        }
-        let changed = tokio::time::timeout_at(end, changes.changed()).await;
-        if matches!(changed, Ok(Err(_))) {
-            return Ok(Json(drain));
-        }
-    }
-}
-
-async fn undrain(State(control): State<Control>, body: Bytes) -> Answer<Done> {
-    let request: BackendRequest = parse(&body)?;
-    let work = move |engine: &mut Engine, now| engine.undrain(&request.backend, now);
-    done(control.handle.call(work).await?)
 }
 
 async fn remove(State(control): State<Control>, body: Bytes) -> Answer<Done> {

@@ -12,7 +12,7 @@ use lb_common::{
     steer::{slot_index, unlisted_owner},
 };
 
-use crate::model::plan::Installed;
+use crate::model::{ages::Ages, plan::Installed};
 
 /// How long a closing flow may be unseen and still count as alive.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -56,6 +56,49 @@ pub struct Tally {
     pub entries: u64,
 }
 
+/// Ages of a draining backend's flows, of those whose opening was seen, milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlowAges {
+    /// Live ones, now.
+    pub live: Ages,
+    /// Those that have closed since the drain began and are listed still, when they closed.
+    pub closed: Ages,
+    /// Those whose entries this look has freed, when they closed or were last seen.
+    pub freed: Ages,
+}
+
+/// Draining backends, whose flows' ages are wanted.
+#[derive(Debug, Default)]
+pub struct Watched {
+    /// By backend id: ticks since its drain began.
+    since: Vec<Option<u32>>,
+    ticks_per_second: u32,
+}
+
+impl Watched {
+    /// Of these backends, each with the ticks since its drain began.
+    pub fn new(drains: impl IntoIterator<Item = (u32, u32)>, ticks_per_second: u32) -> Self {
+        let mut since = Vec::new();
+        for (backend, ticks) in drains {
+            let place = backend as usize;
+            since.resize(since.len().max(place + 1), None);
+            since[place] = Some(ticks);
+        }
+        Self {
+            since,
+            ticks_per_second: ticks_per_second.max(1),
+        }
+    }
+
+    fn since(&self, backend: u32) -> Option<u32> {
+        self.since.get(backend as usize).copied().flatten()
+    }
+
+    fn ms(&self, ticks: u32) -> u64 {
+        u64::from(ticks) * 1000 / u64::from(self.ticks_per_second)
+    }
+}
+
 /// A service as the census needs it.
 #[derive(Debug)]
 struct View<'a> {
@@ -70,8 +113,11 @@ pub struct Census<'a> {
     backends: &'a BTreeMap<u32, BackendRecord>,
     times: Times,
     tracked_since: &'a BTreeMap<u32, u32>,
+    watched: Watched,
     /// What was found, by backend.
     pub tallies: BTreeMap<u32, Tally>,
+    /// The same of those that are watched.
+    pub ages: BTreeMap<u32, FlowAges>,
     /// Slots with entries that are not their base's, by service and slot.
     pub exceptional: BTreeSet<(u32, u32)>,
     /// Entries in use in the flow table.
@@ -97,7 +143,9 @@ impl<'a> Census<'a> {
             backends: &installed.backends,
             times,
             tracked_since,
+            watched: Watched::default(),
             tallies: BTreeMap::new(),
+            ages: BTreeMap::new(),
             exceptional: BTreeSet::new(),
             flows: 0,
             handshakes: 0,
@@ -110,6 +158,13 @@ impl<'a> Census<'a> {
         if let Some(view) = self.services.get_mut(&service) {
             view.slots = slots;
         }
+        self
+    }
+
+    /// The same, with the ages of these backends' flows.
+    #[must_use]
+    pub fn watching(mut self, watched: Watched) -> Self {
+        self.watched = watched;
         self
     }
 
@@ -167,6 +222,7 @@ impl<'a> Census<'a> {
             if !closing {
                 tally.idle_expired += 1;
             }
+            self.note_age(entry, record, Stage::Freed);
             return Fate::Remove;
         }
         self.flows += 1;
@@ -179,6 +235,11 @@ impl<'a> Census<'a> {
             tally.closed += u64::from(meta.has(state::CLOSE_COUNTED));
             tally.longest = tally.longest.max(ticks_since(entry.opened, self.times.now));
         }
+        self.note_age(
+            entry,
+            record,
+            if alive { Stage::Live } else { Stage::Closed },
+        );
         if unlisted_owner(record, slot) == meta.backend() {
             return Fate::Keep;
         }
@@ -189,6 +250,26 @@ impl<'a> Census<'a> {
         } else {
             Fate::Mark
         }
+    }
+
+    /// Keeps the age of a flow of a watched backend, where its opening was seen. What had closed before the drain began
+    /// is none of its flows.
+    fn note_age(&mut self, entry: &FlowEntry, record: &ServiceRecord, stage: Stage) {
+        let meta = Meta(entry.meta);
+        let Some(since) = self.watched.since(meta.backend()) else {
+            return;
+        };
+        let before = meta.has(state::CLOSING) && ticks_since(entry.seen, self.times.now) > since;
+        if before || !(meta.has(state::ISN_KNOWN) || is_datagram(record)) {
+            return;
+        }
+        let ages = self.ages.entry(meta.backend()).or_default();
+        let (ages, until) = match stage {
+            Stage::Live => (&mut ages.live, self.times.now),
+            Stage::Closed => (&mut ages.closed, entry.seen),
+            Stage::Freed => (&mut ages.freed, entry.seen),
+        };
+        ages.add(self.watched.ms(ticks_since(entry.opened, until)));
     }
 
     /// The service of an entry and its slot; `None` when the entry means nobody.
@@ -208,6 +289,14 @@ impl<'a> Census<'a> {
         let slot = view.slots.get(index as usize).copied();
         Some((service, slot.map(|slot| (index, slot))))
     }
+}
+
+/// How far a flow is.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Live,
+    Closed,
+    Freed,
 }
 
 /// Whether its flows have neither an opening nor a closing packet, and every one of them has an entry.

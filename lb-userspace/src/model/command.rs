@@ -1,16 +1,23 @@
 //! Commands on backends and pools: each becomes operations on the state, or a refusal that names the reason.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use super::{
     address::{family, unusable},
+    ages::Ages,
     compose::{accepting, health, is_checked},
-    drain::{Admin, Drained, Draining, End, Ended, Progress, Reason, Sight, as_ms},
+    drain::{Admin, End, Reason, Sight},
     observed::Observed,
     refused::Refused,
-    spec::{BackendSpec, Capacity, Forward, OnDeadline, Ports},
+    spec::{BackendSpec, Capacity, Forward, Ports},
     state::{Backend, Forgiven, Op, Origin, Service, State},
 };
+
+pub use drains::{
+    DRAIN_MAX, Planned, Selection, Terms, begin, drain, end, members, taken_back, undrain,
+};
+
+mod drains;
 
 /// Result of a command.
 pub type Result<T> = std::result::Result<T, Refused>;
@@ -68,174 +75,12 @@ pub fn find<'a>(state: &'a State, path: &str) -> Result<Target<'a>> {
     })
 }
 
-/// Terms of a drain; `None`: the service's own.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Terms {
-    /// Time to the deadline.
-    pub timeout: Option<Duration>,
-    /// What happens then.
-    pub on_deadline: Option<OnDeadline>,
-    /// Even below `min_available`.
-    pub force: bool,
-}
-
-/// Longest drain.
-pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Begins a drain, or changes the terms of one under way.
-pub fn drain(
-    state: &State,
-    observed: &Observed,
-    path: &str,
-    terms: Terms,
-    now_ms: u64,
-) -> Result<Vec<Op>> {
-    let target = find(state, path)?;
-    if terms.timeout.is_some_and(|timeout| timeout > DRAIN_MAX) {
-        return Err(
-            Refused::invalid(format!("drain {path}: the timeout is too long"))
-                .hint("at most 7 days"),
-        );
-    }
-    match &target.backend.admin {
-        Admin::Drained(drained) => {
-            let error = format!(
-                "drain {path}: it is drained already ({})",
-                drained.reason.name()
-            );
-            return Err(
-                Refused::conflict(error).hint(format!("`ebb undrain {path}` puts it back to work"))
-            );
-        }
-        // Whoever only wants to wait for it again must not put its end off.
-        Admin::Draining(_) if terms.timeout.is_none() && terms.on_deadline.is_none() => {
-            return Ok(Vec::new());
-        }
-        Admin::Draining(running) => {
-            let mut op = begin(state, &target, terms, now_ms);
-            if let Op::Drain { drain, .. } = &mut op {
-                if terms.timeout.is_none() {
-                    drain.deadline_ms = running.deadline_ms;
-                }
-                drain.on_deadline = terms.on_deadline.unwrap_or(running.on_deadline);
-            }
-            return Ok(vec![op]);
-        }
-        Admin::Active | Admin::Maintenance | Admin::Removed if terms.force => {}
-        Admin::Active | Admin::Maintenance | Admin::Removed => check_available(&target, observed)?,
-    }
-    Ok(vec![begin(state, &target, terms, now_ms)])
-}
-
-/// The operation that begins a drain.
-pub fn begin(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Op {
-    let own = &target.service.spec.drain;
-    Op::Drain {
-        service: target.name.to_owned(),
-        backend: target.id,
-        drain: Draining {
-            id: state.last_drain + 1,
-            since_ms: now_ms,
-            deadline_ms: now_ms.saturating_add(as_ms(terms.timeout.unwrap_or(own.timeout))),
-            on_deadline: terms.on_deadline.unwrap_or(own.on_deadline),
-            spread: own.spread,
-            at_start: None,
-            progress: Progress::default(),
-            cutting: None,
-        },
-    }
-}
-
-/// Refuses what would leave too few backends for new flows.
-fn check_available(target: &Target, observed: &Observed) -> Result<()> {
-    let (service, pool) = (target.service, target.service.active_pool());
-    let now: Vec<u32> = accepting(service, observed, pool)
-        .map(|(id, _)| id)
-        .collect();
-    if !now.contains(&target.id) {
-        return Ok(());
-    }
-    let (rest, least) = (now.len() - 1, service.spec.min_available as usize);
-    if rest >= least {
-        return Ok(());
-    }
-    let error = format!(
-        "drain {}: {rest} of {} accepting backends of pool {pool} would remain, min_available is {least}",
-        target.path(),
-        now.len(),
-    );
-    Err(Refused::conflict(error).hint("add a backend first, or use --force"))
-}
-
-/// Ends a drain: its last operation, with the receipt.
-pub fn end(target: &Target, drain: &Draining, end: End, forgiven: Forgiven, now_ms: u64) -> Op {
-    let flows_go_on = end.left > 0;
-    Op::DrainEnded {
-        service: target.name.to_owned(),
-        backend: target.id,
-        drained: Drained {
-            id: drain.id,
-            reason: end.reason,
-            ended_ms: now_ms,
-            flows_go_on,
-        },
-        ended: Box::new(ended(target, drain, end, now_ms)),
-        forgiven,
-    }
-}
-
-fn ended(target: &Target, drain: &Draining, end: End, now_ms: u64) -> Ended {
-    Ended {
-        drain: drain.clone(),
-        reason: end.reason,
-        ended_ms: now_ms,
-        receipt: drain.receipt(target.path(), end, now_ms),
-    }
-}
-
-/// The end of a drain under way that the configuration takes back, where nobody has looked at its flows: all that it had
-/// go on.
-pub fn taken_back(target: &Target, now_ms: u64) -> Option<Box<Ended>> {
-    let drain = target.backend.admin.draining()?;
-    let known = drain.at_start.unwrap_or(0);
-    let left = End {
-        left: known.saturating_sub(drain.progress.idle_expired),
-        ..End::of(Reason::Undrained)
-    };
-    Some(Box::new(ended(target, drain, left, now_ms)))
-}
-
-/// Takes a drain back, under way or ended.
-pub fn undrain(state: &State, path: &str, sight: Sight, now_ms: u64) -> Result<Vec<Op>> {
-    let target = find(state, path)?;
-    let receipt = match &target.backend.admin {
-        Admin::Draining(drain) => {
-            let left = End {
-                left: sight.open(),
-                ..End::of(Reason::Undrained)
-            };
-            Some(Box::new(ended(&target, drain, left, now_ms)))
-        }
-        Admin::Drained(_) | Admin::Maintenance => None,
-        Admin::Active | Admin::Removed => {
-            return Err(Refused::conflict(format!(
-                "undrain {path}: it is not draining"
-            )));
-        }
-    };
-    Ok(vec![Op::Activated {
-        service: target.name.to_owned(),
-        backend: target.id,
-        ended: receipt,
-    }])
-}
-
-/// Removes a backend.
+/// Removes a backend. `ages`: of its listed flows, for the receipt of a drain that this ends.
 pub fn remove(
     state: &State,
     path: &str,
     force: bool,
-    sight: Sight,
+    (sight, ages): (Sight, &Ages),
     now_ms: u64,
 ) -> Result<Vec<Op>> {
     let target = find(state, path)?;
@@ -263,7 +108,8 @@ pub fn remove(
                 reset: sight.open(),
                 ..End::of(Reason::Deadline)
             };
-            ops.push(end(&target, drain, cut, Forgiven::default(), now_ms));
+            let over = end(&target, drain, cut, ages, Forgiven::default(), now_ms);
+            ops.push(over);
         }
         Admin::Active | Admin::Maintenance | Admin::Drained(_) | Admin::Removed => {}
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    ages::Ages,
     census::LINGER,
+    forecast::Exposure,
     spec::{OnDeadline, millis},
 };
 
@@ -51,12 +53,28 @@ pub struct Draining {
 }
 
 /// What has been seen of a drain's flows so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Flows not seen for the idle timeout.
     pub idle_expired: u64,
     /// Age of the oldest flow when last seen, milliseconds.
     pub longest_ms: u64,
+    /// Ages of flows as they ended, of those whose entry has been freed since and whose opening was seen.
+    #[serde(default)]
+    pub ages: Ages,
+    /// Time that its flows have spent at each age.
+    #[serde(default)]
+    pub exposure: Exposure,
+}
+
+impl Progress {
+    /// With what was seen since.
+    pub fn merge(&mut self, other: &Self) {
+        self.idle_expired += other.idle_expired;
+        self.longest_ms = self.longest_ms.max(other.longest_ms);
+        self.ages.merge(&other.ages);
+        self.exposure.merge(&other.exposure);
+    }
 }
 
 /// Flows being reset one after the other.
@@ -128,6 +146,15 @@ pub struct Receipt {
     pub left: u64,
     /// Age of the oldest flow when it ended or was left.
     pub longest_s: f64,
+    /// Flows whose age at their end is known: ebb saw them open, and listed them. The quantiles are theirs.
+    #[serde(default)]
+    pub ages_known: u64,
+    /// Age that half of them did not exceed, to a sixteenth; `None` when none is known.
+    #[serde(default)]
+    pub p50_s: Option<f64>,
+    /// Age that 99 in 100 of them did not exceed.
+    #[serde(default)]
+    pub p99_s: Option<f64>,
     /// How long the drain took.
     pub seconds: f64,
 }
@@ -300,7 +327,17 @@ impl Draining {
 
     /// The receipt of this drain if it ends so. Its parts always add up: flows that nobody knew of at the start
     /// (another node's, adopted here later) are added to those at the start.
-    pub fn receipt(&self, backend: String, end: End, now_ms: u64) -> Receipt {
+    ///
+    /// `ages`: of the flows that are still listed, as they ended or are left.
+    pub fn receipt(&self, backend: String, end: End, ages: &Ages, now_ms: u64) -> Receipt {
+        let mut all = self.progress.ages.clone();
+        all.merge(ages);
+        // Those that came to their end between two looks are in the ages alone.
+        let longest_ms = self.progress.longest_ms.max(all.reached());
+        let quantile = |q| {
+            let age = all.quantile(q)?.min(longest_ms);
+            Some(age as f64 / 1000.0)
+        };
         let idle_expired = self.progress.idle_expired + end.idle_expired;
         let known = idle_expired + end.reset + end.died + end.left;
         let flows_at_start = self.at_start.unwrap_or(0).max(known);
@@ -313,7 +350,10 @@ impl Draining {
             reset: end.reset,
             died: end.died,
             left: end.left,
-            longest_s: self.progress.longest_ms as f64 / 1000.0,
+            longest_s: longest_ms as f64 / 1000.0,
+            ages_known: all.count().min(flows_at_start),
+            p50_s: quantile(0.5),
+            p99_s: quantile(0.99),
             seconds: now_ms.saturating_sub(self.since_ms) as f64 / 1000.0,
         }
     }
@@ -505,13 +545,31 @@ mod tests {
             drain.at_start = at_start;
             drain.progress.idle_expired = idle;
             let end = End { reason: Reason::Deadline, idle_expired: more, reset, died, left };
-            let receipt = drain.receipt("s/b".into(), end, 12_000);
+            let receipt = drain.receipt("s/b".into(), end, &Ages::default(), 12_000);
             prop_assert_eq!(
                 receipt.flows_at_start,
                 receipt.finished + receipt.idle_expired + receipt.reset + receipt.died + receipt.left
             );
             prop_assert!(receipt.flows_at_start >= at_start.unwrap_or(0));
         }
+    }
+
+    #[test]
+    fn a_receipt_has_the_ages_that_are_known() {
+        let mut drain = drain(OnDeadline::Leave);
+        let receipt = |drain: &Draining, listed: &Ages| {
+            drain.receipt("s/b".into(), End::of(Reason::Empty), listed, 12_000)
+        };
+        let none = receipt(&drain, &Ages::default());
+        assert_eq!((none.ages_known, none.p50_s), (0, None));
+        (1..=5).for_each(|n| drain.progress.ages.add(n * 1000));
+        drain.progress.longest_ms = 90_000;
+        let mut listed = Ages::default();
+        listed.add(90_000);
+        let six = receipt(&drain, &listed);
+        assert_eq!(six.ages_known, 6);
+        assert!((2.8..=3.2).contains(&six.p50_s.unwrap()), "{six:?}");
+        assert!((85.0..=90.0).contains(&six.p99_s.unwrap()), "{six:?}");
     }
 
     #[test]

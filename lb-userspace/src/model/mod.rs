@@ -7,11 +7,13 @@
 //! the maps should hold; [`plan`] what is to be written, in which order. [`census`] is the look at the flow tables.
 
 pub mod address;
+pub mod ages;
 pub mod census;
 pub mod command;
 pub mod compose;
 pub mod desired;
 pub mod drain;
+pub mod forecast;
 pub mod health;
 pub mod observed;
 pub mod plan;

@@ -1,7 +1,10 @@
 //! What a node must remember: services, backends with their ids, drains, compositions. Everything in here outlasts a
 //! restart; it changes only through [`Op`]s, which the journal writes down before they take effect.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +14,10 @@ use super::{
 };
 
 /// Receipts kept.
-pub const RECEIPTS_MAX: usize = 100;
+pub const RECEIPTS_MAX: usize = 1000;
+
+/// How long a receipt is kept at least until another drain ends, milliseconds: 30 days.
+pub const RECEIPT_AGE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
 
 /// A whole node.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -22,8 +28,10 @@ pub struct State {
     pub retired: BTreeSet<u32>,
     /// Number of the last drain.
     pub last_drain: u64,
-    /// Drains that are over, the oldest first; at most [`RECEIPTS_MAX`].
-    pub ended: Vec<Ended>,
+    /// Drains that are over, the oldest first; at most [`RECEIPTS_MAX`], none older than [`RECEIPT_AGE_MAX_MS`] when
+    /// the last one ended. Shared, because a state is copied for every change.
+    #[serde(with = "shared")]
+    pub ended: Vec<Arc<Ended>>,
 }
 
 /// A service.
@@ -259,7 +267,9 @@ impl State {
     }
 
     fn keep(&mut self, ended: &Ended) {
-        self.ended.push(ended.clone());
+        let oldest_ms = ended.ended_ms.saturating_sub(RECEIPT_AGE_MAX_MS);
+        self.ended.retain(|old| old.ended_ms >= oldest_ms);
+        self.ended.push(Arc::new(ended.clone()));
         let surplus = self.ended.len().saturating_sub(RECEIPTS_MAX);
         self.ended.drain(..surplus);
     }
@@ -295,6 +305,27 @@ impl State {
         let mut taken = self.retired.clone();
         taken.extend(self.services.values().map(|service| service.id));
         (1..).filter(move |id| !taken.contains(id))
+    }
+}
+
+/// A list of shared things, written as the things themselves.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(
+        list: &[Arc<T>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(list.iter().map(|one| &**one))
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Arc<T>>, D::Error> {
+        let list = Vec::<T>::deserialize(deserializer)?;
+        Ok(list.into_iter().map(Arc::new).collect())
     }
 }
 
@@ -375,7 +406,7 @@ impl Service {
             Op::DrainProgress {
                 backend, progress, ..
             } => {
-                self.edit(*backend, |b| b.change(Change::Progress(*progress)));
+                self.edit(*backend, |b| b.change(Change::Progress(progress.clone())));
             }
             Op::DrainCut {
                 backend, cutting, ..

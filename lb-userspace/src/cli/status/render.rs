@@ -171,7 +171,11 @@ fn notes(backend: &BackendStatus, now_ms: u64) -> Vec<String> {
     {
         let rest = drain::at_deadline(drain.on_deadline);
         let remaining = drain::remaining(drain, now_ms);
-        notes.push(format!("{}, {remaining}, then {rest}", drain.state));
+        let mut note = format!("{}, {remaining}, then {rest}", drain.state);
+        if let Some(outlook) = drain::outlook(drain) {
+            note.push_str(&format!("; {outlook}"));
+        }
+        notes.push(note);
     }
     if !matches!(backend.health.as_str(), "up" | "unchecked")
         && let Some(reason) = &backend.health_reason
@@ -314,6 +318,8 @@ mod tests {
                 listed: 10,
                 unseen: 2,
             },
+            ended_ms: None,
+            progress: None,
             receipt: None,
         });
         let mut down = backend("b2", 2, 0);

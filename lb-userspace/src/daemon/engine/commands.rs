@@ -7,8 +7,10 @@ use crate::{
     api::ClientPrefix,
     datapath::{self, Table, Verdict},
     model::{
-        command::{self, Result, Terms},
+        ages::Ages,
+        command::{self, Result, Selection, Target, Terms},
         compose,
+        drain::{Draining, Sight},
         observed::{Health, Vlans, Way},
         refused::{Refused, RefusedKind},
         reload,
@@ -40,60 +42,114 @@ impl Engine {
 
     /// Begins a drain; returns its number. When this returns, no new flow goes to the backend.
     pub fn drain(&mut self, path: &str, terms: Terms, now_ms: u64) -> Result<u64> {
-        let ops = command::drain(&self.state, &self.observed, path, terms, now_ms)?;
-        self.carry_out(&format!("drain {path}"), ops, now_ms)?;
-        // Counted after it is in effect: from here on the number can only fall.
-        if let Err(error) = self
-            .look(now_ms)
-            .and_then(|()| self.count_start(path, now_ms))
-        {
-            tracing::warn!("the flows of {path} could not be counted yet: {error}");
-        }
-        let target = command::find(&self.state, path)?;
-        Ok(target.backend.last_drain.unwrap_or_default())
+        let drains = self.drain_all(&Selection::one(path), terms, now_ms)?;
+        Ok(drains.first().copied().unwrap_or_default())
     }
 
-    fn count_start(&mut self, path: &str, now_ms: u64) -> std::result::Result<(), Fault> {
-        let Ok(target) = command::find(&self.state, path) else {
-            return Ok(());
-        };
-        if target
-            .backend
-            .admin
-            .draining()
-            .is_none_or(|drain| drain.at_start.is_some())
+    /// Begins the drains of a selection, all or none; returns their numbers.
+    pub fn drain_all(
+        &mut self,
+        selection: &Selection,
+        terms: Terms,
+        now_ms: u64,
+    ) -> Result<Vec<u64>> {
+        let planned = command::drain(&self.state, &self.observed, selection, terms, now_ms)?;
+        let what = format!("drain {}", selection.words());
+        self.carry_out(&what, planned.ops, now_ms)?;
+        // Counted after they are in effect: from here on the number can only fall.
+        if let Err(error) = self
+            .look(now_ms)
+            .and_then(|()| self.count_start(&planned.backends, now_ms))
         {
+            tracing::warn!("{what}: the flows could not be counted yet: {error}");
+        }
+        let number = |(service, id): &(String, u32)| {
+            let backend = self.state.services.get(service)?.backends.get(id)?;
+            backend.last_drain
+        };
+        Ok(planned.backends.iter().filter_map(number).collect())
+    }
+
+    fn count_start(
+        &mut self,
+        backends: &[(String, u32)],
+        now_ms: u64,
+    ) -> std::result::Result<(), Fault> {
+        let mut ops = Vec::new();
+        for (name, id) in backends {
+            let Some(service) = self.state.services.get(name) else {
+                continue;
+            };
+            let Some(backend) = service.backends.get(id) else {
+                continue;
+            };
+            let drain = backend.admin.draining();
+            if drain.is_some_and(|drain| drain.at_start.is_none()) {
+                ops.push(Op::DrainCounted {
+                    service: name.clone(),
+                    backend: *id,
+                    flows: self.sight(service, *id, backend).left(),
+                });
+            }
+        }
+        if ops.is_empty() {
             return Ok(());
         }
-        let op = Op::DrainCounted {
-            service: target.name.to_owned(),
-            backend: target.id,
-            flows: self.sight(target.service, target.id, target.backend).left(),
-        };
-        self.commit(vec![op], now_ms)
+        self.commit(ops, now_ms)
     }
 
     /// Takes a drain back.
     pub fn undrain(&mut self, path: &str, now_ms: u64) -> Result<String> {
-        let sight = self.fresh_sight(path, now_ms)?;
-        let ops = command::undrain(&self.state, path, sight, now_ms)?;
-        self.carry_out(&format!("undrain {path}"), ops, now_ms)?;
-        Ok(format!("{path} is active"))
+        self.undrain_all(&Selection::one(path), now_ms)
+    }
+
+    /// Takes the drains of a selection back, all or none.
+    pub fn undrain_all(&mut self, selection: &Selection, now_ms: u64) -> Result<String> {
+        let words = selection.words();
+        // Refused before anything is looked at.
+        let unseen =
+            |_: &Target, drain: &Draining| (drain.clone(), Sight::default(), Ages::default());
+        command::undrain(&self.state, selection, &unseen, now_ms)?;
+        self.look(now_ms).map_err(|fault| failed(&words, &fault))?;
+        let seen = |target: &Target, drain: &Draining| self.seen(target, drain);
+        let planned = command::undrain(&self.state, selection, &seen, now_ms)?;
+        let state = &self.state;
+        let paths: Vec<String> = planned
+            .backends
+            .iter()
+            .filter_map(|(service, id)| {
+                let backend = state.services.get(service)?.backends.get(id)?;
+                Some(format!("{service}/{}", backend.name))
+            })
+            .collect();
+        self.carry_out(&format!("undrain {words}"), planned.ops, now_ms)?;
+        let are = if paths.len() == 1 { "is" } else { "are" };
+        Ok(format!("{} {are} active", paths.join(", ")))
+    }
+
+    /// What the last look knows of a draining backend.
+    fn seen(&self, target: &Target, drain: &Draining) -> (Draining, Sight, Ages) {
+        let progress = self.progress(drain);
+        let sight = self.sight(target.service, target.id, target.backend);
+        let drain = Draining {
+            progress,
+            ..drain.clone()
+        };
+        let ages = self.listed_ages(drain.id);
+        (drain, sight, ages)
     }
 
     /// Removes a backend.
     pub fn remove(&mut self, path: &str, force: bool, now_ms: u64) -> Result<String> {
-        let sight = self.fresh_sight(path, now_ms)?;
-        let ops = command::remove(&self.state, path, force, sight, now_ms)?;
-        self.carry_out(&format!("remove {path}"), ops, now_ms)?;
-        Ok(format!("{path} is removed"))
-    }
-
-    fn fresh_sight(&mut self, path: &str, now_ms: u64) -> Result<crate::model::drain::Sight> {
         command::find(&self.state, path)?;
         self.look(now_ms).map_err(|fault| failed(path, &fault))?;
         let target = command::find(&self.state, path)?;
-        Ok(self.sight(target.service, target.id, target.backend))
+        let sight = self.sight(target.service, target.id, target.backend);
+        let drain = target.backend.admin.draining();
+        let ages = drain.map_or_else(Ages::default, |drain| self.listed_ages(drain.id));
+        let ops = command::remove(&self.state, path, force, (sight, &ages), now_ms)?;
+        self.carry_out(&format!("remove {path}"), ops, now_ms)?;
+        Ok(format!("{path} is removed"))
     }
 
     /// Adds a backend.

@@ -3,16 +3,15 @@
 use super::{Engine, Fault};
 use crate::model::{
     command::{self, Target},
-    drain::{self, Admin, Drained, Draining, Progress, Sight, Step, as_ms},
+    drain::{self, Admin, Drained, Draining, Sight, Step, as_ms},
     state::{Backend, Forgiven, Op, Service},
 };
 
 impl Engine {
     /// Counts what is to be counted, ends what is to end.
     pub(super) fn step_drains(&mut self, now_ms: u64) -> Result<(), Fault> {
-        self.note_ages();
-        let expired = std::mem::take(&mut self.expired);
         let mut ops = Vec::new();
+        let mut written = Vec::new();
         for (name, service, id, backend) in self.state.backends() {
             match &backend.admin {
                 Admin::Draining(drain) => {
@@ -22,8 +21,9 @@ impl Engine {
                         id,
                         backend,
                     };
-                    let expired = expired.get(&id).copied().unwrap_or(0);
-                    self.step_drain(&target, drain, expired, now_ms, &mut ops);
+                    if self.step_drain(&target, drain, now_ms, &mut ops) {
+                        written.push(drain.id);
+                    }
                 }
                 Admin::Drained(drained) if backend.leaving => {
                     if self.may_leave(service, id, backend, drained, now_ms) {
@@ -38,22 +38,31 @@ impl Engine {
             }
         }
         if ops.is_empty() {
-            Ok(())
-        } else {
-            self.commit(ops, now_ms)
+            return Ok(());
         }
+        let result = self.commit(ops, now_ms);
+        if !matches!(result, Err(Fault::Journal(_))) {
+            for id in written {
+                if let Some(watch) = self.watches.get_mut(&id) {
+                    watch.written(now_ms);
+                }
+            }
+        }
+        result
     }
 
-    /// `expired`: flows that looks have freed since the last step.
+    /// Whether what was seen of it so far is among `ops`.
     fn step_drain(
         &self,
         target: &Target,
         drain: &Draining,
-        expired: u64,
         now_ms: u64,
         ops: &mut Vec<Op>,
-    ) {
+    ) -> bool {
         let sight = self.sight(target.service, target.id, target.backend);
+        let watch = self.watches.get(&drain.id);
+        // Flows that looks have freed since the last step.
+        let expired = watch.map_or(0, |watch| watch.unwritten.idle_expired);
         let service = target.name.to_owned();
         let backend = target.id;
         let mut drain = drain.clone();
@@ -72,9 +81,10 @@ impl Engine {
                 flows,
             });
         }
-        drain.progress = self.progress(&drain, expired);
-        if expired > 0 {
-            let progress = drain.progress;
+        drain.progress = self.progress(&drain);
+        let writes = expired > 0 || watch.is_some_and(|watch| watch.wants_writing(now_ms));
+        if writes {
+            let progress = drain.progress.clone();
             ops.push(Op::DrainProgress {
                 service: service.clone(),
                 backend,
@@ -95,17 +105,11 @@ impl Engine {
             }),
             Step::End(end) => {
                 let forgiven = self.forgiven(target, end.left > 0);
-                ops.push(command::end(target, &drain, end, forgiven, now_ms));
+                let ages = self.listed_ages(drain.id);
+                ops.push(command::end(target, &drain, end, &ages, forgiven, now_ms));
             }
         }
-    }
-
-    fn progress(&self, drain: &Draining, expired: u64) -> Progress {
-        let longest = self.longest_ms.get(&drain.id).copied().unwrap_or(0);
-        Progress {
-            idle_expired: drain.progress.idle_expired + expired,
-            longest_ms: drain.progress.longest_ms.max(longest),
-        }
+        writes
     }
 
     /// Once a drain is over, whatever still counts as open is not.
@@ -118,27 +122,6 @@ impl Engine {
             flows: stats.opened.saturating_sub(stats.closed),
             opened: stats.opened,
         }
-    }
-
-    /// Keeps the age of the oldest flow of each drain.
-    fn note_ages(&mut self) {
-        let per_second = u64::from(self.datapath.ticks_per_second().max(1));
-        let mut longest = std::mem::take(&mut self.longest_ms);
-        let running: std::collections::BTreeMap<u64, u64> = self
-            .state
-            .backends()
-            .filter_map(|(_, _, id, backend)| {
-                let drain = backend.admin.draining()?;
-                let ticks = self
-                    .last_look
-                    .tallies
-                    .get(&id)
-                    .map_or(0, |tally| tally.longest);
-                let age = u64::from(ticks) * 1000 / per_second;
-                Some((drain.id, longest.remove(&drain.id).unwrap_or(0).max(age)))
-            })
-            .collect();
-        self.longest_ms = running;
     }
 
     /// Whether a drained backend that left the configuration may go: it has no flows, or those left at its deadline have

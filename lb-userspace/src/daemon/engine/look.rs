@@ -108,12 +108,14 @@ impl Engine {
     pub(super) fn look(&mut self, now_ms: u64) -> Result<(), Fault> {
         self.read_doubtful()?;
         let since = self.tracked_since(now_ms);
-        let mut census = Census::new(&self.installed, self.times(), &since);
+        let watched = self.watched(now_ms);
+        let mut census = Census::new(&self.installed, self.times(), &since).watching(watched);
         let datapath = &mut self.datapath;
         datapath.scan(Table::Handshakes, &mut |entry| {
             verdict(census.handshake(entry))
         })?;
         datapath.scan(Table::Flows, &mut |entry| verdict(census.flow(entry)))?;
+        let ages = census.ages;
         let look = Look {
             tallies: census.tallies,
             exceptional: census.exceptional,
@@ -121,20 +123,10 @@ impl Engine {
             handshakes: census.handshakes,
             at_ms: now_ms,
         };
-        self.note_expired(&look.tallies);
         self.last_look = look;
         self.look_is_old = false;
+        self.watch_drains(ages, now_ms);
         Ok(())
-    }
-
-    /// Keeps what this look has freed of draining backends until their drains are moved on: not every look is for them.
-    fn note_expired(&mut self, tallies: &BTreeMap<u32, Tally>) {
-        for (_, _, id, backend) in self.state.backends() {
-            let expired = tallies.get(&id).map_or(0, |tally| tally.idle_expired);
-            if expired > 0 && backend.admin.draining().is_some() {
-                *self.expired.entry(id).or_default() += expired;
-            }
-        }
     }
 
     /// Clears the flag of every unmoved slot that has no flow but its base's.

@@ -3,10 +3,12 @@
 //! Everything here runs to its end when called; time is an argument. The loop around it is in [`super::core`].
 
 pub mod commands;
+mod drain_views;
 mod drains;
 mod look;
 mod trace;
 mod views;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -73,10 +75,8 @@ pub struct Engine {
     look_is_old: bool,
     next_look_ms: u64,
     next_sweep_ms: u64,
-    /// Flows of draining backends that were not seen for the idle timeout, not yet in their drains' progress.
-    expired: BTreeMap<u32, u64>,
-    /// Age of the oldest flow seen, by drain.
-    longest_ms: BTreeMap<u64, u64>,
+    /// What is seen of the drains under way, by their numbers.
+    watches: BTreeMap<u64, watch::Watch>,
     /// Why the maps are behind.
     trouble: Option<String>,
     /// Warnings of the start.
@@ -114,8 +114,7 @@ impl Engine {
             look_is_old: true,
             next_look_ms: 0,
             next_sweep_ms: 0,
-            expired: BTreeMap::new(),
-            longest_ms: BTreeMap::new(),
+            watches: BTreeMap::new(),
             trouble: None,
             notes: Vec::new(),
             trace: None,

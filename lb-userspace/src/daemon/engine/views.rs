@@ -16,7 +16,6 @@ use crate::{
     model::{
         command::{self, Result, find_service},
         compose,
-        drain::{Draining, Ended},
         observed::Way,
         refused::Refused,
         reload::listen,
@@ -55,7 +54,7 @@ impl Engine {
             .state
             .services
             .iter()
-            .map(|(name, service)| self.service_status(name, service))
+            .map(|(name, service)| self.service_status(name, service, now_ms))
             .collect();
         let mut warnings = self.notes.clone();
         warnings.extend(self.trouble.clone());
@@ -95,7 +94,7 @@ impl Engine {
         }
     }
 
-    fn service_status(&self, name: &str, service: &Service) -> api::ServiceStatus {
+    fn service_status(&self, name: &str, service: &Service, now_ms: u64) -> api::ServiceStatus {
         let table = self
             .installed
             .tables
@@ -133,7 +132,7 @@ impl Engine {
             outcomes: named(&outcomes),
             pools: pools
                 .iter()
-                .map(|pool| self.pool_status(name, service, pool))
+                .map(|pool| self.pool_status(name, service, pool, now_ms))
                 .collect(),
             warnings,
         }
@@ -151,7 +150,13 @@ impl Engine {
         service.live_backends().filter_map(unknown).collect()
     }
 
-    fn pool_status(&self, name: &str, service: &Service, pool: &str) -> api::PoolStatus {
+    fn pool_status(
+        &self,
+        name: &str,
+        service: &Service,
+        pool: &str,
+        now_ms: u64,
+    ) -> api::PoolStatus {
         let spec = service.spec.pools.get(pool);
         let mut backends: Vec<_> = service
             .live_backends()
@@ -164,18 +169,26 @@ impl Engine {
             active: service.active_pool() == pool,
             backends: backends
                 .iter()
-                .map(|(id, backend)| self.backend_status(name, service, *id, backend))
+                .map(|(id, backend)| {
+                    let target = command::Target {
+                        name,
+                        service,
+                        id: *id,
+                        backend,
+                    };
+                    self.backend_status(&target, now_ms)
+                })
                 .collect(),
         }
     }
 
-    fn backend_status(
-        &self,
-        name: &str,
-        service: &Service,
-        id: u32,
-        backend: &Backend,
-    ) -> api::BackendStatus {
+    fn backend_status(&self, target: &command::Target, now_ms: u64) -> api::BackendStatus {
+        let command::Target {
+            service,
+            id,
+            backend,
+            ..
+        } = *target;
         let stats = self.datapath.backend_stats(id).unwrap_or_default();
         let sight = self.sight(service, id, backend);
         let reason = self
@@ -208,7 +221,7 @@ impl Engine {
             next_hop: self.next_hop(backend),
             drain: backend
                 .last_drain
-                .and_then(|drain| self.drain_of(name, service, id, backend, drain)),
+                .and_then(|drain| self.drain_of(target, drain, now_ms)),
         }
     }
 
@@ -233,60 +246,6 @@ impl Engine {
                 format!("{name} {}", mac.join(":"))
             }
         }
-    }
-
-    fn drain_of(
-        &self,
-        name: &str,
-        service: &Service,
-        id: u32,
-        backend: &Backend,
-        drain: u64,
-    ) -> Option<api::Drain> {
-        match backend.admin.draining() {
-            Some(running) if running.id == drain => {
-                let sight = self.sight(service, id, backend);
-                Some(running_drain(
-                    format!("{name}/{}", backend.name),
-                    running,
-                    sight,
-                ))
-            }
-            _ => self.ended(drain).map(ended_drain),
-        }
-    }
-
-    fn ended(&self, drain: u64) -> Option<&Ended> {
-        self.state
-            .ended
-            .iter()
-            .rev()
-            .find(|ended| ended.drain.id == drain)
-    }
-
-    /// A drain by its number.
-    pub fn drain_view(&self, drain: u64) -> Result<api::Drain> {
-        let running = self
-            .state
-            .backends()
-            .find_map(|(name, service, id, backend)| {
-                let running = backend
-                    .admin
-                    .draining()
-                    .filter(|running| running.id == drain)?;
-                let sight = self.sight(service, id, backend);
-                Some(running_drain(
-                    format!("{name}/{}", backend.name),
-                    running,
-                    sight,
-                ))
-            });
-        running
-            .or_else(|| self.ended(drain).map(ended_drain))
-            .ok_or_else(|| {
-                Refused::unknown(format!("no drain {drain}"))
-                    .hint("only the last receipts are kept")
-            })
     }
 
     /// Flows in the flow table, of one service or of one backend; at most [`FLOWS_MAX`].
@@ -514,46 +473,4 @@ fn named(outcomes: &Outcomes) -> BTreeMap<String, u64> {
         .filter(|(_, count)| **count > 0)
         .map(|(outcome, count)| (outcome.name().to_owned(), *count))
         .collect()
-}
-
-fn running_drain(
-    backend: String,
-    drain: &Draining,
-    sight: crate::model::drain::Sight,
-) -> api::Drain {
-    let state = if drain.cutting.is_some() {
-        "resetting"
-    } else {
-        "draining"
-    };
-    api::Drain {
-        state: state.to_owned(),
-        ..drain_view(backend, drain, sight.listed, sight.unseen)
-    }
-}
-
-fn ended_drain(ended: &Ended) -> api::Drain {
-    let undrained = ended.reason == crate::model::drain::Reason::Undrained;
-    api::Drain {
-        state: if undrained { "undrained" } else { "drained" }.to_owned(),
-        receipt: Some(ended.receipt.clone()),
-        ..drain_view(ended.receipt.backend.clone(), &ended.drain, 0, 0)
-    }
-}
-
-fn drain_view(backend: String, drain: &Draining, listed: u64, unseen: u64) -> api::Drain {
-    api::Drain {
-        id: drain.id,
-        backend,
-        state: String::new(),
-        since_ms: drain.since_ms,
-        deadline_ms: drain.deadline_ms,
-        on_deadline: drain.on_deadline,
-        flows: api::DrainFlows {
-            at_start: drain.at_start.unwrap_or(0),
-            listed,
-            unseen,
-        },
-        receipt: None,
-    }
 }
