@@ -107,6 +107,7 @@ impl Engine {
     /// Looks at every entry.
     pub(super) fn look(&mut self, now_ms: u64) -> Result<(), Fault> {
         self.read_doubtful()?;
+        let began = std::time::Instant::now();
         let since = self.tracked_since(now_ms);
         let watched = self.watched(now_ms);
         let mut census = Census::new(&self.installed, self.times(), &since).watching(watched);
@@ -126,6 +127,7 @@ impl Engine {
         self.last_look = look;
         self.look_is_old = false;
         self.watch_drains(ages, now_ms);
+        tracing::debug!(flows = self.last_look.flows, took = ?began.elapsed(), "looked");
         Ok(())
     }
 

@@ -13,7 +13,7 @@ mod watch;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_common::{abi::backend_flags, entry::state as entry_state};
@@ -201,7 +201,9 @@ impl Engine {
         composed.iter().for_each(|op| next.apply(op));
         ops.extend(composed);
         if !ops.is_empty() {
+            let began = Instant::now();
             self.log.append(&ops)?;
+            tracing::debug!(operations = ops.len(), took = ?began.elapsed(), "written down");
             self.state = next;
             self.behind = true;
             if let Err(error) = self.log.offer(&self.state) {
@@ -226,6 +228,7 @@ impl Engine {
     }
 
     fn write_all(&mut self, now_ms: u64) -> datapath::Result<()> {
+        let began = Instant::now();
         self.read_doubtful()?;
         let ticks = |duration| self.datapath.ticks(duration);
         let node = Node {
@@ -242,9 +245,17 @@ impl Engine {
         desired.flow_limit = self.spec.new_flows_per_core;
         desired.node_flags = desired::node_flags(&self.spec);
         desired.sources = desired::sources(&self.spec);
-        for write in plan(&desired, &self.installed) {
+        let worked_out = began.elapsed();
+        let writes = plan(&desired, &self.installed);
+        let count = writes.len();
+        let planned = began.elapsed();
+        for write in writes {
             self.write(&write, now_ms)?;
             self.installed.note(write);
+        }
+        if count > 0 {
+            let (plan, all) = (planned - worked_out, began.elapsed() - planned);
+            tracing::debug!(tables = ?worked_out, ?plan, writes = count, took = ?all, "maps are up to date");
         }
         Ok(())
     }
