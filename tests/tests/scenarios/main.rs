@@ -15,7 +15,6 @@ mod interfaces;
 mod kernel_tunnels;
 mod nginx;
 mod ports;
-mod promptness;
 mod quic;
 mod restart;
 mod soak;

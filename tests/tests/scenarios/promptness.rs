@@ -41,7 +41,7 @@ fn config(lab: &Lab) -> String {
     let _ = write!(
         text,
         "[capacity]\nflows = {PLACES}\n[service.web]\nlisten = \"{}:80/tcp\"\nforward = \"nat\"\n\
-         active_pool = \"blue\"\ntracking = \"full\"\nidle_timeout = \"3600s\"\n[service.web.pool.blue.backends]\n",
+         active_pool = \"blue\"\ntracking = \"full\"\nidle_timeout = \"3600s\"\nhealth = \"none\"\n[service.web.pool.blue.backends]\n",
         address::VIP
     );
     for n in 1..=BACKENDS {
@@ -122,10 +122,15 @@ fn a_drain_is_in_effect_at_once() -> Result<()> {
         let backends = backends(status);
         backends.len() == usize::from(BACKENDS) && backends.iter().all(|b| b["accepting"] == true)
     };
-    ebb.wait_status(LIMIT, all)?;
+    // The status of a thousand backends is too long for a message.
+    let wait = |what: &str, done: &dyn Fn(&serde_json::Value) -> bool| {
+        let came = ebb.wait_status(LIMIT, done).is_ok();
+        ensure!(came, "{what} not within {LIMIT:?}");
+        Ok(())
+    };
+    wait("all backends", &all)?;
     fill(&lab)?;
-    // Until the daemon has seen them.
-    ebb.wait_status(LIMIT, |status| {
+    wait("all flows", &|status| {
         status["node"]["xdp"]["flow_entries"].as_u64() >= Some(u64::from(FLOWS) * 9 / 10)
     })?;
     let mut took = Vec::new();
@@ -133,7 +138,7 @@ fn a_drain_is_in_effect_at_once() -> Result<()> {
         let name = format!("n{n}");
         took.push(drain(&lab, &name)?);
         // The first look at its flows is done before the next one.
-        ebb.wait_status(LIMIT, |status| {
+        wait("the flows at the start", &|status| {
             let backend = ebb_tests::scenario::backend(status, &name);
             backend.is_some_and(|b| b["drain"]["flows"]["at_start"].as_u64() > Some(0))
         })?;
