@@ -37,6 +37,9 @@ pub struct Args {
     /// Another program of this machine to have inside (can be given several times)
     #[arg(long = "with", value_name = "PROGRAM")]
     with: Vec<OsString>,
+    /// Leave out tests whose names contain this (can be given several times)
+    #[arg(long = "skip", value_name = "PART")]
+    skips: Vec<OsString>,
     /// Run this inside instead of the tests
     #[arg(last = true)]
     command: Vec<OsString>,
@@ -64,6 +67,9 @@ impl Args {
         }
         for program in self.with {
             passed.extend(["--with".into(), program]);
+        }
+        for part in self.skips {
+            passed.extend(["--skip".into(), part]);
         }
         for (flag, given) in [("--update", self.update), ("--keep", self.keep)] {
             passed.extend(given.then(|| flag.into()));
@@ -178,9 +184,10 @@ mod tests {
             update: false,
             keep: true,
             with: vec!["bash".into()],
+            skips: vec!["trace".into()],
             command: vec!["ip".into(), "--version".into()],
         };
-        let expected = "--kernel 6.1 --with bash --keep -- ip --version";
+        let expected = "--kernel 6.1 --with bash --skip trace --keep -- ip --version";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(args.passed(), expected);
     }

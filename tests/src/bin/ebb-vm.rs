@@ -31,6 +31,9 @@ struct Arguments {
     /// Another program to have inside, by path or name; may be given several times
     #[arg(long = "with", value_name = "PROGRAM")]
     with: Vec<String>,
+    /// Leave out tests whose names contain this; may be given several times
+    #[arg(long = "skip", value_name = "PART")]
+    skips: Vec<String>,
     /// Fetch the kernels again, even those that are there
     #[arg(long)]
     update: bool,
@@ -176,11 +179,16 @@ fn commands(arguments: &Arguments) -> Result<Vec<Vec<String>>> {
         command[0] = name(Path::new(&command[0]))?;
         return Ok(vec![command]);
     }
-    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    let words =
+        |words: &[&str]| -> Vec<String> { words.iter().map(|&word| word.to_owned()).collect() };
     let mut commands = vec![words(&["ebb", "--version"]), words(&["ebb", "verify"])];
     for packet in &arguments.packet {
         // The machine has two processors, and most of a test's time goes into the verifier.
-        commands.push(words(&[&name(packet)?, "--test-threads=2"]));
+        let mut command = words(&[&name(packet)?, "--test-threads=2"]);
+        for part in &arguments.skips {
+            command.extend(words(&["--skip", part]));
+        }
+        commands.push(command);
     }
     Ok(commands)
 }
