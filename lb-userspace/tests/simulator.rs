@@ -23,12 +23,13 @@ use lb_userspace::{
         fake::{Delivered, Fake, Sizes, TICKS_PER_SECOND},
     },
     model::{
-        command::Terms,
+        command::{Selection, Terms},
         compose,
         drain::{Admin, Reason},
         observed::{Health, Hop, Way},
-        refused::RefusedKind,
-        spec::{BackendSpec, OnDeadline},
+        refused::{Refused, RefusedKind},
+        spec::{BackendSpec, OnDeadline, Spec},
+        state::Backend,
     },
 };
 
@@ -112,6 +113,10 @@ struct Counts {
     settled: u64,
     restarts: u64,
     empty: u64,
+    /// Drains and undrains of several backends at once, and how many of them were refused.
+    several: u64,
+    refused: u64,
+    reloads: u64,
 }
 
 struct Simulator {
@@ -129,6 +134,8 @@ struct Simulator {
     receipts: usize,
     last_receipt: u64,
     added: u16,
+    /// The configuration as it is now.
+    spec: Spec,
     counts: Counts,
     log: Vec<String>,
 }
@@ -138,8 +145,14 @@ impl Simulator {
         let fake = Fake::new(plan.sizes);
         let state = Default::default();
         let spec = spec([service("web", plan.health)]);
-        let engine =
-            Engine::new(state, spec, SEED, Box::new(fake.clone()), Box::new(NoLog)).unwrap();
+        let engine = Engine::new(
+            state,
+            spec.clone(),
+            SEED,
+            Box::new(fake.clone()),
+            Box::new(NoLog),
+        )
+        .unwrap();
         let mut simulator = Self {
             seed,
             plan,
@@ -153,6 +166,7 @@ impl Simulator {
             receipts: 0,
             last_receipt: 0,
             added: 0,
+            spec,
             counts: Counts::default(),
             log: Vec::new(),
         };
@@ -414,7 +428,7 @@ impl Simulator {
         let (id, name) = live[self.random.below(live.len())].clone();
         let path = format!("web/{name}");
         let now = self.now_ms;
-        match self.random.below(12) {
+        match self.random.below(16) {
             0..=3 => {
                 let terms = Terms {
                     timeout: Some(Duration::from_secs(5 + self.random.below(60) as u64)),
@@ -459,12 +473,123 @@ impl Simulator {
                 let result = self.engine.switch("web", pool, false, now);
                 self.note(format!("switch {pool}: {result:?}"));
             }
+            11 => self.drain_several(),
+            12 => self.undrain_several(),
+            13 => self.reload(),
             _ if self.plan.health => {
                 let health = [Health::Up, Health::Up, Health::Down][self.random.below(3)];
                 self.note(format!("health {path}: {health:?}"));
                 self.engine.health("web", &name, health, None, now);
             }
             _ => {}
+        }
+    }
+
+    /// Some backends, or a pool.
+    fn several(&mut self) -> Selection {
+        let mut selection = Selection::default();
+        if self.random.one_in(3) {
+            let pool = ["blue", "green"][self.random.below(2)];
+            selection.pools.push(format!("web/{pool}"));
+        }
+        let names: Vec<String> = self
+            .web()
+            .live_backends()
+            .map(|(_, backend)| format!("web/{}", backend.name))
+            .collect();
+        for _ in 0..1 + self.random.below(3) {
+            selection
+                .backends
+                .push(names[self.random.below(names.len())].clone());
+        }
+        selection
+    }
+
+    /// All are drained or none is.
+    fn drain_several(&mut self) {
+        let selection = self.several();
+        let terms = Terms {
+            timeout: Some(Duration::from_secs(5 + self.random.below(60) as u64)),
+            on_deadline: Some(OnDeadline::Leave),
+            force: self.random.one_in(4),
+        };
+        let before = self.web().backends.clone();
+        let result = self.engine.drain_all(&selection, terms, self.now_ms);
+        self.note(format!("drain {selection:?} {terms:?}: {result:?}"));
+        let done = result.is_ok();
+        self.after_several(&before, result.map(drop));
+        for path in selection.backends.iter().filter(|_| done) {
+            let name = path.trim_start_matches("web/");
+            let draining = |(_, backend): (u32, &Backend)| backend.admin.draining().is_some();
+            let are = self.web().backend(name).is_some_and(draining);
+            if !are {
+                self.fail(&format!("{path} was to be drained with others, and is not"));
+            }
+        }
+    }
+
+    fn undrain_several(&mut self) {
+        let selection = self.several();
+        let before = self.web().backends.clone();
+        self.forget_cut();
+        let result = self.engine.undrain_all(&selection, self.now_ms);
+        self.note(format!("undrain {selection:?}: {result:?}"));
+        self.after_several(&before, result.map(drop));
+    }
+
+    /// What was refused has changed nothing.
+    fn after_several(&mut self, before: &BTreeMap<u32, Backend>, result: Result<(), Refused>) {
+        self.counts.several += 1;
+        if result.is_err_and(|refused| refused.kind != RefusedKind::Failed) {
+            self.counts.refused += 1;
+            if *before != self.web().backends {
+                self.fail("what was refused has changed something");
+            }
+        }
+        self.follow_closed();
+    }
+
+    /// Another configuration: other weights, and a backend that leaves it or comes back.
+    fn reload(&mut self) {
+        let mut next = spec([service("web", self.plan.health)]);
+        let web = next.services.get_mut("web").unwrap();
+        for pool in web.pools.values_mut() {
+            for backend in pool.backends.values_mut() {
+                backend.weight = 1 + self.random.below(3) as u32;
+            }
+        }
+        let leaves = ["b4", "g3", "none"][self.random.below(3)];
+        for pool in web.pools.values_mut() {
+            pool.backends.remove(leaves);
+        }
+        self.forget_cut();
+        let result = self.engine.reload(next.clone(), self.now_ms);
+        self.note(format!("reload without {leaves}: {result:?}"));
+        if result.is_ok() || result.is_err_and(|refused| refused.kind == RefusedKind::Failed) {
+            self.counts.reloads += 1;
+            self.spec = next;
+        }
+        self.follow_closed();
+        self.see_the_world();
+    }
+
+    /// What a drain has cut stays cut when it is taken back, though its client has not noticed yet.
+    fn forget_cut(&mut self) {
+        let (over, going): (Vec<_>, Vec<_>) =
+            self.flows.iter().partition(|flow| self.is_over(flow));
+        self.counts.cut += over.len() as u64;
+        self.flows = going;
+    }
+
+    /// Active backends may get new flows again; all others must not.
+    fn follow_closed(&mut self) {
+        let backends = &self.engine.state().services["web"].backends;
+        for (id, backend) in backends {
+            if backend.admin == Admin::Active {
+                self.closed_to_new.remove(id);
+            } else {
+                self.closed_to_new.insert(*id);
+            }
         }
     }
 
@@ -509,11 +634,10 @@ impl Simulator {
     fn restart(&mut self) {
         self.counts.restarts += 1;
         self.note("restart".to_owned());
-        let spec = spec([service("web", self.plan.health)]);
         let state = self.engine.state().clone();
         let engine = Engine::new(
             state,
-            spec,
+            self.spec.clone(),
             SEED,
             Box::new(self.fake.clone()),
             Box::new(NoLog),
@@ -662,6 +786,9 @@ fn run(plan: Plan, count: u64) -> Counts {
         sum.retransmits += counts.retransmits;
         sum.cut += counts.cut;
         sum.empty += counts.empty;
+        sum.several += counts.several;
+        sum.refused += counts.refused;
+        sum.reloads += counts.reloads;
     }
     println!("{sum:?}");
     sum
@@ -670,8 +797,9 @@ fn run(plan: Plan, count: u64) -> Counts {
 #[test]
 fn changes_at_random_break_nothing() {
     let counts = run(Plan::default(), 4);
+    let all_kinds = counts.retransmits > 0 && counts.reloads > 10 && counts.refused > 10;
     assert!(
-        !is_whole() || (counts.packets > 200_000 && counts.retransmits > 0),
+        !is_whole() || (counts.packets > 200_000 && all_kinds && counts.several > counts.refused),
         "{counts:?}"
     );
 }

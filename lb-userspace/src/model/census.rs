@@ -4,10 +4,10 @@
 //! Handshakes are to be looked at before flows: an entry only ever wanders from the handshake table to the flow
 //! table, so none is missed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    abi::{BackendRecord, ServiceRecord, Slot, backend_flags, service_flags},
+    abi::{ServiceRecord, Slot, backend_flags, service_flags},
     entry::{FlowEntry, FlowKey, Meta, age as ticks_since, is_closed, state},
     steer::{slot_index, unlisted_owner},
 };
@@ -100,23 +100,24 @@ impl Watched {
 }
 
 /// A service as the census needs it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct View<'a> {
     record: &'a ServiceRecord,
     slots: &'a [Slot],
+    /// Ticks since its table was published.
+    tracked_since: u32,
 }
 
-/// The look.
+/// The look. What every entry asks for lies in arrays, by id: there may be millions of entries.
 #[derive(Debug)]
 pub struct Census<'a> {
-    services: HashMap<u32, View<'a>>,
-    backends: &'a BTreeMap<u32, BackendRecord>,
+    services: Vec<Option<View<'a>>>,
+    /// Whether a backend is there and has not ended.
+    alive: Vec<bool>,
     times: Times,
-    tracked_since: &'a BTreeMap<u32, u32>,
     watched: Watched,
-    /// What was found, by backend.
-    pub tallies: BTreeMap<u32, Tally>,
-    /// The same of those that are watched.
+    tallies: Vec<Tally>,
+    /// Ages of the flows of backends that are watched, by backend.
     pub ages: BTreeMap<u32, FlowAges>,
     /// Slots with entries that are not their base's, by service and slot.
     pub exceptional: BTreeSet<(u32, u32)>,
@@ -134,17 +135,26 @@ impl<'a> Census<'a> {
         times: Times,
         tracked_since: &'a BTreeMap<u32, u32>,
     ) -> Self {
-        let view = |(id, record): (&u32, &'a ServiceRecord)| {
-            let slots = installed.tables.get(id)?;
-            Some((*id, View { record, slots }))
-        };
+        let ids = installed.services.last_key_value();
+        let mut services = vec![None; ids.map_or(0, |(last, _)| *last as usize + 1)];
+        for (id, record) in &installed.services {
+            services[*id as usize] = installed.tables.get(id).map(|slots| View {
+                record,
+                slots,
+                tracked_since: tracked_since.get(id).copied().unwrap_or(0),
+            });
+        }
+        let ids = installed.backends.last_key_value();
+        let mut alive = vec![false; ids.map_or(0, |(last, _)| *last as usize + 1)];
+        for (id, record) in &installed.backends {
+            alive[*id as usize] = record.flags & backend_flags::ENDED == 0;
+        }
         Self {
-            services: installed.services.iter().filter_map(view).collect(),
-            backends: &installed.backends,
+            services,
+            tallies: vec![Tally::default(); alive.len()],
+            alive,
             times,
-            tracked_since,
             watched: Watched::default(),
-            tallies: BTreeMap::new(),
             ages: BTreeMap::new(),
             exceptional: BTreeSet::new(),
             flows: 0,
@@ -152,10 +162,19 @@ impl<'a> Census<'a> {
         }
     }
 
+    /// What was found, by backend.
+    pub fn tallies(&self) -> BTreeMap<u32, Tally> {
+        let found = self.tallies.iter().enumerate();
+        found
+            .filter(|(_, tally)| **tally != Tally::default())
+            .map(|(id, tally)| (id as u32, *tally))
+            .collect()
+    }
+
     /// The same, as if `slots` were the table of `service`.
     #[must_use]
     pub fn with_table(mut self, service: u32, slots: &'a [Slot]) -> Self {
-        if let Some(view) = self.services.get_mut(&service) {
+        if let Some(Some(view)) = self.services.get_mut(service as usize) {
             view.slots = slots;
         }
         self
@@ -171,12 +190,12 @@ impl<'a> Census<'a> {
     /// Looks at an entry of the handshake table.
     pub fn handshake(&mut self, entry: &FlowEntry) -> Fate {
         let meta = Meta(entry.meta);
-        let Some((service, slot)) = self.place(entry, meta) else {
+        let Some((view, service, slot)) = self.place(entry, meta) else {
             return Fate::Remove;
         };
         self.handshakes += 1;
-        self.tallies.entry(meta.backend()).or_default().entries += 1;
-        let idle = self.services[&service].record.idle_ticks;
+        self.tallies[meta.backend() as usize].entries += 1;
+        let idle = view.record.idle_ticks;
         let alive =
             !meta.has(state::CLOSE_COUNTED) && ticks_since(entry.seen, self.times.now) <= idle;
         if alive
@@ -191,10 +210,10 @@ impl<'a> Census<'a> {
     /// Looks at an entry of the flow table.
     pub fn flow(&mut self, entry: &FlowEntry) -> Fate {
         let meta = Meta(entry.meta);
-        let Some((service, slot)) = self.place(entry, meta) else {
+        let Some((view, service, slot)) = self.place(entry, meta) else {
             return Fate::Remove;
         };
-        let record = self.services[&service].record;
+        let record = view.record;
         let Some((index, slot)) = slot else {
             return Fate::Remove;
         };
@@ -206,7 +225,7 @@ impl<'a> Census<'a> {
         let age = ticks_since(entry.seen, self.times.now);
         // In a slot that is not tracked only a close is noted, so an entry is not known to be idle before its slot
         // has been tracked for that long. It stays because it accounts for its flow's close.
-        let since = self.tracked_since.get(&service).copied().unwrap_or(0);
+        let since = view.tracked_since;
         let unseen = if is_datagram(record) {
             age
         } else if tracked {
@@ -215,7 +234,7 @@ impl<'a> Census<'a> {
             0
         };
         let closing = meta.has(state::CLOSING);
-        let tally = self.tallies.entry(meta.backend()).or_default();
+        let tally = &mut self.tallies[meta.backend() as usize];
         let over =
             (is_closed(meta, record.mode) && age > self.times.keep) || unseen > record.idle_ticks;
         if over {
@@ -272,12 +291,11 @@ impl<'a> Census<'a> {
         ages.add(self.watched.ms(ticks_since(entry.opened, until)));
     }
 
-    /// The service of an entry and its slot; `None` when the entry means nobody.
-    fn place(&self, entry: &FlowEntry, meta: Meta) -> Option<(u32, Option<(u32, Slot)>)> {
+    /// The service of an entry with its id, and the entry's slot; `None` when the entry means nobody.
+    fn place(&self, entry: &FlowEntry, meta: Meta) -> Option<(View<'a>, u32, Option<(u32, Slot)>)> {
         let service = FlowKey::service(entry.ports);
-        let view = self.services.get(&service)?;
-        let backend = self.backends.get(&meta.backend());
-        if backend.is_none_or(|record| record.flags & backend_flags::ENDED != 0) {
+        let view = (*self.services.get(service as usize)?)?;
+        if !*self.alive.get(meta.backend() as usize)? {
             return None;
         }
         let key = FlowKey {
@@ -287,7 +305,7 @@ impl<'a> Census<'a> {
         // The slot is chosen by the hash's upper half, and the tag differs from the hash in its lowest bit only.
         let index = slot_index(view.record, &key, entry.tag);
         let slot = view.slots.get(index as usize).copied();
-        Some((service, slot.map(|slot| (index, slot))))
+        Some((view, service, slot.map(|slot| (index, slot))))
     }
 }
 

@@ -15,6 +15,7 @@ mod interfaces;
 mod kernel_tunnels;
 mod nginx;
 mod ports;
+mod promptness;
 mod quic;
 mod restart;
 mod soak;

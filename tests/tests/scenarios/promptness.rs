@@ -143,6 +143,12 @@ fn a_drain_is_in_effect_at_once() -> Result<()> {
             backend.is_some_and(|b| b["drain"]["flows"]["at_start"].as_u64() > Some(0))
         })?;
     }
+    // With RUST_LOG=ebb=debug,lb_userspace=debug: where the time goes.
+    let log = fs::read_to_string(lab.log("ebb")).unwrap_or_default();
+    let steps: Vec<&str> = log.lines().filter(|line| line.contains("took")).collect();
+    for line in steps.iter().rev().take(16).rev() {
+        eprintln!("{line}");
+    }
     let in_order: Vec<String> = took
         .iter()
         .map(|t| format!("{:.1}", t.as_secs_f64() * 1e3))

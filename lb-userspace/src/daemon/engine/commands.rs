@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// Longest look that a command does before it returns, milliseconds.
+const PROMPT_MS: u64 = 10;
+
 impl Engine {
     /// Brings the node to the configuration and the maps to the state, after the start.
     pub fn begin(&mut self, now_ms: u64) -> Result<Vec<String>> {
@@ -56,11 +59,15 @@ impl Engine {
         let planned = command::drain(&self.state, &self.observed, selection, terms, now_ms)?;
         let what = format!("drain {}", selection.words());
         self.carry_out(&what, planned.ops, now_ms)?;
-        // Counted after they are in effect: from here on the number can only fall.
-        if let Err(error) = self
-            .look(now_ms)
-            .and_then(|()| self.count_start(&planned.backends, now_ms))
-        {
+        // Counted after they are in effect: from here on the number can only fall. Where that takes long nobody waits
+        // for it; the next tick does it.
+        let counted = if self.look_ms() > PROMPT_MS {
+            Ok(())
+        } else {
+            self.look(now_ms)
+                .and_then(|()| self.count_start(&planned.backends, now_ms))
+        };
+        if let Err(error) = counted {
             tracing::warn!("{what}: the flows could not be counted yet: {error}");
         }
         let number = |(service, id): &(String, u32)| {

@@ -22,6 +22,15 @@ const DRAIN_LOOK_MS: u64 = 200;
 /// Time between two looks otherwise, milliseconds.
 const LOOK_MS: u64 = 5_000;
 
+/// Free places of the flow table that are looked at in a millisecond, roughly.
+const PLACES_A_MS: u64 = 200_000;
+
+/// Flows that are looked at in a millisecond, roughly.
+const FLOWS_A_MS: u64 = 15_000;
+
+/// While a drain is under way, looks take no more than one in so many parts of the time.
+const LOOK_SHARE: u64 = 10;
+
 /// What the last look saw.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
@@ -73,8 +82,15 @@ impl Engine {
             .services
             .values()
             .any(|service| service.is_draining());
-        self.next_look_ms = now_ms + if draining { DRAIN_LOOK_MS } else { LOOK_MS };
         self.look(now_ms)?;
+        // Where a look takes long, commands must not find the daemon looking most of the time.
+        let rest = self.look_ms().saturating_mul(LOOK_SHARE - 1);
+        self.next_look_ms = now_ms
+            + if draining {
+                rest.clamp(DRAIN_LOOK_MS, LOOK_MS)
+            } else {
+                LOOK_MS
+            };
         self.step_drains(now_ms)?;
         if now_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now_ms + LOOK_MS;
@@ -86,6 +102,12 @@ impl Engine {
             self.free_ids(now_ms)?;
         }
         self.settle(now_ms)
+    }
+
+    /// Roughly how long a look takes, milliseconds. By what there is to look at and not by the clock, so that a daemon
+    /// does the same at each try, however busy its machine is.
+    pub(super) fn look_ms(&self) -> u64 {
+        u64::from(self.spec.node.capacity.flows) / PLACES_A_MS + self.last_look.flows / FLOWS_A_MS
     }
 
     /// Has the program follow interfaces that have gone or come back.
@@ -116,14 +138,14 @@ impl Engine {
             verdict(census.handshake(entry))
         })?;
         datapath.scan(Table::Flows, &mut |entry| verdict(census.flow(entry)))?;
-        let ages = census.ages;
         let look = Look {
-            tallies: census.tallies,
+            tallies: census.tallies(),
             exceptional: census.exceptional,
             flows: census.flows,
             handshakes: census.handshakes,
             at_ms: now_ms,
         };
+        let ages = census.ages;
         self.last_look = look;
         self.look_is_old = false;
         self.watch_drains(ages, now_ms);
