@@ -35,7 +35,7 @@ pub struct Drain {
 /// Flows left on a draining backend.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct DrainFlows {
-    /// At the start.
+    /// At the start; 0 until they have been counted, which on a large node is a moment after the command.
     pub at_start: u64,
     /// Alive and seen since.
     pub listed: u64,

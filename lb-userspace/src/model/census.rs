@@ -108,6 +108,9 @@ struct View<'a> {
     tracked_since: u32,
 }
 
+/// A service with its id, and a slot of it with its index.
+type Place<'a> = (View<'a>, u32, Option<(u32, Slot)>);
+
 /// The look. What every entry asks for lies in arrays, by id: there may be millions of entries.
 #[derive(Debug)]
 pub struct Census<'a> {
@@ -292,7 +295,7 @@ impl<'a> Census<'a> {
     }
 
     /// The service of an entry with its id, and the entry's slot; `None` when the entry means nobody.
-    fn place(&self, entry: &FlowEntry, meta: Meta) -> Option<(View<'a>, u32, Option<(u32, Slot)>)> {
+    fn place(&self, entry: &FlowEntry, meta: Meta) -> Option<Place<'a>> {
         let service = FlowKey::service(entry.ports);
         let view = (*self.services.get(service as usize)?)?;
         if !*self.alive.get(meta.backend() as usize)? {
