@@ -28,9 +28,9 @@ const FLOWS: u32 = 1_000_000;
 /// Places of the flow table: of each two one is taken.
 const PLACES: u32 = 1 << 21;
 
-/// What a drain may take from the command to its effect, at most, on a machine that is busy with other tests: ten times
-/// what it may take on an idle one.
-const MOST: Duration = Duration::from_millis(500);
+/// What the promptest of the drains may take from the command to its effect: four times what it may take on an idle
+/// machine. The others may have met other tests.
+const MOST: Duration = Duration::from_millis(200);
 
 /// Drains that are measured.
 const DRAINS: u16 = 9;
@@ -156,10 +156,12 @@ fn a_drain_is_in_effect_at_once() -> Result<()> {
     took.sort();
     let middle = took[took.len() / 2];
     eprintln!(
-        "a drain of one of {BACKENDS} backends with {FLOWS} flows is in effect after {middle:.1?} (ms, in order: {})",
+        "a drain of one of {BACKENDS} backends with {FLOWS} flows is in effect after {:.1?} to {:.1?}, half of them within {middle:.1?} (ms, in order: {})",
+        took[0],
+        took[took.len() - 1],
         in_order.join(", ")
     );
-    ensure!(middle < MOST, "{took:?}");
+    ensure!(took[0] < MOST, "{took:?}");
     let receipts = ebb.cli(&["drains", "--json"])?.success()?.json()?;
     ensure!(receipts.as_array().map(Vec::len) == Some(usize::from(DRAINS)));
     Ok(())
