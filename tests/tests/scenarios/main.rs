@@ -1,6 +1,7 @@
 //! What operators do, with live TCP through the real daemon and its native XDP program, judged by clients and
 //! backends. One lab at a time: `--test-threads=1`.
 
+mod affinity;
 mod changes;
 mod clients;
 mod configuration;
