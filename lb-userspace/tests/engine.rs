@@ -498,9 +498,13 @@ fn what_is_removed_by_hand_stays_removed_and_what_returns_is_undrained() {
 fn a_reload_that_does_not_fit_changes_nothing() {
     let mut node = Node::ready(spec([service("web", true)]));
     let before = node.engine.state().clone();
-    let mut large = spec([service("web", true), service("huge", true)]);
-    let huge = large.services.get_mut("huge").unwrap();
-    (huge.listen.port, huge.slots) = (82, Some(1_048_573));
+    let names = ["huge", "vast", "wide"];
+    let services = names.map(|name| service(name, true));
+    let mut large = spec([service("web", true)].into_iter().chain(services));
+    for (name, port) in names.into_iter().zip(82..) {
+        let huge = large.services.get_mut(name).unwrap();
+        (huge.listen.port, huge.slots) = (port, Some(1_048_573));
+    }
     let refused = node.engine.reload(large, node.now_ms).unwrap_err();
     assert!(refused.error.contains("capacity.slots"), "{refused:?}");
     let mut other = spec([service("web", true)]);

@@ -28,5 +28,8 @@ fn every_row_is_proven() -> Result<()> {
             );
         }
     }
+    assert!(report.table.build_ms > 0.0 && report.table.publish_ms > 0.0);
+    // One slot of some 131 is 0.8 %.
+    assert!(report.table.heaviest < 1.02, "{}", report.table);
     Ok(())
 }

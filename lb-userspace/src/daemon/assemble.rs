@@ -56,6 +56,7 @@ pub struct NodeOptions {
 /// # Errors
 /// Whatever keeps it from starting; a [`Refusal`] inside is a bad configuration.
 pub fn run_node(options: &NodeOptions) -> anyhow::Result<()> {
+    super::heap::configure();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -94,6 +95,7 @@ fn open(options: &NodeOptions, spec: &Spec) -> anyhow::Result<Box<dyn Datapath>>
     };
     let mut datapath =
         BpfDatapath::open(object::XDP, &bpf_options).map_err(|error| explained(options, error))?;
+    super::heap::set_aside(object::XDP);
     for attachment in datapath.attachments() {
         let (interface, mode) = (&attachment.interface, &attachment.mode);
         tracing::info!("XDP program on {interface}, {mode} mode");

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     clock::Clock,
     engine::{Engine, commands::ProbeTarget},
+    heap::Heap,
 };
 use crate::model::{
     observed::{Health, Vlans, Way},
@@ -20,6 +21,9 @@ use crate::model::{
 
 /// Commands that may wait.
 const JOBS_MAX: usize = 64;
+
+/// Events that are taken in together at most.
+const EVENTS_AT_ONCE: usize = 1024;
 
 /// Time between two ticks while something is under way.
 const BUSY_TICK: Duration = Duration::from_millis(100);
@@ -61,7 +65,7 @@ pub struct Ports {
     pub events: mpsc::Receiver<Event>,
     /// Told whenever the set of addresses whose ways matter changes.
     pub watch_addresses: Box<dyn FnMut(BTreeSet<IpAddr>) + Send>,
-    /// Told whenever the backends to check change.
+    /// Told the backends to check, whenever they may have changed.
     pub set_targets: Box<dyn FnMut(Vec<ProbeTarget>) + Send>,
 }
 
@@ -104,9 +108,11 @@ pub struct Core {
     jobs: mpsc::Receiver<Job>,
     changed: watch::Sender<u64>,
     addresses: BTreeSet<IpAddr>,
-    targets: Vec<ProbeTarget>,
+    /// The engine's count of changes when the ports were told.
+    told: Option<u64>,
     watchdog: Option<Duration>,
     last_sign: Instant,
+    heap: Heap,
 }
 
 impl Core {
@@ -121,9 +127,10 @@ impl Core {
             jobs,
             changed,
             addresses: BTreeSet::new(),
-            targets: Vec::new(),
+            told: None,
             watchdog: sd_notify::watchdog_enabled(),
             last_sign: Instant::now(),
+            heap: Heap::begin(),
         };
         let handle = Handle {
             jobs: sender,
@@ -135,6 +142,7 @@ impl Core {
     /// Runs until `stopped` says so. Jobs that wait are done first.
     pub async fn run(mut self, mut stopped: watch::Receiver<bool>) {
         let mut events_end = false;
+        let mut events = Vec::new();
         let mut next_tick = tokio::time::Instant::now();
         self.announce();
         loop {
@@ -144,6 +152,7 @@ impl Core {
                 () = tokio::time::sleep_until(next_tick) => {
                     self.engine.tick(self.clock.now_ms());
                     self.sign_of_life();
+                    self.heap.tidy();
                     // Not after jobs: those who wait ask again, and would wake each other for ever.
                     self.changed.send_modify(|count| *count = count.wrapping_add(1));
                     next_tick = tokio::time::Instant::now() + if self.engine.is_busy() { BUSY_TICK } else { IDLE_TICK };
@@ -153,10 +162,10 @@ impl Core {
                     // What it began may want looking after sooner than the next idle tick.
                     next_tick = next_tick.min(tokio::time::Instant::now() + BUSY_TICK);
                 }
-                event = self.ports.events.recv(), if !events_end => match event {
-                    Some(event) => self.take_in(event),
-                    None => events_end = true,
-                },
+                count = self.ports.events.recv_many(&mut events, EVENTS_AT_ONCE), if !events_end => {
+                    events_end = count == 0;
+                    self.take_in(events.drain(..));
+                }
             }
             self.announce();
         }
@@ -166,38 +175,44 @@ impl Core {
         self.engine.end_any_trace();
     }
 
-    fn take_in(&mut self, event: Event) {
-        let now_ms = self.clock.now_ms();
+    /// A node with many backends sees many events at its start: what follows from them is worked out once for all
+    /// that have come.
+    fn take_in(&mut self, events: impl Iterator<Item = Event>) {
+        // Not `any`: every one of them is to be noted.
+        if events.fold(false, |any, event| self.note(event) | any) {
+            self.engine.after_events(self.clock.now_ms());
+        }
+    }
+
+    fn note(&mut self, event: Event) -> bool {
         match event {
             Event::Health {
                 service,
                 backend,
                 health,
                 reason,
-            } => {
-                self.engine
-                    .health(&service, &backend, health, reason, now_ms);
-            }
-            Event::NextHop { address, way } => self.engine.way(address, way, now_ms),
+            } => self.engine.note_health(&service, &backend, health, reason),
+            Event::NextHop { address, way } => self.engine.note_way(address, way),
             Event::Links { vlans } => {
                 self.engine.follow_interfaces();
-                self.engine.vlans(vlans, now_ms);
+                self.engine.note_vlans(vlans)
             }
         }
     }
 
     /// Tells everybody what has changed.
     fn announce(&mut self) {
+        let changes = Some(self.engine.changes());
+        if self.told == changes {
+            return;
+        }
+        self.told = changes;
         let addresses = self.engine.addresses();
         if addresses != self.addresses {
             self.addresses.clone_from(&addresses);
             (self.ports.watch_addresses)(addresses);
         }
-        let targets = self.engine.targets();
-        if targets != self.targets {
-            self.targets.clone_from(&targets);
-            (self.ports.set_targets)(targets);
-        }
+        (self.ports.set_targets)(self.engine.targets());
     }
 
     /// The watchdog hears from this loop alone: if it hangs, so does ebb.

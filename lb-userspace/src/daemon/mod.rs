@@ -5,6 +5,7 @@ pub mod clock;
 pub mod control;
 pub mod core;
 pub mod engine;
+pub mod heap;
 pub mod journal;
 pub mod nexthop;
 mod own_ports;

@@ -12,7 +12,7 @@ use lb_common::{
     steer::{slot_index, unlisted_owner},
 };
 
-use crate::model::{ages::Ages, plan::Installed};
+use crate::model::{ages::Ages, packed::Packed, plan::Installed};
 
 /// How long a closing flow may be unseen and still count as alive.
 pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -103,7 +103,7 @@ impl Watched {
 #[derive(Debug, Clone, Copy)]
 struct View<'a> {
     record: &'a ServiceRecord,
-    slots: &'a [Slot],
+    slots: &'a Packed,
     /// Ticks since its table was published.
     tracked_since: u32,
 }
@@ -176,7 +176,7 @@ impl<'a> Census<'a> {
 
     /// The same, as if `slots` were the table of `service`.
     #[must_use]
-    pub fn with_table(mut self, service: u32, slots: &'a [Slot]) -> Self {
+    pub fn with_table(mut self, service: u32, slots: &'a Packed) -> Self {
         if let Some(Some(view)) = self.services.get_mut(service as usize) {
             view.slots = slots;
         }
@@ -307,7 +307,7 @@ impl<'a> Census<'a> {
         };
         // The slot is chosen by the hash's upper half, and the tag differs from the hash in its lowest bit only.
         let index = slot_index(view.record, &key, entry.tag);
-        let slot = view.slots.get(index as usize).copied();
+        let slot = view.slots.get(index as usize);
         Some((view, service, slot.map(|slot| (index, slot))))
     }
 }

@@ -46,7 +46,7 @@ impl Target<'_> {
 pub fn find_service<'a>(state: &'a State, name: &str) -> Result<(&'a str, &'a Service)> {
     let found = state.services.get_key_value(name);
     found
-        .map(|(name, service)| (name.as_str(), service))
+        .map(|(name, service)| (name.as_str(), &**service))
         .ok_or_else(|| {
             Refused::unknown_name("service", name, state.services.keys().map(String::as_str))
         })

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     hash::Hasher,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
 use lb_common::{
@@ -33,8 +32,8 @@ use super::{
 pub struct Desired {
     /// Backends by id.
     pub backends: BTreeMap<u32, BackendRecord>,
-    /// Services by id.
-    pub services: BTreeMap<u32, DesiredService>,
+    /// Services by id. The number of slots in a record is right, their place is not known.
+    pub services: BTreeMap<u32, ServiceRecord>,
     /// The address index, in the order of its keys.
     pub index: Vec<IndexEntry>,
     /// Client prefixes.
@@ -49,23 +48,6 @@ pub struct Desired {
     pub vlans: Option<Vlans>,
 }
 
-/// A service and its table.
-#[derive(Debug, Clone)]
-pub struct DesiredService {
-    /// Its record. The number of slots is right, their place is not known.
-    pub record: ServiceRecord,
-    /// Who takes new flows, by slot.
-    pub current: Arc<Vec<u32>>,
-    /// Who owns flows without an entry, by slot.
-    pub base: Arc<Vec<u32>>,
-}
-
-/// What makes tables, so that one is not made twice.
-pub trait Tables {
-    /// `current` and `base` of a service.
-    fn tables(&mut self, service: &Service) -> (Arc<Vec<u32>>, Arc<Vec<u32>>);
-}
-
 /// The node's constants.
 pub struct Node<'a> {
     /// Secret seed of the hashes.
@@ -75,13 +57,7 @@ pub struct Node<'a> {
 }
 
 /// Works it out.
-pub fn desired(
-    state: &State,
-    observed: &Observed,
-    node: &Node,
-    tables: &mut dyn Tables,
-    now_ms: u64,
-) -> Desired {
+pub fn desired(state: &State, observed: &Observed, node: &Node, now_ms: u64) -> Desired {
     let mut desired = Desired::default();
     for (name, service) in &state.services {
         for (id, backend) in &service.backends {
@@ -94,16 +70,8 @@ pub fn desired(
             );
             desired.backends.insert(*id, record);
         }
-        let (current, base) = tables.tables(service);
         let record = service_record(name, service, node);
-        desired.services.insert(
-            service.id,
-            DesiredService {
-                record,
-                current,
-                base,
-            },
-        );
+        desired.services.insert(service.id, record);
     }
     desired.index = index(state);
     desired.vlans.clone_from(&observed.vlans);
@@ -294,7 +262,7 @@ fn index(state: &State) -> Vec<IndexEntry> {
     for service in state.services.values() {
         entries.add_address(state, service);
     }
-    let mut services: Vec<&Service> = state.services.values().collect();
+    let mut services: Vec<&Service> = state.services.values().map(|found| &**found).collect();
     // On an address with several ranges the narrowest comes first.
     services.sort_by_key(|service| {
         let ports = service.spec.listen.ports();

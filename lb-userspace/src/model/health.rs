@@ -12,7 +12,7 @@
 //!
 //! Time is in here only as the order of observations, so there is no `now`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -196,7 +196,7 @@ pub struct HealthChange {
 /// Health of one backend and the observations that count towards its next change.
 #[derive(Debug, Clone)]
 pub struct HealthState {
-    spec: HealthSpec,
+    spec: Arc<HealthSpec>,
     started: bool,
     startup: RiseFall,
     /// Whether probes of the deciding check succeed.
@@ -207,7 +207,7 @@ pub struct HealthState {
 
 impl HealthState {
     /// A backend nothing has been observed of. Without any check it is up from the start; see [`Self::unchecked`].
-    pub fn new(spec: HealthSpec) -> Self {
+    pub fn new(spec: Arc<HealthSpec>) -> Self {
         Self {
             started: spec.startup.is_none(),
             spec,
@@ -223,7 +223,7 @@ impl HealthState {
             startup,
             readiness,
             liveness,
-        } = &self.spec;
+        } = &*self.spec;
         let checks = [startup, readiness, liveness];
         checks
             .iter()
@@ -449,11 +449,11 @@ mod tests {
         readiness: Option<ProbeSpec>,
         liveness: Option<ProbeSpec>,
     ) -> HealthState {
-        HealthState::new(HealthSpec {
+        HealthState::new(Arc::new(HealthSpec {
             startup,
             readiness,
             liveness,
-        })
+        }))
     }
 
     /// Feeds observations of one check and lists the changes: after which, to what, dead, why.
@@ -557,11 +557,11 @@ mod tests {
             (Health::Up, Health::Up, false)
         );
         assert_eq!(
-            super::HealthState::new(HealthSpec {
+            super::HealthState::new(Arc::new(HealthSpec {
                 startup: None,
                 readiness: probe(1, 1),
                 liveness: None
-            })
+            }))
             .unchecked(),
             None
         );

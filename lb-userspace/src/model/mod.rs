@@ -16,6 +16,7 @@ pub mod drain;
 pub mod forecast;
 pub mod health;
 pub mod observed;
+pub mod packed;
 pub mod plan;
 pub mod refused;
 pub mod reload;

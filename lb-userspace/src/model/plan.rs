@@ -8,11 +8,7 @@ use lb_common::{
     index::IndexEntry,
 };
 
-use super::{
-    desired::{Desired, DesiredService},
-    observed::Vlans,
-    spec::ClientRules,
-};
+use super::{desired::Desired, observed::Vlans, packed::Packed, spec::ClientRules};
 
 /// What has been written: noted only after a write succeeded.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +18,7 @@ pub struct Installed {
     /// Services by id.
     pub services: BTreeMap<u32, ServiceRecord>,
     /// Tables by service id.
-    pub tables: BTreeMap<u32, Vec<Slot>>,
+    pub tables: BTreeMap<u32, Packed>,
     /// The index; `None` when it is not known.
     pub index: Option<Vec<IndexEntry>>,
     /// Client prefixes; `None` when they are not known.
@@ -47,7 +43,7 @@ pub enum Write {
         /// Service id.
         service: u32,
         /// The new table.
-        slots: Vec<Slot>,
+        slots: Packed,
         /// See above.
         rebased: bool,
     },
@@ -69,11 +65,33 @@ pub enum Write {
     NoService(u32),
 }
 
-/// The writes that lead from `installed` to `desired`.
+/// Who owns a service's slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Who takes new flows, by slot.
+    pub current: Vec<u32>,
+    /// Who owns flows without an entry, by slot; `None`: the same.
+    pub base: Option<Vec<u32>>,
+}
+
+impl Owners {
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        let base = self.base.as_ref().unwrap_or(&self.current);
+        let owners = self.current.iter().zip(base);
+        owners.map(|(current, base)| Slot::new(*current, *base, false))
+    }
+}
+
+/// The writes that lead from `installed` to `desired`. `owners` says who should own the slots of a service with this
+/// id, or `None` where its table is known to say so already: tables are large, and seldom change.
 ///
 /// Adding: backends, table, service, index. Removing: index, service, table with it, backends. A backend's record is written before
 /// the table that no longer names it, so that `ACCEPTING` is never set on one that takes no flows.
-pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
+pub fn plan(
+    desired: &Desired,
+    installed: &Installed,
+    owners: &mut dyn FnMut(u32) -> Option<Owners>,
+) -> Vec<Write> {
     let mut writes = Vec::new();
     // First, so that a new service never serves whom it must not.
     if installed.clients.as_ref() != Some(&desired.clients) {
@@ -98,12 +116,11 @@ pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
             writes.push(Write::Backend(*id, *record));
         }
     }
-    for (id, service) in &desired.services {
-        if let Some(table) = table_write(*id, service, installed.tables.get(id)) {
-            writes.push(table);
-        }
-        if installed.services.get(id) != Some(&service.record) {
-            writes.push(Write::Service(*id, service.record));
+    for (id, record) in &desired.services {
+        let table = owners(*id);
+        writes.extend(table.and_then(|owners| table_write(*id, &owners, installed.tables.get(id))));
+        if installed.services.get(id) != Some(record) {
+            writes.push(Write::Service(*id, *record));
         }
     }
     if installed.index.as_ref() != Some(&desired.index) {
@@ -127,30 +144,20 @@ pub fn plan(desired: &Desired, installed: &Installed) -> Vec<Write> {
     writes
 }
 
-fn table_write(id: u32, service: &DesiredService, installed: Option<&Vec<Slot>>) -> Option<Write> {
-    let owners = service.current.iter().zip(service.base.iter());
-    let Some(old) = installed.filter(|old| old.len() == service.current.len()) else {
-        let slots = owners
-            .map(|(current, base)| Slot::new(*current, *base, false))
-            .collect();
+fn table_write(id: u32, owners: &Owners, installed: Option<&Packed>) -> Option<Write> {
+    let Some(old) = installed.filter(|old| old.len() == owners.current.len()) else {
         return Some(Write::Table {
             service: id,
-            slots,
+            slots: owners.slots().collect(),
             rebased: false,
         });
     };
-    let mut changed = false;
-    let mut rebased = false;
-    let mut slots = Vec::with_capacity(old.len());
-    for ((current, base), old) in owners.zip(old) {
-        let slot = Slot::new(*current, *base, false);
-        rebased |= slot.base() != old.base();
-        changed |= slot.current() != old.current() || slot.base() != old.base();
-        slots.push(with_flag(slot, *old));
-    }
-    changed.then_some(Write::Table {
+    let pairs = || owners.slots().zip(old.iter());
+    let rebased = pairs().any(|(new, old)| new.base() != old.base());
+    let changed = rebased || pairs().any(|(new, old)| new.current() != old.current());
+    changed.then(|| Write::Table {
         service: id,
-        slots,
+        slots: pairs().map(|(new, old)| with_flag(new, old)).collect(),
         rebased,
     })
 }

@@ -215,7 +215,7 @@ impl Default for Capacity {
         Self {
             services: 1024,
             backends: 16_384,
-            slots: 1 << 20,
+            slots: 1 << 22,
             flows: 1 << 18,
             handshakes: 1 << 16,
             ports: ports_default(),

@@ -22,8 +22,8 @@ pub const RECEIPT_AGE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
 /// A whole node.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct State {
-    /// Services by name.
-    pub services: BTreeMap<String, Service>,
+    /// Services by name. A copy of the state shares those that it does not change.
+    pub services: BTreeMap<String, Arc<Service>>,
     /// Ids of removed services that the maps may still name.
     pub retired: BTreeSet<u32>,
     /// Number of the last drain.
@@ -213,6 +213,14 @@ pub enum Op {
 }
 
 impl State {
+    /// This state with `ops` carried out.
+    #[must_use]
+    pub fn with(&self, ops: &[Op]) -> Self {
+        let mut next = self.clone();
+        ops.iter().for_each(|op| next.apply(op));
+        next
+    }
+
     /// Carries out `op`.
     pub fn apply(&mut self, op: &Op) {
         match op {
@@ -223,7 +231,7 @@ impl State {
                 at_ms,
             } => {
                 let service = Service::new(*id, *slots, (**spec).clone(), *at_ms);
-                self.services.insert(spec.name.clone(), service);
+                self.services.insert(spec.name.clone(), Arc::new(service));
             }
             Op::ServiceRemoved { service } => {
                 if let Some(service) = self.services.remove(service) {
@@ -235,7 +243,7 @@ impl State {
             }
             Op::ServiceChanged { spec } => {
                 if let Some(service) = self.services.get_mut(&spec.name) {
-                    service.spec = (**spec).clone();
+                    Arc::make_mut(service).spec = (**spec).clone();
                 }
             }
             Op::Drain { drain, .. } => {
@@ -278,19 +286,22 @@ impl State {
         let Some(service) = op.service().and_then(|name| self.services.get_mut(name)) else {
             return;
         };
-        service.apply(op);
+        Arc::make_mut(service).apply(op);
     }
 
     /// The service with this id.
     pub fn service_by_id(&self, id: u32) -> Option<(&String, &Service)> {
-        self.services.iter().find(|(_, service)| service.id == id)
+        let services = self.services.iter();
+        services
+            .map(|(name, service)| (name, &**service))
+            .find(|(_, service)| service.id == id)
     }
 
     /// Every backend of every service, removed ones too.
     pub fn backends(&self) -> impl Iterator<Item = (&String, &Service, u32, &Backend)> {
         self.services.iter().flat_map(|(name, service)| {
             let backends = service.backends.iter();
-            backends.map(move |(id, backend)| (name, service, *id, backend))
+            backends.map(move |(id, backend)| (name, &**service, *id, backend))
         })
     }
 

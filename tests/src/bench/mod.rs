@@ -18,6 +18,7 @@ mod rows;
 mod services;
 #[path = "../../../lb-ebpf/src/bench/shared.rs"]
 pub mod shared;
+mod tables;
 
 use std::path::PathBuf;
 
@@ -126,7 +127,8 @@ pub fn run(settings: &Settings) -> Result<Report> {
     } else {
         Vec::new()
     };
-    report::build(settings.rounds, cpu, &node, &rows, &measured, live)
+    let table = tables::measure(&mut node, settings.rounds)?;
+    report::build(settings.rounds, cpu, &node, &rows, &measured, live, table)
 }
 
 fn all_rows(settings: &Settings, node: &Node, driver: &mut Driver) -> Result<Vec<Row>> {

@@ -10,6 +10,7 @@ use super::{
     Family, REFERENCE,
     rows::{Measured, Row, What, flows_name},
     services::Node,
+    tables::TableCost,
 };
 
 /// All of it. Times in nanoseconds a packet; `net` is without the driver.
@@ -33,6 +34,8 @@ pub struct Report {
     pub cases: Vec<Case>,
     /// Live frames.
     pub live: Vec<Live>,
+    /// A large service's table.
+    pub table: TableCost,
 }
 
 /// What the kernel made of the program.
@@ -150,6 +153,7 @@ pub fn build(
     rows: &[Row],
     measured: &[Vec<Measured>],
     live: Vec<Live>,
+    table: TableCost,
 ) -> Result<Report> {
     let info = node.program()?.info()?;
     let mut report = Report {
@@ -168,6 +172,7 @@ pub fn build(
         floors: Vec::new(),
         cases: Vec::new(),
         live,
+        table,
     };
     for (row, rounds) in rows.iter().zip(measured) {
         let values = net(rounds);
@@ -277,7 +282,7 @@ impl fmt::Display for Report {
         if !self.live.is_empty() {
             writeln!(out, "\n{}", self.live_table())?;
         }
-        Ok(())
+        writeln!(out, "\n{}", self.table)
     }
 }
 

@@ -80,7 +80,7 @@ impl Node {
             Capacity {
                 services: 15,
                 backends: 15 * BACKENDS,
-                slots: 1 << 20,
+                slots: 1 << 21,
                 flows: ENTRIES,
                 handshakes: ENTRIES,
                 ports: 1024,

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Guard, Lab, Netns};
+use super::{Guard, Lab, Memory, Netns};
 
 /// Time in which the daemon must answer, also after its start, and end.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -264,21 +264,13 @@ impl Ebb {
             .signal(signal)
     }
 
-    /// Memory that the daemon has in use, bytes (`VmRSS`).
+    /// Memory that the daemon has in use.
     ///
     /// # Errors
     /// It does not run.
-    pub fn resident_bytes(&self) -> Result<u64> {
-        let pid = self
-            .guard
-            .as_ref()
-            .context("the daemon does not run")?
-            .pid();
-        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes =
-            line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
-        Ok(kilobytes.context("no VmRSS in its status")? * 1024)
+    pub fn memory(&self) -> Result<Memory> {
+        let guard = self.guard.as_ref().context("the daemon does not run")?;
+        Memory::of(guard.pid())
     }
 
     /// How to reach it; can be used from other threads.

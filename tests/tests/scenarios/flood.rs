@@ -162,7 +162,7 @@ fn during_drain(way: Way, kind: Kind) -> Result<()> {
     let (scene, shedder) = scene(way)?;
     let load = scene.patient_load(LONG, 30.0, PATIENCE)?;
     let on_b1 = scene.open_on("b1")?;
-    let resident = scene.ebb.resident_bytes()?;
+    let resident = scene.ebb.memory()?.resident;
     scene.ok("drain web/b1 --timeout 120s")?;
     let from = now();
     let before = Measured::now(&scene, kind)?;
@@ -171,7 +171,7 @@ fn during_drain(way: Way, kind: Kind) -> Result<()> {
     let mut most = 0;
     for _ in 0..LASTS.as_secs() {
         load.wait(Duration::from_secs(1), |now| now.broken > 0);
-        most = most.max(scene.ebb.resident_bytes()?);
+        most = most.max(scene.ebb.memory()?.resident);
     }
     let sent = flood.stop()?;
     let flooded = Measured::now(&scene, kind)?.since(before);

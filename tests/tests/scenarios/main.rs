@@ -14,6 +14,7 @@ mod health;
 mod icmp;
 mod interfaces;
 mod kernel_tunnels;
+mod memory;
 mod nginx;
 mod ports;
 mod promptness;

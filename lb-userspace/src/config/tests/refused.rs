@@ -181,7 +181,6 @@ fn words_and_numbers_of_a_service() {
         ("slots = 65536", "3:9", &["not a prime", "65521 or 65537"]),
         ("slots = 997", "3:9", &["out of range", "from 1009 to 1048573"]),
         ("slots = 1048583", "3:9", &["out of range"]),
-        ("slots = 524309", "3:9", &["more than half of the node's 1048576 slots"]),
         ("lisen = 1", "3:1", &["unknown key `lisen` in [service.web]", "did you mean `listen`?"]),
         ("  xdp_mode = \"auto\"", "3:3", &["unknown key `xdp_mode`", "before the first [section]"]),
         ("slow_start = \"30s\"", "3:1", &["`slow_start` is not supported yet"]),

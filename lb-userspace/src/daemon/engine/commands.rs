@@ -1,6 +1,6 @@
 //! Commands and events, from the request to the maps.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{Engine, Fault};
 use crate::{
@@ -230,6 +230,44 @@ impl Engine {
     }
 
     /// Takes in what a health check found. Unknown names are those of backends removed meanwhile.
+    ///
+    /// Returns whether it makes a difference: then [`Engine::after_events`] is to follow. So of the others here.
+    pub fn note_health(
+        &mut self,
+        service: &str,
+        backend: &str,
+        health: Health,
+        reason: Option<String>,
+    ) -> bool {
+        let found = self
+            .state
+            .services
+            .get(service)
+            .and_then(|service| service.backend(backend));
+        let Some((id, _)) = found else { return false };
+        let known = self.observed.health.get(&id).map(|(health, _)| *health);
+        if health == Health::Starting && known == Some(Health::Presumed) {
+            return false;
+        }
+        self.observed.health.insert(id, (health, reason));
+        known != Some(health)
+    }
+
+    /// Takes in the way to an address.
+    pub fn note_way(&mut self, address: IpAddr, way: Way) -> bool {
+        let old = self.observed.ways.insert(address, way.clone());
+        old != Some(way)
+    }
+
+    /// Takes in the node's VLAN devices.
+    pub fn note_vlans(&mut self, vlans: Vlans) -> bool {
+        let vlans = Some(vlans);
+        let differs = self.observed.vlans != vlans;
+        self.observed.vlans = vlans;
+        differs
+    }
+
+    /// The same as [`Engine::note_health`] and all that follows from it.
     pub fn health(
         &mut self,
         service: &str,
@@ -238,40 +276,20 @@ impl Engine {
         reason: Option<String>,
         now_ms: u64,
     ) {
-        let found = self
-            .state
-            .services
-            .get(service)
-            .and_then(|service| service.backend(backend));
-        let Some((id, _)) = found else { return };
-        let known = self.observed.health.get(&id).map(|(health, _)| *health);
-        if health == Health::Starting && known == Some(Health::Presumed) {
-            return;
-        }
-        self.observed.health.insert(id, (health, reason));
-        if known != Some(health) {
-            self.after_event(now_ms);
+        if self.note_health(service, backend, health, reason) {
+            self.after_events(now_ms);
         }
     }
 
-    /// Takes in the way to an address.
+    /// The same as [`Engine::note_way`] and all that follows from it.
     pub fn way(&mut self, address: IpAddr, way: Way, now_ms: u64) {
-        let old = self.observed.ways.insert(address, way.clone());
-        if old != Some(way) {
-            self.after_event(now_ms);
+        if self.note_way(address, way) {
+            self.after_events(now_ms);
         }
     }
 
-    /// Takes in the node's VLAN devices.
-    pub fn vlans(&mut self, vlans: Vlans, now_ms: u64) {
-        let vlans = Some(vlans);
-        if self.observed.vlans != vlans {
-            self.observed.vlans = vlans;
-            self.after_event(now_ms);
-        }
-    }
-
-    fn after_event(&mut self, now_ms: u64) {
+    /// Does what follows from events that make a difference, once for as many as have come.
+    pub fn after_events(&mut self, now_ms: u64) {
         self.forget_unknown();
         if let Err(fault) = self.commit(Vec::new(), now_ms) {
             tracing::warn!("{fault}");
@@ -309,13 +327,14 @@ impl Engine {
             .filter(|(_, service)| compose::is_checked(&service.spec.health));
         services
             .flat_map(|(name, service)| {
+                let health = Arc::new(service.spec.health.clone());
                 service
                     .live_backends()
                     .map(move |(_, backend)| ProbeTarget {
                         service: name.clone(),
                         backend: backend.name.clone(),
                         address: backend.spec.address,
-                        health: service.spec.health.clone(),
+                        health: Arc::clone(&health),
                     })
             })
             .collect()
@@ -331,8 +350,8 @@ pub struct ProbeTarget {
     pub backend: String,
     /// Where it listens.
     pub address: std::net::SocketAddr,
-    /// How it is checked.
-    pub health: crate::model::spec::HealthSpec,
+    /// How it is checked; shared by the service's backends.
+    pub health: Arc<crate::model::spec::HealthSpec>,
 }
 
 fn failed(what: &str, fault: &Fault) -> Refused {

@@ -169,9 +169,7 @@ impl Engine {
             self.datapath.put_slots(service, &cleared)?;
             self.doubtful.remove(&service);
             if let Some(table) = self.installed.tables.get_mut(&service) {
-                for (index, slot) in cleared {
-                    table[index as usize] = slot;
-                }
+                table.change(&cleared);
             }
         }
         Ok(())
@@ -182,6 +180,9 @@ impl Engine {
             return Vec::new();
         };
         let flagged = |slot: &Slot| slot.has_exceptions() && !slot.is_moved();
+        if !table.kinds().iter().any(flagged) {
+            return Vec::new();
+        }
         let slots = table.iter().enumerate().filter(|(_, slot)| flagged(slot));
         slots
             .map(|(index, slot)| (index as u32, Slot::new(slot.current(), slot.base(), false)))
@@ -214,9 +215,8 @@ impl Engine {
         let mut ops: Vec<Op> = Vec::new();
         for (service, service_id, backend) in candidates {
             let in_table = self.installed.tables.get(&service_id).is_some_and(|table| {
-                table
-                    .iter()
-                    .any(|slot| slot.current() == backend || slot.base() == backend)
+                let mut kinds = table.kinds().iter();
+                kinds.any(|slot| slot.current() == backend || slot.base() == backend)
             });
             let entries = self
                 .last_look
@@ -241,7 +241,7 @@ impl Engine {
         if self.behind {
             return Ok(());
         }
-        let ready = |service: &&crate::model::state::Service| {
+        let ready = |service: &crate::model::state::Service| {
             let published = self.published_ms.get(&service.id).copied().unwrap_or(0);
             let waited = now_ms >= published.saturating_add(as_ms(service.spec.idle_timeout));
             compose::settles(service, now_ms) && waited

@@ -11,8 +11,7 @@ mod views;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -27,9 +26,10 @@ use crate::{
     model::{
         census::{self, Census, Fate, Times},
         compose,
-        desired::{self, Node, Tables},
+        desired::{self, Node},
         observed::{Health, Hop, Observed, Way},
-        plan::{Installed, Write, plan},
+        packed::Packed,
+        plan::{Installed, Owners, Write, plan},
         spec::Spec,
         state::{Composition, Op, Service, State},
     },
@@ -65,11 +65,14 @@ pub struct Engine {
     doubtful: BTreeSet<u32>,
     /// The maps are not what the state says.
     behind: bool,
+    /// Changes of the state since the start.
+    changes: u64,
     /// When the engine began, Unix milliseconds.
     began_ms: u64,
     /// When each service's table was written last.
     published_ms: BTreeMap<u32, u64>,
-    cache: TableCache,
+    /// What each service's table in the maps was made of: `current` and `base`. Missing where that is not known.
+    made_of: BTreeMap<u32, (Composition, Composition)>,
     last_look: look::Look,
     /// A table was published after the last look.
     look_is_old: bool,
@@ -107,9 +110,10 @@ impl Engine {
             installed,
             doubtful: BTreeSet::new(),
             behind: true,
+            changes: 0,
             began_ms: 0,
             published_ms: BTreeMap::new(),
-            cache: TableCache::default(),
+            made_of: BTreeMap::new(),
             last_look: look::Look::default(),
             look_is_old: true,
             next_look_ms: 0,
@@ -185,32 +189,45 @@ impl Engine {
     /// Whether something is under way that wants frequent ticks.
     pub fn is_busy(&self) -> bool {
         let unsettled = |service: &Service| service.is_draining() || service.current.is_empty();
-        self.behind || self.state.services.values().any(unsettled)
+        self.behind || self.state.services.values().any(|found| unsettled(found))
     }
 
     /// Writes `ops` down, with the changes of composition that follow from them, carries them out and brings the
     /// maps up to date.
     fn commit(&mut self, mut ops: Vec<Op>, now_ms: u64) -> Result<(), Fault> {
-        let mut next = self.state.clone();
-        ops.iter().for_each(|op| next.apply(op));
-        let composed: Vec<Op> = next
-            .services
-            .iter()
-            .filter_map(|(name, service)| compose::compose(name, service, &self.observed, now_ms))
-            .collect();
-        composed.iter().for_each(|op| next.apply(op));
-        ops.extend(composed);
-        if !ops.is_empty() {
+        // Mostly nothing changes, and a node's state is large.
+        let mut next = (!ops.is_empty()).then(|| self.state.with(&ops));
+        let composed = self.compositions(next.as_ref().unwrap_or(&self.state), now_ms);
+        if !composed.is_empty() {
+            let next = next.get_or_insert_with(|| self.state.clone());
+            composed.iter().for_each(|op| next.apply(op));
+            ops.extend(composed);
+        }
+        if let Some(next) = next {
             let began = Instant::now();
             self.log.append(&ops)?;
             tracing::debug!(operations = ops.len(), took = ?began.elapsed(), "written down");
             self.state = next;
+            self.changes += 1;
             self.behind = true;
             if let Err(error) = self.log.offer(&self.state) {
                 tracing::warn!("the journal could not be replaced by a snapshot: {error}");
             }
         }
         self.converge(now_ms)
+    }
+
+    /// The changes of composition that are due.
+    fn compositions(&self, state: &State, now_ms: u64) -> Vec<Op> {
+        let services = state.services.iter();
+        services
+            .filter_map(|(name, service)| compose::compose(name, service, &self.observed, now_ms))
+            .collect()
+    }
+
+    /// Counts changes of the state.
+    pub const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Brings the maps to what the state says.
@@ -235,29 +252,49 @@ impl Engine {
             seed: &self.seed,
             ticks: &ticks,
         };
-        let mut tables = CachedTables {
-            seed: &self.seed,
-            cache: &mut self.cache,
-        };
-        let mut desired = desired::desired(&self.state, &self.observed, &node, &mut tables, now_ms);
+        let mut desired = desired::desired(&self.state, &self.observed, &node, now_ms);
         // What the configuration says of the node alone is no part of the state.
         desired.clients = self.spec.clients.clone();
         desired.flow_limit = self.spec.new_flows_per_core;
         desired.node_flags = desired::node_flags(&self.spec);
         desired.sources = desired::sources(&self.spec);
         let worked_out = began.elapsed();
-        let writes = plan(&desired, &self.installed);
+        let writes = plan(&desired, &self.installed, &mut |id| self.owners(id));
         let count = writes.len();
         let planned = began.elapsed();
         for write in writes {
             self.write(&write, now_ms)?;
             self.installed.note(write);
         }
+        self.note_tables();
         if count > 0 {
             let (plan, all) = (planned - worked_out, began.elapsed() - planned);
-            tracing::debug!(tables = ?worked_out, ?plan, writes = count, took = ?all, "maps are up to date");
+            tracing::debug!(desired = ?worked_out, ?plan, writes = count, took = ?all, "maps are up to date");
         }
         Ok(())
+    }
+
+    /// Who should own the slots of a service; `None` where its table says so already.
+    fn owners(&self, id: u32) -> Option<Owners> {
+        let service = self.state.services.values().find(|found| found.id == id)?;
+        if is_made_of(&self.made_of, service) {
+            return None;
+        }
+        let build = |composition| compose::build(&self.seed, service, composition);
+        Some(Owners {
+            current: build(&service.current),
+            base: (service.base != service.current).then(|| build(&service.base)),
+        })
+    }
+
+    /// All tables are as the state says.
+    fn note_tables(&mut self) {
+        for service in self.state.services.values() {
+            if !is_made_of(&self.made_of, service) {
+                let made_of = (service.current.clone(), service.base.clone());
+                self.made_of.insert(service.id, made_of);
+            }
+        }
     }
 
     fn read_doubtful(&mut self) -> datapath::Result<()> {
@@ -273,7 +310,9 @@ impl Engine {
         if slots.is_empty() {
             self.installed.tables.remove(&service);
         } else {
-            self.installed.tables.insert(service, slots);
+            self.installed
+                .tables
+                .insert(service, slots.into_iter().collect());
         }
     }
 
@@ -296,7 +335,10 @@ impl Engine {
             Write::Sources(sources) => self.datapath.put_sources(sources),
             Write::NodeFlags(flags) => self.datapath.put_node_flags(*flags),
             Write::Vlans(vlans) => self.datapath.put_vlans(vlans),
-            Write::NoService(id) => self.datapath.remove_service(*id),
+            Write::NoService(id) => {
+                self.made_of.remove(id);
+                self.datapath.remove_service(*id)
+            }
             Write::Table {
                 service,
                 slots,
@@ -306,8 +348,10 @@ impl Engine {
                     self.prepare(*service, slots, now_ms)?;
                 }
                 self.doubtful.insert(*service);
+                self.made_of.remove(service);
                 self.look_is_old = true;
-                self.datapath.publish_table(*service, slots)?;
+                let whole: Vec<_> = slots.iter().collect();
+                self.datapath.publish_table(*service, &whole)?;
                 self.doubtful.remove(service);
                 self.published_ms.insert(*service, now_ms);
                 // Entries made while the table was replaced were marked by the old one.
@@ -324,12 +368,7 @@ impl Engine {
 
     /// Marks the flows whose packets would go elsewhere without their entries, before the table that does it is
     /// published: from then on these are what keeps them alive, and must not give way to others.
-    fn prepare(
-        &mut self,
-        service: u32,
-        slots: &[lb_common::abi::Slot],
-        now_ms: u64,
-    ) -> datapath::Result<()> {
+    fn prepare(&mut self, service: u32, slots: &Packed, now_ms: u64) -> datapath::Result<()> {
         let since = self.tracked_since(now_ms);
         let mut census =
             Census::new(&self.installed, self.times(), &since).with_table(service, slots);
@@ -376,7 +415,7 @@ fn read_installed(state: &State, datapath: &dyn Datapath) -> Result<Installed, d
         record.table = lb_common::abi::ServiceRecord::table_word(0, slots.len() as u32);
         installed.services.insert(id, record);
         if !slots.is_empty() {
-            installed.tables.insert(id, slots);
+            installed.tables.insert(id, slots.into_iter().collect());
         }
     }
     for (_, _, id, _) in state.backends() {
@@ -388,39 +427,8 @@ fn read_installed(state: &State, datapath: &dyn Datapath) -> Result<Installed, d
     Ok(installed)
 }
 
-/// Tables made already, by service: `current` and `base` are mostly one and the same.
-#[derive(Default)]
-struct TableCache(HashMap<u32, Vec<Made>>);
-
-/// A composition and its table.
-type Made = (Composition, Arc<Vec<u32>>);
-
-struct CachedTables<'a> {
-    seed: &'a [u8; 16],
-    cache: &'a mut TableCache,
-}
-
-impl Tables for CachedTables<'_> {
-    fn tables(&mut self, service: &Service) -> (Arc<Vec<u32>>, Arc<Vec<u32>>) {
-        let known = self.cache.0.remove(&service.id).unwrap_or_default();
-        let make = |composition: &Composition, known: &[Made]| {
-            let found = known
-                .iter()
-                .find(|(key, table)| key == composition && table.len() == service.slots as usize);
-            let table = found.map(|(_, table)| Arc::clone(table));
-            table.unwrap_or_else(|| Arc::new(compose::build(self.seed, service, composition)))
-        };
-        let current = make(&service.current, &known);
-        let base = if service.base == service.current {
-            Arc::clone(&current)
-        } else {
-            make(&service.base, &known)
-        };
-        let made = vec![
-            (service.current.clone(), Arc::clone(&current)),
-            (service.base.clone(), Arc::clone(&base)),
-        ];
-        self.cache.0.insert(service.id, made);
-        (current, base)
-    }
+/// Whether the service's table was made of what it should be made of.
+fn is_made_of(made_of: &BTreeMap<u32, (Composition, Composition)>, service: &Service) -> bool {
+    let made_of = made_of.get(&service.id);
+    made_of.is_some_and(|(current, base)| *current == service.current && *base == service.base)
 }

@@ -17,6 +17,7 @@ use crate::{
         command::{self, Result, find_service},
         compose,
         observed::Way,
+        packed::Packed,
         refused::Refused,
         reload::listen,
         state::{Backend, Service},
@@ -95,12 +96,11 @@ impl Engine {
     }
 
     fn service_status(&self, name: &str, service: &Service, now_ms: u64) -> api::ServiceStatus {
-        let table = self
-            .installed
-            .tables
-            .get(&service.id)
-            .map_or(&[][..], Vec::as_slice);
-        let count = |what: fn(&Slot) -> bool| table.iter().filter(|slot| what(slot)).count() as u32;
+        let table = self.installed.tables.get(&service.id);
+        let count = |what: fn(&Slot) -> bool| {
+            let slots = table.into_iter().flat_map(Packed::iter);
+            slots.filter(what).count() as u32
+        };
         let mut warnings = command::warnings(service, &self.observed);
         warnings.extend(self.way_warnings(service));
         let outcomes = self

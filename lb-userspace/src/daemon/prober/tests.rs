@@ -3,19 +3,21 @@
 use std::{
     net::Ipv4Addr,
     sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     task::JoinHandle,
     time::timeout,
 };
 
 use super::*;
 use crate::model::{
-    health::{Cause, FailureKind, Health},
-    spec::ProbeKind,
+    health::{Cause, Check, FailureKind, Health},
+    spec::{ProbeKind, ProbeSpec},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -120,11 +122,11 @@ fn http() -> ProbeSpec {
 fn ready(address: SocketAddr, readiness: ProbeSpec) -> Target {
     Target {
         address,
-        health: HealthSpec {
+        health: Arc::new(HealthSpec {
             startup: None,
             readiness: Some(readiness),
             liveness: None,
-        },
+        }),
     }
 }
 
@@ -331,14 +333,14 @@ async fn a_backend_comes_goes_and_dies() {
     let check = probe(ProbeKind::Tcp);
     let mut probing = Probing::one(Target {
         address,
-        health: HealthSpec {
+        health: Arc::new(HealthSpec {
             startup: Some(ProbeSpec {
                 fall: 3,
                 ..check.clone()
             }),
             readiness: Some(http()),
             liveness: Some(ProbeSpec { fall: 4, ..check }),
-        },
+        }),
     });
     let told = probing.change().await;
     assert_eq!(
@@ -431,11 +433,11 @@ async fn listen_again(address: SocketAddr) -> TcpListener {
 async fn without_checks_a_backend_is_up() {
     let mut probing = Probing::one(Target {
         address: nowhere().await,
-        health: HealthSpec {
+        health: Arc::new(HealthSpec {
             startup: None,
             readiness: None,
             liveness: None,
-        },
+        }),
     });
     assert_eq!(
         probing.change().await,
@@ -505,7 +507,8 @@ async fn all_tasks_end_with_the_prober() {
         // Each round replaces every target.
         let patience = Duration::from_secs(1000 + round);
         let replaced = targets.clone().map(|(key, mut target)| {
-            target.health.readiness.as_mut().unwrap().timeout = patience;
+            let health = Arc::make_mut(&mut target.health);
+            health.readiness.as_mut().unwrap().timeout = patience;
             (key, target)
         });
         probing.prober.set_targets(replaced.collect());
@@ -528,8 +531,7 @@ async fn all_tasks_end_with_the_prober() {
 async fn more_targets_than_turns_are_all_probed() {
     let server = Server::start("", true).await;
     let (sender, mut events) = mpsc::channel(64);
-    let mut prober = Prober::start(sender);
-    prober.turns = Arc::new(Semaphore::new(2));
+    let mut prober = Prober::with_turns(sender, 2);
     let slow = ProbeSpec {
         timeout: Duration::from_millis(20),
         fall: 1,

@@ -72,6 +72,18 @@ impl<T: Words> Parts<T> {
         self.entries
     }
 
+    /// Maps one entry, and perhaps some around it.
+    pub fn one(&self, index: u32) -> Result<Mapped<T>> {
+        if index >= self.entries {
+            return Err(Error::OutOfRange {
+                what: self.what,
+                id: index,
+                capacity: self.entries,
+            });
+        }
+        self.part(index..index + 1)
+    }
+
     /// Maps these entries, and perhaps some around them.
     pub fn part(&self, range: Range<u32>) -> Result<Mapped<T>> {
         Mapped::part(self.what, self.map.as_fd(), self.entries, range)

@@ -112,11 +112,11 @@ pub struct BpfDatapath {
     control: Mapped<ControlRecord>,
     index: Parts<IndexEntry>,
     services: Mapped<ServiceRecord>,
-    backends: Mapped<BackendRecord>,
+    backends: Parts<BackendRecord>,
     slots: Parts<Slot>,
     flows: Parts<FlowEntry>,
     handshakes: Parts<FlowEntry>,
-    ports: Mapped<PortEntry>,
+    ports: Parts<PortEntry>,
     sources: Mapped<Sources>,
     outcomes: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, Pod<BackendStats>>,
@@ -201,11 +201,11 @@ impl BpfDatapath {
             control: mapped(&ebpf, "CONTROL")?,
             index: Parts::new("INDEX", array(&ebpf, "INDEX")?)?,
             services: mapped(&ebpf, "SERVICES")?,
-            backends: mapped(&ebpf, "BACKENDS")?,
+            backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?,
             slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
             flows: Parts::new("FLOWS", array(&ebpf, "FLOWS")?)?,
             handshakes: Parts::new("HANDSHAKES", array(&ebpf, "HANDSHAKES")?)?,
-            ports: mapped(&ebpf, "PORTS")?,
+            ports: Parts::new("PORTS", array(&ebpf, "PORTS")?)?,
             sources: mapped(&ebpf, "SOURCES")?,
             outcomes,
             stats,
@@ -595,11 +595,12 @@ impl Datapath for BpfDatapath {
     fn put_backend(&mut self, id: u32, record: &BackendRecord) -> Result<()> {
         // Word 4 holds the flags: a new record is complete before they say so.
         self.backends
+            .one(id)?
             .write(id, record, 0..size_of::<BackendRecord>() / 8, 4)
     }
 
     fn backend(&self, id: u32) -> Result<BackendRecord> {
-        self.backends.read(id)
+        self.backends.one(id)?.read(id)
     }
 
     fn put_service(&mut self, id: u32, record: &ServiceRecord) -> Result<()> {

@@ -32,12 +32,13 @@ impl BpfDatapath {
     /// Every port that is given out. Entries may change while they are looked at.
     pub fn ports(&self) -> Result<Vec<PortEntry>> {
         let mut entries = Vec::new();
-        for index in 0..self.ports.len() {
-            let tag = self.ports.words(index)?[0].load(Ordering::Acquire);
+        let ports = self.ports.part(0..self.ports.len())?;
+        for index in 0..ports.len() {
+            let tag = ports.words(index)?[0].load(Ordering::Acquire);
             if tag & 1 == 0 {
                 continue;
             }
-            let entry = self.ports.read(index)?;
+            let entry = ports.read(index)?;
             if entry.tag == tag {
                 entries.push(entry);
             }
@@ -47,8 +48,9 @@ impl BpfDatapath {
 
     /// Forgets every port that is given out, as when the table is lost.
     pub fn lose_ports(&mut self) -> Result<()> {
-        for index in 0..self.ports.len() {
-            self.ports.words(index)?[0].store(0, Ordering::Release);
+        let ports = self.ports.part(0..self.ports.len())?;
+        for index in 0..ports.len() {
+            ports.words(index)?[0].store(0, Ordering::Release);
         }
         Ok(())
     }

@@ -1,0 +1,266 @@
+//! The task that makes the probes: it holds a little of every target, and a task of a probe's own only while that is
+//! under way.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, Id, JoinError, JoinSet},
+    time::sleep_until,
+};
+
+use super::{HealthEvent, Target, TargetKey, probe, schedule};
+use crate::model::{
+    health::{Check, HealthChange, HealthState, Observation},
+    spec::ProbeSpec,
+};
+
+/// A target's number; none is given twice.
+pub type Number = u64;
+
+/// Every check, in the order of their turns.
+const CHECKS: [Check; 3] = [Check::Startup, Check::Readiness, Check::Liveness];
+
+/// What the driver is told.
+#[derive(Debug)]
+pub enum Order {
+    /// Begin with a target.
+    Begin(Number, Arc<TargetKey>, Target),
+    /// Forget one, and its probes under way.
+    Forget(Number),
+}
+
+/// A target.
+struct Watched {
+    key: Arc<TargetKey>,
+    target: Target,
+    state: HealthState,
+    phase: u64,
+    /// By [`Check`].
+    turns: [Option<Turn>; 3],
+}
+
+/// Where a check stands.
+enum Turn {
+    /// Its next probe is due then.
+    Due(Instant),
+    /// A probe is under way.
+    UnderWay(AbortHandle),
+}
+
+/// A probe under way.
+struct UnderWay {
+    number: Number,
+    check: Check,
+    due: Instant,
+}
+
+/// The driver's data.
+pub struct Driver {
+    orders: mpsc::UnboundedReceiver<Order>,
+    events: mpsc::Sender<HealthEvent>,
+    at_once: usize,
+    epoch: Instant,
+    targets: HashMap<Number, Box<Watched>>,
+    /// What is due when, the earliest first.
+    queue: BTreeSet<(Instant, Number, Check)>,
+    probes: JoinSet<Option<Observation>>,
+    under_way: HashMap<Id, UnderWay>,
+}
+
+/// Nobody listens to what is found.
+struct Unheard;
+
+impl Driver {
+    /// Without targets. At most `at_once` probes are under way at the same time.
+    pub fn new(
+        orders: mpsc::UnboundedReceiver<Order>,
+        events: mpsc::Sender<HealthEvent>,
+        at_once: usize,
+    ) -> Self {
+        Self {
+            orders,
+            events,
+            at_once: at_once.max(1),
+            epoch: Instant::now(),
+            targets: HashMap::new(),
+            queue: BTreeSet::new(),
+            probes: JoinSet::new(),
+            under_way: HashMap::new(),
+        }
+    }
+
+    /// Runs until nobody can give orders any more, or nobody listens.
+    pub async fn run(mut self) {
+        loop {
+            self.begin_due();
+            let next = self.queue.first().map(|(due, _, _)| *due);
+            let has_turn = self.under_way.len() < self.at_once;
+            let now = Instant::now();
+            let heard = tokio::select! {
+                order = self.orders.recv() => match order {
+                    Some(order) => self.obey(order).await,
+                    None => return,
+                },
+                Some(ended) = self.probes.join_next_with_id() => self.take_in(ended).await,
+                () = sleep_until(next.unwrap_or(now).into()), if next.is_some() && has_turn => Ok(()),
+            };
+            if heard.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Begins the probes that are due, as many as may be under way.
+    fn begin_due(&mut self) {
+        let now = Instant::now();
+        while self.under_way.len() < self.at_once
+            && let Some((due, number, check)) = self.queue.first().copied()
+            && due <= now
+        {
+            self.queue.pop_first();
+            self.begin(number, check, due);
+        }
+    }
+
+    fn begin(&mut self, number: Number, check: Check, due: Instant) {
+        let Some(watched) = self.targets.get_mut(&number) else {
+            return;
+        };
+        let Some(spec) = watched.state.spec_of(check) else {
+            return;
+        };
+        let probe = self.probes.spawn(make(&watched.target, spec.clone()));
+        self.under_way
+            .insert(probe.id(), UnderWay { number, check, due });
+        watched.set(check, Turn::UnderWay(probe));
+    }
+
+    async fn obey(&mut self, order: Order) -> Result<(), Unheard> {
+        match order {
+            Order::Begin(number, key, target) => {
+                let watched = Watched {
+                    phase: schedule::phase(&key.service, &key.backend),
+                    state: HealthState::new(Arc::clone(&target.health)),
+                    key,
+                    target,
+                    turns: [const { None }; 3],
+                };
+                let unchecked = watched.state.unchecked();
+                self.targets.insert(number, Box::new(watched));
+                match unchecked {
+                    Some(change) => self.tell(number, change).await,
+                    None => {
+                        self.start(number);
+                        Ok(())
+                    }
+                }
+            }
+            Order::Forget(number) => {
+                self.stop(number);
+                self.targets.remove(&number);
+                Ok(())
+            }
+        }
+    }
+
+    /// The first probe of every check to be made now is due at once.
+    fn start(&mut self, number: Number) {
+        let Some(watched) = self.targets.get_mut(&number) else {
+            return;
+        };
+        let now = Instant::now();
+        for check in watched.state.checks() {
+            watched.set(check, Turn::Due(now));
+            self.queue.insert((now, number, check));
+        }
+    }
+
+    /// Gives up what is due, and what is under way.
+    fn stop(&mut self, number: Number) {
+        let Some(watched) = self.targets.get_mut(&number) else {
+            return;
+        };
+        for check in CHECKS {
+            match watched.turns[check as usize].take() {
+                None => {}
+                Some(Turn::Due(due)) => {
+                    self.queue.remove(&(due, number, check));
+                }
+                Some(Turn::UnderWay(probe)) => {
+                    self.under_way.remove(&probe.id());
+                    probe.abort();
+                }
+            }
+        }
+    }
+
+    /// Takes in what a probe found, and says when the next one is due.
+    async fn take_in(
+        &mut self,
+        ended: Result<(Id, Option<Observation>), JoinError>,
+    ) -> Result<(), Unheard> {
+        let (id, observation) = match ended {
+            Ok(ended) => ended,
+            // Given up, or broken: then it says nothing about the backend.
+            Err(error) => (error.id(), None),
+        };
+        let Some(UnderWay { number, check, due }) = self.under_way.remove(&id) else {
+            return Ok(());
+        };
+        let Some(watched) = self.targets.get_mut(&number) else {
+            return Ok(());
+        };
+        let before = watched.state.checks();
+        let change = observation.and_then(|found| watched.state.observe(check, found));
+        if watched.state.checks() != before {
+            watched.turns[check as usize] = None;
+            self.stop(number);
+            self.start(number);
+        } else if let Some(spec) = watched.state.spec_of(check) {
+            let (phase, period) = (watched.phase, spec.period);
+            let next = schedule::next(self.epoch, phase, period, due, Instant::now());
+            watched.set(check, Turn::Due(next));
+            self.queue.insert((next, number, check));
+        }
+        match change {
+            Some(change) => self.tell(number, change).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits while the events are full; probes under way go on meanwhile.
+    async fn tell(&self, number: Number, change: HealthChange) -> Result<(), Unheard> {
+        let Some(watched) = self.targets.get(&number) else {
+            return Ok(());
+        };
+        let event = HealthEvent {
+            key: (*watched.key).clone(),
+            address: watched.target.address,
+            change,
+        };
+        self.events.send(event).await.map_err(|_| Unheard)
+    }
+}
+
+impl Watched {
+    fn set(&mut self, check: Check, turn: Turn) {
+        self.turns[check as usize] = Some(turn);
+    }
+}
+
+/// One probe, with everything that it needs.
+fn make(target: &Target, spec: ProbeSpec) -> impl Future<Output = Option<Observation>> + use<> {
+    let mut address = target.address;
+    if let Some(port) = spec.port {
+        address.set_port(port);
+    }
+    async move {
+        let timeout = spec.timeout.max(Duration::from_millis(1));
+        probe::observe(&spec.kind, address, timeout).await
+    }
+}
