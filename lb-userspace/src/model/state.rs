@@ -522,3 +522,59 @@ impl Backend {
         self.admin = admin.transition(change);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{
+        ages::Ages,
+        drain::{End, Reason},
+        spec::OnDeadline,
+    };
+
+    fn ended(id: u64, ended_ms: u64) -> Op {
+        let drain = Draining {
+            id,
+            since_ms: 0,
+            deadline_ms: 0,
+            on_deadline: OnDeadline::Reset,
+            spread: Duration::ZERO,
+            at_start: None,
+            progress: Progress::default(),
+            cutting: None,
+        };
+        let receipt = drain.receipt(
+            "web/b1".to_owned(),
+            End::of(Reason::Undrained),
+            &Ages::default(),
+            ended_ms,
+        );
+        Op::Activated {
+            service: "web".to_owned(),
+            backend: 1,
+            ended: Some(Box::new(Ended {
+                drain,
+                reason: Reason::Undrained,
+                ended_ms,
+                receipt,
+            })),
+        }
+    }
+
+    #[test]
+    fn receipts_are_kept_in_number_and_age() {
+        let mut state = State::default();
+        let many = RECEIPTS_MAX as u64 + 7;
+        (1..=many).for_each(|id| state.apply(&ended(id, 1000)));
+        assert_eq!(state.ended.len(), RECEIPTS_MAX);
+        assert_eq!(state.ended[0].drain.id, 8);
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+        state.apply(&ended(many + 1, 1000 + RECEIPT_AGE_MAX_MS));
+        assert_eq!(state.ended.len(), RECEIPTS_MAX);
+        state.apply(&ended(many + 2, 1001 + RECEIPT_AGE_MAX_MS));
+        assert_eq!(state.ended.len(), 2, "what is older than 30 days goes");
+    }
+}
