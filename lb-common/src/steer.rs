@@ -317,6 +317,16 @@ impl<'a, E: Env> Flow<'a, E> {
         let closing = closing_bits(packet.flags, state::FIN_CLIENT);
         if let Some(entry) = entry::find(self.env.flows(), self.hash, &self.key) {
             let meta = self.current_meta(entry, packet.sequence);
+            if closing & state::RESET != 0
+                && meta.has(state::REOPENED)
+                && let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key)
+            {
+                // SAFETY: the entry was found for this packet.
+                let newer = unsafe { entry::meta(handshake) };
+                if gives_up(newer, closing) && !self.is_gone(newer.backend()) {
+                    return (Outcome::ForwardHandshake, newer.backend());
+                }
+            }
             if !self.is_gone(meta.backend()) {
                 self.note(entry, closing);
                 return (Outcome::ForwardFlow, meta.backend());
@@ -329,9 +339,14 @@ impl<'a, E: Env> Flow<'a, E> {
         if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
             // SAFETY: the entry was found for this packet.
             let meta = unsafe { entry::meta(handshake) };
-            if completes(meta, packet.sequence) && !self.is_gone(meta.backend()) {
-                self.promote(handshake, meta, closing);
-                return (Outcome::ForwardHandshake, meta.backend());
+            if !self.is_gone(meta.backend()) {
+                if completes(meta, packet.sequence) {
+                    self.promote(handshake, meta, closing);
+                    return (Outcome::ForwardHandshake, meta.backend());
+                }
+                if gives_up(meta, closing) {
+                    return (Outcome::ForwardHandshake, meta.backend());
+                }
             }
         }
         self.adopt(closing)
@@ -722,6 +737,15 @@ impl<'a, E: Env> Flow<'a, E> {
         };
         meta.0 & state::CLOSING | counted
     }
+}
+
+/// Whether a client's reset is its answer to what its opening met. A server that still has an older connection of the
+/// same ports answers an opening with a segment of that one; the client resets what it does not know, by that one's
+/// numbers, and the opening that it then sends again can succeed (RFC 9293 section 3.5.1, half-open connections). So the reset must
+/// reach the server that the opening did.
+#[inline(always)]
+fn gives_up(handshake: Meta, closing: u64) -> bool {
+    closing & state::RESET != 0 && !handshake.has(state::ESTABLISHED | state::CLOSE_COUNTED)
 }
 
 /// Whether a packet with this sequence number belongs to the flow that a handshake entry opened. Sequence

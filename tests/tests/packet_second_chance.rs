@@ -235,6 +235,39 @@ fn resets_go_on_where_there_is_no_question() -> Result<()> {
 }
 
 #[test]
+fn who_asks_after_a_backend_that_has_ended_is_told() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    assert!(stage.answers(OLD, 1000, ACK)?);
+    stage.rig.flags(OLD, backend_flags::ENDED, 0)?;
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardOrphan, NEW));
+    assert!(stage.answers(NEW, 1000, RST)?);
+    Ok(())
+}
+
+/// The server that an opening met still has an older connection of these ports: the client's reset must reach it.
+#[test]
+fn a_reset_that_answers_an_openings_answer_goes_where_the_opening_went() -> Result<()> {
+    for mode in [mode::NAT, mode::L2] {
+        let mut stage = Stage::new(true, mode, MOVED)?;
+        let syn = Segment::new(stage.client(1000), stage.service.vip, SYN).at(900_000_000, 0);
+        assert_eq!(stage.rig.run(&syn.build())?.2, Outcome::ForwardOpening);
+        assert_eq!(stage.sends(1000, RST)?, (Outcome::ForwardHandshake, NEW));
+        assert!(stage.rig.entries(Table::Flows)?.is_empty());
+
+        // The same where an entry of the older connection stands, on another backend.
+        assert_eq!(stage.sends(1001, ACK)?.1, OLD);
+        let syn = Segment::new(stage.client(1001), stage.service.vip, SYN).at(900_000_000, 0);
+        assert_eq!(stage.rig.run(&syn.build())?.2, Outcome::ForwardOpening);
+        assert_eq!(stage.sends(1001, RST)?, (Outcome::ForwardHandshake, NEW));
+        // A reset that has nothing to do with an opening goes where its flow is.
+        assert_eq!(stage.sends(1002, ACK)?.1, OLD);
+        assert_eq!(stage.sends(1002, RST)?.1, OLD);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_handshake_in_flight_is_no_question() -> Result<()> {
     let mut stage = Stage::new(true, mode::NAT, MOVED)?;
     assert_eq!(stage.sends(1000, SYN)?, (Outcome::ForwardOpening, NEW));

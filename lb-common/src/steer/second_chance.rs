@@ -69,8 +69,9 @@ impl<E: Env> Flow<'_, E> {
             return false;
         }
         if backend != meta.backend() {
-            // Of several segments that were on their way to the wrong one each is answered.
-            return is_bare_reset(flags);
+            // Of several segments that were on their way to the wrong one each is answered. Where the entry's backend has
+            // ended, the reset is what its clients are to be told.
+            return is_bare_reset(flags) && !self.is_gone(meta.backend());
         }
         if !meta.has(state::GUESSED) {
             return false;

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     client::{Broken, Reason, Report, begun_within},
+    clock,
     server::Stats,
 };
 
@@ -192,7 +193,11 @@ impl Ledger {
                 Blame::Drain(id) => *cuts.entry(id).or_default() += 1,
                 Blame::Server => died += 1,
                 Blame::Tables => exposed += 1,
-                Blame::Ebb => broken.push(one.to_string()),
+                Blame::Ebb => {
+                    let start_ns = now_ns.saturating_sub(took.as_nanos() as u64);
+                    let at = clock::seconds_between(start_ns, one.broken_ns);
+                    broken.push(format!("at {at:.1} s: {one}"));
+                }
             }
         }
         let mut misplaced = Vec::new();

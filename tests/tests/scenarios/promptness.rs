@@ -111,6 +111,7 @@ fn drain(lab: &Lab, name: &str) -> Result<Duration> {
 }
 
 #[test]
+#[ignore = "measures time, which a busy machine has not; run by name with --ignored, in a release build"]
 fn a_drain_is_in_effect_at_once() -> Result<()> {
     if !can_run() {
         return Ok(());
