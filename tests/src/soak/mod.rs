@@ -20,7 +20,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::Value;
 
 use crate::{
-    client::{Load, LoadOptions, raise_open_files},
+    client::{Load, LoadOptions, Report, raise_open_files},
     clock,
     scenario::{LIMIT, SHORT_AT_ONCE, Scene, Way, backends},
 };
@@ -192,6 +192,7 @@ impl Soak<'_> {
             load,
             mut ledger,
             options,
+            tell,
             ..
         } = self;
         let now = clock::now_ns();
@@ -202,6 +203,11 @@ impl Soak<'_> {
             }
         }
         let summary = ledger.judge(options, &report, &[scene.client()], now, seconds);
+        if !summary.is_good() {
+            for line in clues(&scene, &report) {
+                tell(&line);
+            }
+        }
         ended.with_context(|| format!("the soak could not go on; so far:\n{summary}"))?;
         Ok(summary)
     }
@@ -229,6 +235,21 @@ fn view(status: &Value) -> Result<View> {
         backends: known,
         active_pool: active,
     })
+}
+
+/// What the daemon says of connections that broke last.
+fn clues(scene: &Scene, report: &Report) -> Vec<String> {
+    let said = |line: &str| match scene.run(line) {
+        Ok(said) => format!("{line}: {}{}", said.stdout.trim(), said.stderr.trim()),
+        Err(error) => format!("{line}: {error:#}"),
+    };
+    let last = report.broken.iter().rev().filter_map(|broken| broken.local);
+    let explained = last
+        .take(5)
+        .map(|local| said(&format!("explain web --from {local}")));
+    std::iter::once(said("status --json"))
+        .chain(explained)
+        .collect()
 }
 
 fn active_pool(status: &Value) -> Option<String> {

@@ -244,3 +244,47 @@ fn killed_in_a_switch_nat() -> Result<()> {
 fn killed_in_a_switch_l2() -> Result<()> {
     killed_in_a_switch(Way::L2)
 }
+
+/// The deadline passes while the pool is switched, and the daemon is killed in the middle of its cuts: whoever is still
+/// there when the next one comes is told.
+fn killed_while_it_cuts(way: Way) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut scene = Scene::new(way, &["b1", "b2", "b3", "g1", "g2"])?;
+    let load = scene.load(120, 0.0)?;
+    scene.ok("switch web green")?;
+    scene.ok("drain web/b1 --timeout 2s --on-deadline reset")?;
+    let on_b1 = long_on(&load, "b1").len();
+    // The first of them are cut.
+    load.wait(LIMIT, |now| now.broken > 0);
+    scene.ebb.kill9();
+    let cut = load.now().broken;
+    load.wait(Duration::from_secs(2), |_| false);
+    scene.ebb.restart(&scene.lab)?;
+    let before = scene.ebb.status()?;
+    let told = load.wait(LIMIT / 2, |now| now.broken >= on_b1 as u64);
+    let after = scene.ebb.status()?;
+    assert!(
+        told,
+        "{cut} of {on_b1} were cut before, {} in all; counted before {} and after {}",
+        load.now().broken,
+        before["services"][0]["outcomes"],
+        after["services"][0]["outcomes"],
+    );
+    for broken in load.broken() {
+        assert_eq!(broken.reason, Reason::Reset, "{broken}");
+        assert_eq!(broken.backend.as_deref(), Some("b1"), "{broken}");
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_while_it_cuts_nat() -> Result<()> {
+    killed_while_it_cuts(Way::Nat)
+}
+
+#[test]
+fn killed_while_it_cuts_l2() -> Result<()> {
+    killed_while_it_cuts(Way::L2)
+}
