@@ -279,6 +279,10 @@ fn reset_cuts_over_the_spread_then_ends() {
         node.engine.drain_view(drain, node.now_ms).unwrap().state,
         "resetting"
     );
+    // Who waits for an answer when all are to go gets it, and is reset with its next packet.
+    node.pass(3000);
+    assert_eq!(node.fake.backend(b1).unwrap().cut, u32::MAX);
+    assert_eq!(node.flags(b1) & backend_flags::ENDED, 0);
     node.pass(3000);
     assert_ne!(node.flags(b1) & backend_flags::ENDED, 0);
     let receipt = node
@@ -796,7 +800,7 @@ fn datagrams_go_on_elsewhere_after_the_deadline() {
     for port in &flows[&b1] {
         assert_ne!(node.send(*port, 0, 0), b1);
     }
-    node.pass(3000);
+    node.pass(6000);
     let receipt = node
         .engine
         .drain_view(drain, node.now_ms)

@@ -297,9 +297,13 @@ pub fn step(drain: &Draining, sight: Sight, idle_timeout: Duration, now_ms: u64)
 /// Time that a drain goes on dropping, so that the clients' packets meet silence and not another backend's reset.
 const DROP_TIME: Duration = Duration::from_secs(5);
 
+/// Time that a drain goes on resetting once all of its flows are to be. Whoever waits for an answer at that moment has
+/// nothing to send: it must get its answer, which the backend gives only while it is known, and then send something.
+pub const LAST_CALL: Duration = Duration::from_secs(2);
+
 fn step_cutting(drain: &Draining, cutting: Cutting, now_ms: u64) -> Step {
     let time = match drain.on_deadline {
-        OnDeadline::Reset | OnDeadline::Leave => drain.spread.max(Duration::from_secs(1)),
+        OnDeadline::Reset | OnDeadline::Leave => drain.spread + LAST_CALL,
         OnDeadline::Drop => DROP_TIME,
     };
     if now_ms < cutting.since_ms.saturating_add(as_ms(time)) {
@@ -524,13 +528,13 @@ mod tests {
         assert_eq!(drain.cut(11_000), 0);
         assert_eq!(drain.cut(13_000), u32::MAX / 2);
         assert_eq!(drain.cut(15_000), u32::MAX);
-        assert_eq!(step(&drain, sight(4, 0, false), IDLE, 14_999), Step::Wait);
+        assert_eq!(step(&drain, sight(4, 0, false), IDLE, 16_999), Step::Wait);
         let end = End {
             reset: 4,
             ..End::of(Reason::Deadline)
         };
         assert_eq!(
-            step(&drain, sight(4, 0, false), IDLE, 15_000),
+            step(&drain, sight(4, 0, false), IDLE, 17_000),
             Step::End(end)
         );
     }

@@ -96,7 +96,11 @@ impl Engine {
             unseen: sight.unseen.saturating_sub(expired),
             ..sight
         };
+        // A deadline's cuts that fell into a time without a daemon are still to be made.
+        let resumes = drain.cutting.is_some()
+            && now_ms < self.began_ms.saturating_add(as_ms(drain::LAST_CALL));
         match drain::step(&drain, sight, target.service.spec.idle_timeout, now_ms) {
+            Step::End(_) if resumes => {}
             Step::Wait => {}
             Step::Cut(cutting) => ops.push(Op::DrainCut {
                 service,
