@@ -135,6 +135,12 @@ impl Node {
         self.fake.packet(self.web().id, &packet).unwrap().backend
     }
 
+    /// The receipt of a drain that is over.
+    fn receipt(&self, drain: u64) -> lb_userspace::model::drain::Receipt {
+        let view = self.engine.drain_view(drain, self.now_ms);
+        view.unwrap().receipt.unwrap()
+    }
+
     /// A port whose flow, once open, is this backend's.
     fn flow_on(&self, backend: u32) -> u16 {
         let port = (2000..).find(|port| {
@@ -285,12 +291,7 @@ fn reset_cuts_over_the_spread_then_ends() {
     assert_eq!(node.flags(b1) & backend_flags::ENDED, 0);
     node.pass(3000);
     assert_ne!(node.flags(b1) & backend_flags::ENDED, 0);
-    let receipt = node
-        .engine
-        .drain_view(drain, node.now_ms)
-        .unwrap()
-        .receipt
-        .unwrap();
+    let receipt = node.receipt(drain);
     assert_eq!((receipt.reason.as_str(), receipt.reset), ("deadline", 1));
 }
 
@@ -363,12 +364,7 @@ fn leave_lets_flows_go_on() {
     let port = node.flow_on(b1);
     let drain = node.drain("b1", 5, OnDeadline::Leave);
     node.pass(6000);
-    let receipt = node
-        .engine
-        .drain_view(drain, node.now_ms)
-        .unwrap()
-        .receipt
-        .unwrap();
+    let receipt = node.receipt(drain);
     assert_eq!(
         (receipt.reason.as_str(), receipt.left, receipt.reset),
         ("deadline", 1, 0)
@@ -766,12 +762,7 @@ fn datagrams_that_stop_coming_end_a_drain() {
     let seen = node.engine.drain_view(drain, node.now_ms).unwrap();
     assert_eq!(seen.flows.listed, talking.len() as u64);
     node.pass(IDLE.as_millis() as u64 + 2000);
-    let receipt = node
-        .engine
-        .drain_view(drain, node.now_ms)
-        .unwrap()
-        .receipt
-        .unwrap();
+    let receipt = node.receipt(drain);
     let all = (silent.len() + talking.len()) as u64;
     assert_eq!(
         (
@@ -801,12 +792,7 @@ fn datagrams_go_on_elsewhere_after_the_deadline() {
         assert_ne!(node.send(*port, 0, 0), b1);
     }
     node.pass(6000);
-    let receipt = node
-        .engine
-        .drain_view(drain, node.now_ms)
-        .unwrap()
-        .receipt
-        .unwrap();
+    let receipt = node.receipt(drain);
     assert_eq!(
         (receipt.reason.as_str(), receipt.reset),
         ("deadline", flows[&b1].len() as u64)

@@ -132,6 +132,13 @@ impl Closed {
             self.since.entry(name.clone()).or_insert(after);
         }
     }
+
+    /// The whole windows, ns of `CLOCK_MONOTONIC`; those still open end at `now`.
+    fn windows(&self, now: u64) -> Vec<(String, Range<u64>)> {
+        let open = self.since.iter();
+        let open = open.map(|(name, &since)| (name.clone(), since..now));
+        self.over.iter().cloned().chain(open).collect()
+    }
 }
 
 /// All that the judge must know.
@@ -187,6 +194,7 @@ impl Ledger {
         took: Duration,
     ) -> Summary {
         let mut cuts: BTreeMap<u64, u64> = BTreeMap::new();
+        let start_ns = now_ns.saturating_sub(took.as_nanos() as u64);
         let (mut died, mut exposed, mut broken) = (0, 0, Vec::new());
         for one in &report.broken {
             match self.blame(one) {
@@ -194,7 +202,6 @@ impl Ledger {
                 Blame::Server => died += 1,
                 Blame::Tables => exposed += 1,
                 Blame::Ebb => {
-                    let start_ns = now_ns.saturating_sub(took.as_nanos() as u64);
                     let at = clock::seconds_between(start_ns, one.broken_ns);
                     broken.push(format!("at {at:.1} s: {one}"));
                 }

@@ -25,7 +25,7 @@ use crate::{
     scenario::{LIMIT, SHORT_AT_ONCE, Scene, Way, backends},
 };
 
-use judge::{Closed, Ledger};
+use judge::Ledger;
 use plan::{Backend, View};
 
 pub use summary::Summary;
@@ -223,7 +223,6 @@ fn view(status: &Value) -> Result<View> {
             name,
             Backend {
                 admin: backend["admin"].as_str().context("admin")?.to_owned(),
-                accepting: backend["accepting"] == true,
                 is_up: backend["health"] == "up",
                 flows: backend["flows"].as_u64().unwrap_or(0),
             },
@@ -256,13 +255,4 @@ fn active_pool(status: &Value) -> Option<String> {
     let pools = status["services"][0]["pools"].as_array()?;
     let active = pools.iter().find(|pool| pool["active"] == true)?;
     active["name"].as_str().map(str::to_owned)
-}
-
-impl Closed {
-    /// The whole windows, ns of `CLOCK_MONOTONIC`; those still open end at `now`.
-    fn windows(&self, now: u64) -> Vec<(String, std::ops::Range<u64>)> {
-        let open = self.since.iter();
-        let open = open.map(|(name, &since)| (name.clone(), since..now));
-        self.over.iter().cloned().chain(open).collect()
-    }
 }

@@ -9,8 +9,6 @@ use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 pub struct Backend {
     /// `active`, `draining`, `drained`...
     pub admin: String,
-    /// It takes new flows.
-    pub accepting: bool,
     /// It is healthy.
     pub is_up: bool,
     /// Flows it has.
@@ -257,7 +255,6 @@ mod tests {
     fn view(of: &[(&str, &str)]) -> View {
         let backend = |admin: &str| Backend {
             admin: admin.to_owned(),
-            accepting: admin == "active",
             is_up: true,
             flows: 0,
         };
