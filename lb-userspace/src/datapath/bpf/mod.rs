@@ -4,6 +4,8 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -450,15 +452,17 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Loads a program. The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c, `do_check`),
-/// which says nothing about the program.
-fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 5;
-    let mut attempt = 1;
+/// which says nothing about the program. Whoever signals may go on for a while (a process that is stopped and continued,
+/// a profiler), so each attempt waits longer than the one before: 1 ms, then twice as much, three quarters of a second in all.
+pub(in crate::datapath) fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 10;
+    let mut attempt = 0;
     loop {
         match program.load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
             {
+                thread::sleep(Duration::from_millis(1 << attempt.min(8)));
                 attempt += 1;
             }
             result => return result,
