@@ -156,12 +156,19 @@ impl Scene {
     /// # Errors
     /// They are not within [`LIMIT`].
     pub fn wait_all_up(&self) -> Result<Value> {
-        self.ebb
-            .wait_status(LIMIT, |status| {
-                let all = backends(status);
-                !all.is_empty() && all.into_iter().all(is_ready)
-            })
-            .context("wait until every backend is up")
+        self.wait_up(&self.ebb)
+    }
+
+    /// The same of another daemon than the scene's own.
+    ///
+    /// # Errors
+    /// They are not within [`LIMIT`].
+    pub fn wait_up(&self, ebb: &Ebb) -> Result<Value> {
+        ebb.wait_status(LIMIT, |status| {
+            let all = backends(status);
+            !all.is_empty() && all.into_iter().all(is_ready)
+        })
+        .context("wait until every backend is up")
     }
 
     /// Waits until the status says this of a backend.

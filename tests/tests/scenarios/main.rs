@@ -16,6 +16,7 @@ mod interfaces;
 mod kernel_tunnels;
 mod memory;
 mod nginx;
+mod nodes;
 mod ports;
 mod promptness;
 mod quic;
