@@ -61,6 +61,26 @@ pub struct NodeStatus {
     pub xdp: XdpStatus,
     /// What does not work as it should, for people.
     pub warnings: Vec<String>,
+    /// What other nodes are told and heard of; absent where nothing is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<ShareStatus>,
+}
+
+/// What nodes with the same services tell each other of flows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShareStatus {
+    /// This node's address.
+    pub listen: std::net::SocketAddr,
+    /// The other nodes'.
+    pub peers: Vec<std::net::SocketAddr>,
+    /// Flows that the others were told of, each time counted.
+    pub told: u64,
+    /// Flows that they told of.
+    pub heard: u64,
+    /// Flows of those that were entered, because the tables here would have taken them elsewhere.
+    pub entered: u64,
+    /// Datagrams that were no message of a peer: forged, repeated or too old.
+    pub refused: u64,
 }
 
 /// The XDP program.

@@ -93,3 +93,6 @@ pub const OPTION_KIND: RangeInclusive<u32> = 35..=254;
 pub const TUNNEL_PORT: RangeInclusive<u32> = 1..=65_535;
 
 const DAY_SECS: u64 = 24 * 3600;
+
+/// Most other nodes that a node shares flows with.
+pub const SHARE_PEERS: usize = 16;

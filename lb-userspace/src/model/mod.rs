@@ -20,6 +20,7 @@ pub mod packed;
 pub mod plan;
 pub mod refused;
 pub mod reload;
+pub mod share;
 pub mod spec;
 pub mod state;
 pub mod table;

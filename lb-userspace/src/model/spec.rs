@@ -178,6 +178,18 @@ pub struct NodeSpec {
     pub hash_seed_file: PathBuf,
     /// Sizes of the maps.
     pub capacity: Capacity,
+    /// Other nodes that serve the same addresses, and are told of exceptional flows.
+    #[serde(default)]
+    pub share: Option<Share>,
+}
+
+/// How nodes that serve the same addresses tell each other of flows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// This node's address.
+    pub listen: SocketAddr,
+    /// The other nodes' addresses; messages of nobody else are taken.
+    pub peers: Vec<SocketAddr>,
 }
 
 /// How an XDP program is attached to an interface.

@@ -92,6 +92,7 @@ pub fn spec(services: impl IntoIterator<Item = ServiceSpec>) -> Spec {
             xdp_mode: XdpMode::Auto,
             hash_seed_file: "/nonexistent/seed".into(),
             capacity: Capacity::default(),
+            share: None,
         },
         nat: Default::default(),
         services: services

@@ -277,6 +277,7 @@ mod tests {
                     handshake_entries: 0,
                 },
                 warnings: vec!["low\x1b[2J on memory".to_owned()],
+                share: None,
             },
             services: vec![service],
         }

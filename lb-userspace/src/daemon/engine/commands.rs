@@ -219,7 +219,7 @@ impl Engine {
         if spec.node == self.spec.node {
             return Ok(());
         }
-        let error = "reload: interfaces, xdp_mode, hash_seed_file and capacity can not change while ebb runs";
+        let error = "reload: interfaces, xdp_mode, hash_seed_file, capacity and share can not change while ebb runs";
         Err(Refused::conflict(error)
             .hint("restart ebb to change them; forwarding goes on meanwhile"))
     }

@@ -70,6 +70,7 @@ impl Engine {
                 config: facts.config.clone(),
                 xdp: self.xdp_status(&services, &outside),
                 warnings,
+                share: self.share_status(),
             },
             services,
         }
