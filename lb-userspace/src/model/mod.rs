@@ -21,6 +21,7 @@ pub mod plan;
 pub mod refused;
 pub mod reload;
 pub mod spec;
+pub mod speech;
 pub mod state;
 pub mod table;
 pub mod trace;

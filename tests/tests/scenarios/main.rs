@@ -21,6 +21,7 @@ mod promptness;
 mod quic;
 mod restart;
 mod soak;
+mod speech;
 mod trace;
 mod truth;
 mod tunnel;

@@ -14,6 +14,7 @@ mod node;
 mod pool;
 mod quic;
 mod service;
+mod speech;
 mod tunnel;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@ pub mod commands;
 mod drain_views;
 mod drains;
 mod look;
+mod speech;
 mod trace;
 mod views;
 mod watch;
