@@ -211,6 +211,9 @@ pub struct AddRequest {
     pub address: SocketAddr,
     /// Weight; 1 when absent.
     pub weight: Option<u32>,
+    /// A backend of this name at this address is left as it is, and no error.
+    #[serde(default)]
+    pub if_absent: bool,
 }
 
 /// Sends new flows to another pool.

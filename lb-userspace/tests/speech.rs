@@ -401,6 +401,25 @@ impl Node {
     }
 }
 
+/// What a unit asks before it adds its backend.
+#[test]
+fn a_backend_is_there_by_name_pool_and_address() {
+    let node = node(1);
+    let at = |text: &str| text.parse().unwrap();
+    assert!(node.engine.has("web/blue/b1", at("10.0.0.1:8080")));
+    assert!(node.engine.has("web/blue/b1", at("10.0.0.1:0")));
+    for (path, address) in [
+        ("web/blue/b1", "10.0.0.1:8081"),
+        ("web/blue/b1", "10.0.0.2:8080"),
+        ("web/green/b1", "10.0.0.1:8080"),
+        ("web/blue/b9", "10.0.0.1:8080"),
+        ("api/blue/b1", "10.0.0.1:8080"),
+        ("web/b1", "10.0.0.1:8080"),
+    ] {
+        assert!(!node.engine.has(path, at(address)), "{path} {address}");
+    }
+}
+
 #[test]
 fn a_drain_of_its_own_has_the_services_terms() {
     let mut node = node(1);

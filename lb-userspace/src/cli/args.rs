@@ -492,6 +492,10 @@ pub struct AddArgs {
     /// Its share relative to the others, 0 to 1000 [default: 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub weight: Option<u32>,
+
+    /// When it is there already, at this address, leave it as it is
+    #[arg(long)]
+    pub if_absent: bool,
 }
 
 /// `ebb switch`.

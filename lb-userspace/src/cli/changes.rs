@@ -45,6 +45,7 @@ pub async fn add(client: &Client, args: &AddArgs, out: &mut Output) -> Outcome {
         backend: args.backend.to_string(),
         address: args.address,
         weight: args.weight,
+        if_absent: args.if_absent,
     };
     done(&client.post("/v1/add", &request).await?, out)
 }

@@ -22,6 +22,7 @@ mod quic;
 mod restart;
 mod soak;
 mod speech;
+mod systemd;
 mod trace;
 mod truth;
 mod tunnel;

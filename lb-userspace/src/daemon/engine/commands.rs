@@ -1,6 +1,9 @@
 //! Commands and events, from the request to the maps.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{Engine, Fault};
 use crate::{
@@ -178,6 +181,24 @@ impl Engine {
         Ok(format!(
             "{path} is added; it takes new flows as soon as it is up"
         ))
+    }
+
+    /// Whether there is a backend at `SERVICE/POOL/BACKEND` with this address. A port of 0 is the service's own.
+    pub fn has(&self, path: &str, address: SocketAddr) -> bool {
+        let mut parts = path.split('/');
+        let names = (parts.next(), parts.next(), parts.next());
+        let (Some(service), Some(pool), Some(name)) = names else {
+            return false;
+        };
+        let Some(service) = self.state.services.get(service) else {
+            return false;
+        };
+        let mut backends = service.live_backends().map(|(_, backend)| backend);
+        backends.any(|backend| {
+            let known = backend.spec.address;
+            let same_port = address.port() == 0 || address.port() == known.port();
+            backend.name == name && backend.pool == pool && known.ip() == address.ip() && same_port
+        })
     }
 
     /// Sends new flows to another pool.
