@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::datapath::Attachment;
 use crate::model::spec::{ClientAction, Prefix};
 pub use drains::{
-    Drain, DrainFlows, DrainProgress, DrainRequest, DrainsRequest, Forecast, Receipt,
+    By, Drain, DrainFlows, DrainProgress, DrainRequest, DrainsRequest, Forecast, Receipt,
     UndrainRequest,
 };
 pub use trace::{TraceEnd, TraceLine, TracePacket, TraceRequest, TraceStatus};
@@ -192,6 +192,24 @@ pub struct BackendStatus {
     pub next_hop: String,
     /// The drain it is in, or was in last.
     pub drain: Option<Drain>,
+    /// What it says for itself; absent before it has said something.
+    #[serde(default)]
+    pub says: Option<BackendSays>,
+}
+
+/// What a backend says for itself, in the answers to its checks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackendSays {
+    /// `drain`: it asks for one; `ready`: for nothing; absent before it has said either.
+    pub asks: Option<String>,
+    /// Why what it asks for is not done.
+    pub refused: Option<String>,
+    /// Times that it began to be refused, since the daemon's start.
+    pub refusals: u64,
+    /// Lines of its agent with words that mean nothing to ebb.
+    pub not_understood: u64,
+    /// The last such words.
+    pub last_not_understood: Option<String>,
 }
 
 /// Names a backend.
@@ -213,6 +231,9 @@ pub struct AddRequest {
     pub address: SocketAddr,
     /// Weight; 1 when absent.
     pub weight: Option<u32>,
+    /// A backend of this name at this address is left as it is, and no error.
+    #[serde(default)]
+    pub if_absent: bool,
 }
 
 /// Sends new flows to another pool.

@@ -40,6 +40,8 @@ pub struct Service {
     pub pools: Vec<(String, Vec<String>)>,
     /// More lines of the service's own table, as they stand in the file.
     pub more: String,
+    /// More lines of its health table.
+    pub more_health: String,
     /// More keys of a backend's table, as they stand in the file, by its name.
     pub more_of: BTreeMap<String, String>,
 }
@@ -71,6 +73,7 @@ impl Service {
             active_pool: "blue".into(),
             pools: vec![pool("blue", 'b'), pool("green", 'g')],
             more: String::new(),
+            more_health: String::new(),
             more_of: BTreeMap::new(),
         }
     }
@@ -122,6 +125,7 @@ fn table(lab: &Lab, service: &Service) -> String {
         active_pool,
         pools,
         more,
+        more_health,
         more_of,
         ..
     } = service;
@@ -130,7 +134,7 @@ fn table(lab: &Lab, service: &Service) -> String {
     let mut text = format!(
         "[service.{name}]\nlisten = \"{}{last}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
          [service.{name}.health]\n\
-         readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
+         readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n{more_health}\n",
         service.target(),
     );
     for (pool, backends) in pools {

@@ -380,8 +380,16 @@ impl Scene {
     /// # Errors
     /// The server does not answer.
     pub fn set_ready(&self, backend: &str, status: u16) -> Result<()> {
+        self.set_state(backend, status, "")
+    }
+
+    /// The same with a state of its own, told in the header `Ebb-State`; none when empty.
+    ///
+    /// # Errors
+    /// As [`Self::set_ready`].
+    pub fn set_state(&self, backend: &str, status: u16, state: &str) -> Result<()> {
         let target = SocketAddr::new([127, 0, 0, 1].into(), self.service.backend_port);
-        let path = format!("/control/ready?status={status}");
+        let path = format!("/control/ready?status={status}&state={state}");
         self.lab
             .netns(backend)
             .block_on(|| async move {

@@ -16,7 +16,7 @@ use super::{
     core::{Event, Ports},
     engine::commands::ProbeTarget,
     nexthop::{NextHop, Resolution, Resolver},
-    prober::{HealthEvent, Prober, Target, TargetKey},
+    prober::{HealthEvent, Prober, SpeechEvent, Target, TargetKey},
 };
 use crate::{
     api::Refusal,
@@ -173,7 +173,17 @@ fn ports() -> anyhow::Result<Ports> {
     let (verdicts, mut changed_health) = mpsc::channel(EVENTS_WAITING);
     let resolver =
         Arc::new(Resolver::start(ways).context("asking the kernel for routes and neighbours")?);
-    let mut prober = Prober::start(verdicts);
+    let (speech, mut said) = mpsc::channel(EVENTS_WAITING);
+    let mut prober = Prober::start(verdicts, speech);
+
+    let speech_events = events.clone();
+    tokio::spawn(async move {
+        while let Some(event) = said.recv().await {
+            if speech_events.send(speech_event(event)).await.is_err() {
+                return;
+            }
+        }
+    });
 
     let mut links = resolver.links();
     let link_events = events.clone();
@@ -254,6 +264,15 @@ fn way(resolution: Resolution) -> Way {
             })
         }
         Resolution::Unresolved(reason) => Way::Unknown(reason.to_string()),
+    }
+}
+
+fn speech_event(event: SpeechEvent) -> Event {
+    Event::Said {
+        service: event.key.service,
+        backend: event.key.backend,
+        wish: event.said.wish,
+        not_understood: event.said.not_understood,
     }
 }
 

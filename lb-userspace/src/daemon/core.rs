@@ -17,6 +17,7 @@ use super::{
 use crate::model::{
     observed::{Health, Vlans, Way},
     refused::{Refused, RefusedKind},
+    speech::Wish,
 };
 
 /// Commands that may wait.
@@ -44,6 +45,17 @@ pub enum Event {
         health: Health,
         /// What the probe said.
         reason: Option<String>,
+    },
+    /// A backend said something for itself.
+    Said {
+        /// Service.
+        service: String,
+        /// Backend.
+        backend: String,
+        /// What it asks for from now on, where that is new.
+        wish: Option<Wish>,
+        /// Words that were not understood.
+        not_understood: String,
     },
     /// The way to an address has changed.
     NextHop {
@@ -192,6 +204,14 @@ impl Core {
                 health,
                 reason,
             } => self.engine.note_health(&service, &backend, health, reason),
+            Event::Said {
+                service,
+                backend,
+                wish,
+                not_understood,
+            } => self
+                .engine
+                .note_said(&service, &backend, wish, &not_understood),
             Event::NextHop { address, way } => self.engine.note_way(address, way),
             Event::Links { vlans } => {
                 self.engine.follow_interfaces();

@@ -22,6 +22,7 @@ pub mod refused;
 pub mod reload;
 pub mod share;
 pub mod spec;
+pub mod speech;
 pub mod state;
 pub mod table;
 pub mod trace;

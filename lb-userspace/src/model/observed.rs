@@ -7,6 +7,8 @@ use std::{
 
 use lb_common::abi::VlanDevice;
 
+use super::speech::Heard;
+
 /// What health checks say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Health {
@@ -75,6 +77,8 @@ pub struct Observed {
     /// Health by backend id, and what the last probe said. Missing: [`Health::Unchecked`] or
     /// [`Health::Starting`], as the service has checks.
     pub health: BTreeMap<u32, (Health, Option<String>)>,
+    /// What backends say for themselves, by backend id.
+    pub heard: BTreeMap<u32, Heard>,
     /// Ways by backend address.
     pub ways: BTreeMap<IpAddr, Way>,
     /// The node's VLAN devices; `None` when they are not known yet.

@@ -75,6 +75,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             startup: None,
             readiness: checked.then(probe),
             liveness: None,
+            agent: None,
         },
         active_pool: "blue".to_owned(),
         pools: BTreeMap::from([

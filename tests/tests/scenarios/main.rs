@@ -22,6 +22,8 @@ mod promptness;
 mod quic;
 mod restart;
 mod soak;
+mod speech;
+mod systemd;
 mod trace;
 mod truth;
 mod tunnel;

@@ -15,6 +15,7 @@ mod pool;
 mod quic;
 mod service;
 mod share;
+mod speech;
 mod tunnel;
 
 use std::collections::BTreeMap;

@@ -54,6 +54,8 @@ impl Engine {
             tracing::warn!("{error}");
             self.trouble = Some(error.to_string());
         }
+        // What could not be granted before may be possible by now.
+        self.follow_speech(now_ms);
     }
 
     fn try_tick(&mut self, now_ms: u64) -> Result<(), Fault> {

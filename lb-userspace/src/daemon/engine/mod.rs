@@ -7,6 +7,7 @@ mod drain_views;
 mod drains;
 mod look;
 mod share;
+mod speech;
 mod trace;
 mod views;
 mod watch;

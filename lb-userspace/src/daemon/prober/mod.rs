@@ -20,8 +20,10 @@ mod probe;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod voice;
 
 use driver::{Driver, Number, Order};
+pub use voice::Said;
 
 /// Probes under way at once, over all targets; each holds a socket. Further ones wait their turn, in order, and their
 /// timeout starts when it comes.
@@ -56,6 +58,15 @@ pub struct HealthEvent {
     pub change: HealthChange,
 }
 
+/// Something that a target said for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpeechEvent {
+    /// The target.
+    pub key: TargetKey,
+    /// What.
+    pub said: Said,
+}
+
 /// The prober. Dropping it ends all probes.
 #[derive(Debug)]
 pub struct Prober {
@@ -66,18 +77,22 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// A prober without targets. Its tasks run in the runtime this is called in and wait while `events` is full.
+    /// A prober without targets. Its tasks run in the runtime this is called in and wait while `events` or `speech` is full.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn start(events: mpsc::Sender<HealthEvent>) -> Self {
-        Self::with_turns(events, PROBES_AT_ONCE)
+    pub fn start(events: mpsc::Sender<HealthEvent>, speech: mpsc::Sender<SpeechEvent>) -> Self {
+        Self::with_turns(events, speech, PROBES_AT_ONCE)
     }
 
-    fn with_turns(events: mpsc::Sender<HealthEvent>, at_once: usize) -> Self {
+    fn with_turns(
+        events: mpsc::Sender<HealthEvent>,
+        speech: mpsc::Sender<SpeechEvent>,
+        at_once: usize,
+    ) -> Self {
         let (orders, received) = mpsc::unbounded_channel();
-        let driver = Driver::new(received, events, at_once);
+        let driver = Driver::new(received, events, speech, at_once);
         Self {
             orders,
             running: BTreeMap::new(),
