@@ -38,6 +38,8 @@ pub struct Service {
     pub active_pool: String,
     /// Pools: name, and names of backends in the lab.
     pub pools: Vec<(String, Vec<String>)>,
+    /// Whether its backends are checked as in a file that says nothing of it.
+    pub default_health: bool,
     /// More lines of the service's own table, as they stand in the file.
     pub more: String,
     /// More keys of a backend's table, as they stand in the file, by its name.
@@ -70,6 +72,7 @@ impl Service {
             forward: forward.into(),
             active_pool: "blue".into(),
             pools: vec![pool("blue", 'b'), pool("green", 'g')],
+            default_health: false,
             more: String::new(),
             more_of: BTreeMap::new(),
         }
@@ -123,16 +126,22 @@ fn table(lab: &Lab, service: &Service) -> String {
         pools,
         more,
         more_of,
+        default_health,
         ..
     } = service;
     let last = last_port.map_or_else(String::new, |port| format!("-{port}"));
     let check = check_port.map_or_else(String::new, |port| format!(", port = {port}"));
     let mut text = format!(
-        "[service.{name}]\nlisten = \"{}{last}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
-         [service.{name}.health]\n\
-         readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n",
+        "[service.{name}]\nlisten = \"{}{last}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n",
         service.target(),
     );
+    if !default_health {
+        let _ = writeln!(
+            text,
+            "[service.{name}.health]\n\
+             readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}",
+        );
+    }
     for (pool, backends) in pools {
         let members: Vec<_> = backends
             .iter()

@@ -40,6 +40,15 @@ impl Health {
     }
 }
 
+/// A backend that does not answer its checks at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// When the last probe began that it answered, Unix milliseconds.
+    pub since_ms: u64,
+    /// Whether it has lasted past the liveness check's threshold.
+    pub dead: bool,
+}
+
 /// Where frames to an address go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
@@ -75,6 +84,8 @@ pub struct Observed {
     /// Health by backend id, and what the last probe said. Missing: [`Health::Unchecked`] or
     /// [`Health::Starting`], as the service has checks.
     pub health: BTreeMap<u32, (Health, Option<String>)>,
+    /// Backends that have fallen silent, by id.
+    pub silence: BTreeMap<u32, Silence>,
     /// Ways by backend address.
     pub ways: BTreeMap<IpAddr, Way>,
     /// The node's VLAN devices; `None` when they are not known yet.

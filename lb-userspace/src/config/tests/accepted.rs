@@ -4,8 +4,8 @@ use std::{path::Path, time::Duration};
 
 use super::check;
 use crate::model::spec::{
-    Affinity, BackendSpec, Capacity, Forward, HealthSpec, OnDeadline, OutOfOrder, ProbeKind,
-    ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
+    Affinity, BackendSpec, Capacity, Forward, HealthSpec, OnDeadline, OnDeath, OutOfOrder,
+    ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
 };
 
 /// The service `web` of a file that has these lines in its section.
@@ -83,9 +83,22 @@ fn defaults_of_a_service() {
         HealthSpec {
             startup: None,
             readiness: Some(tcp()),
-            liveness: None
+            liveness: Some(ProbeSpec {
+                period: Duration::from_millis(500),
+                timeout: Duration::from_millis(250),
+                ..tcp()
+            }),
         }
     );
+    assert_eq!(web.on_death, OnDeath::Reset);
+    for (text, expected) in [
+        ("leave", OnDeath::Leave),
+        ("resteer", OnDeath::Resteer),
+        ("reset", OnDeath::Reset),
+    ] {
+        let web = self::web(&format!("{POOL}on_death = \"{text}\""));
+        assert_eq!(web.on_death, expected);
+    }
     assert_eq!(web.pools["blue"].version, None);
     let address = "10.0.0.11:8443".parse().expect("an address");
     assert_eq!(

@@ -302,6 +302,7 @@ impl Engine {
         let ids: std::collections::BTreeSet<u32> =
             self.state.backends().map(|(_, _, id, _)| id).collect();
         self.observed.health.retain(|id, _| ids.contains(id));
+        self.observed.silence.retain(|id, _| ids.contains(id));
         let addresses = self.addresses();
         self.observed
             .ways

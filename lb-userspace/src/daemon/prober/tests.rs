@@ -145,7 +145,7 @@ struct Probing {
 impl Probing {
     fn start(targets: impl IntoIterator<Item = (TargetKey, Target)>) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let mut prober = Prober::start(sender);
+        let mut prober = Prober::start(sender, mpsc::unbounded_channel().0);
         prober.set_targets(targets.into_iter().collect());
         Self { prober, events }
     }
@@ -531,7 +531,7 @@ async fn all_tasks_end_with_the_prober() {
 async fn more_targets_than_turns_are_all_probed() {
     let server = Server::start("", true).await;
     let (sender, mut events) = mpsc::channel(64);
-    let mut prober = Prober::with_turns(sender, 2);
+    let mut prober = Prober::with_turns(sender, mpsc::unbounded_channel().0, 2);
     let slow = ProbeSpec {
         timeout: Duration::from_millis(20),
         fall: 1,
