@@ -664,7 +664,7 @@ fn deadline_reset_is_acceptable_to_the_client() -> Result<()> {
             acknowledged: 0,
             window: 0,
             data: Vec::new(),
-            ..sent
+            ..sent.clone()
         };
         assert_eq!(reset, expected);
         // Of a dead backend it is the same, under its own name.

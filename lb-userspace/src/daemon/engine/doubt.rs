@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Engine;
+use super::{Engine, watch};
 use crate::model::{
     compose,
     observed::{Health, Silence},
@@ -79,10 +79,15 @@ impl Engine {
         let mut empty = BTreeMap::new();
         let mut questions = Vec::new();
         for (name, service, id, backend) in self.state.backends() {
+            let Some(drain) = backend.admin.draining() else {
+                continue;
+            };
             let up = compose::health(service, &self.observed, id);
-            if backend.admin.draining().is_none()
+            let watch = self.watches.get(&drain.id);
+            // Nobody closes flows of datagrams; they fall silent.
+            if service.spec.is_datagram()
                 || !matches!(up, Health::Up | Health::Presumed)
-                || self.sight(service, id, backend).left() > 0
+                || !watch.is_some_and(watch::Watch::has_emptied)
             {
                 continue;
             }

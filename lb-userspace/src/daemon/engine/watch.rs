@@ -70,6 +70,11 @@ impl Watch {
         before.or(self.samples.front()).map_or(0, |(_, left)| *left)
     }
 
+    /// Whether its last flows have gone in the time that is remembered.
+    pub fn has_emptied(&self) -> bool {
+        self.left_at(u64::MAX) == 0 && self.samples.iter().any(|(_, left)| *left > 0)
+    }
+
     /// Whether it is time to write down what was seen.
     pub fn wants_writing(&self, now_ms: u64) -> bool {
         self.dirty && now_ms >= self.written_ms.saturating_add(WRITE_MS)
