@@ -261,6 +261,8 @@ pub mod backend_flags {
     pub const CUT_DROP: u32 = 32;
     /// Its frames carry the tag `vlan`.
     pub const TAGGED: u32 = 64;
+    /// With [`CUT_RESET`]: not a deadline cuts its flows, it has died.
+    pub const DEAD: u32 = 128;
 
     /// Whether a packet can be sent to it without further questions, and without a tag.
     #[inline(always)]

@@ -111,6 +111,8 @@ outcomes! {
     DropNoHeadroom = "drop_no_headroom",
     /// A backend's reset of a flow that may be another backend's: withheld, its client's next packet goes to that one.
     DropSecondChance = "drop_second_chance",
+    /// Its backend has died: answered with a reset.
+    ResetDead = "reset_dead",
 }
 
 impl Outcome {

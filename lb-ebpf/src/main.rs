@@ -313,7 +313,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     end(ctx, entry.service, sent, outcome, entry.backend)
 }
 
-/// The backend's drain is past its deadline.
+/// The backend's drain is past its deadline, or it has died.
 #[inline(always)]
 fn cut(ctx: &XdpContext, packet: &Parsed, service: u32, backend: &BackendRecord) -> u32 {
     if backend.flags & backend_flags::CUT_RESET == 0 {
@@ -322,7 +322,12 @@ fn cut(ctx: &XdpContext, packet: &Parsed, service: u32, backend: &BackendRecord)
     if !reset::answer(ctx, packet) {
         return drop(ctx, service, Outcome::DropNoReset);
     }
-    finish(ctx, service, Outcome::ResetDeadline, 0, xdp_action::XDP_TX)
+    let outcome = if backend.flags & backend_flags::DEAD == 0 {
+        Outcome::ResetDeadline
+    } else {
+        Outcome::ResetDead
+    };
+    finish(ctx, service, outcome, 0, xdp_action::XDP_TX)
 }
 
 #[inline(always)]

@@ -91,6 +91,7 @@ impl World {
                     .unwrap();
                 }
             }),
+            probe_now: Box::new(|_, _| {}),
             set_targets: Box::new(move |targets: Vec<ProbeTarget>| {
                 for target in targets.into_iter().filter(|_| up) {
                     healths
@@ -156,6 +157,7 @@ fn is(service: &str, backend: &str, health: Health) -> Event {
         backend: backend.to_owned(),
         health,
         reason: Some("said so".to_owned()),
+        silence: None,
     }
 }
 

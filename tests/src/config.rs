@@ -38,6 +38,8 @@ pub struct Service {
     pub active_pool: String,
     /// Pools: name, and names of backends in the lab.
     pub pools: Vec<(String, Vec<String>)>,
+    /// Whether its backends are checked as in a file that says nothing of it.
+    pub default_health: bool,
     /// More lines of the service's own table, as they stand in the file.
     pub more: String,
     /// More lines of its health table.
@@ -72,6 +74,7 @@ impl Service {
             forward: forward.into(),
             active_pool: "blue".into(),
             pools: vec![pool("blue", 'b'), pool("green", 'g')],
+            default_health: false,
             more: String::new(),
             more_health: String::new(),
             more_of: BTreeMap::new(),
@@ -127,16 +130,31 @@ fn table(lab: &Lab, service: &Service) -> String {
         more,
         more_health,
         more_of,
+        default_health,
         ..
     } = service;
     let last = last_port.map_or_else(String::new, |port| format!("-{port}"));
     let check = check_port.map_or_else(String::new, |port| format!(", port = {port}"));
     let mut text = format!(
-        "[service.{name}]\nlisten = \"{}{last}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n\
-         [service.{name}.health]\n\
-         readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}\n{more_health}\n",
+        "[service.{name}]\nlisten = \"{}{last}/{protocol}\"\nforward = \"{forward}\"\nactive_pool = \"{active_pool}\"\n{more}\n",
         service.target(),
     );
+    if !default_health {
+        let _ = writeln!(
+            text,
+            "[service.{name}.health]\n\
+             readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}",
+        );
+    }
+    if !more_health.is_empty() {
+        // Of the health table that stands above, or of one with nothing else in it.
+        let head = if *default_health {
+            format!("[service.{name}.health]\n")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "{head}{more_health}");
+    }
     for (pool, backends) in pools {
         let members: Vec<_> = backends
             .iter()

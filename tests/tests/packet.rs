@@ -664,9 +664,17 @@ fn deadline_reset_is_acceptable_to_the_client() -> Result<()> {
             acknowledged: 0,
             window: 0,
             data: Vec::new(),
-            ..sent
+            ..sent.clone()
         };
         assert_eq!(reset, expected);
+        // Of a dead backend it is the same, under its own name.
+        rig.backend_with(&service, OLD, backend_address(&service, OLD), |record| {
+            record.flags |= backend_flags::CUT_RESET | backend_flags::DEAD;
+            record.cut = u32::MAX;
+        })?;
+        let (verdict, out, outcome) = rig.run(&sent.build())?;
+        assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ResetDead));
+        assert_eq!(Segment::parse(&out).unwrap(), expected);
         // No reset is answered with a reset.
         let (verdict, _, outcome) = rig.run(&segment(&service, 1000, RST).build())?;
         assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropNoReset));

@@ -85,6 +85,10 @@ pub const PROBE_STARTUP_RISE_DEFAULT: u32 = 1;
 pub const SPEECH_MAX_BYTES: usize = 256;
 /// `fall` unless told otherwise.
 pub const PROBE_FALL_DEFAULT: u32 = 3;
+/// `period` of the liveness check that a service gets which says nothing about its health.
+pub const LIVENESS_PERIOD_DEFAULT: Duration = Duration::from_millis(500);
+/// `timeout` of that check.
+pub const LIVENESS_TIMEOUT_DEFAULT: Duration = Duration::from_millis(250);
 
 /// Ports that flows of `full-nat` services are given out of, in whole blocks.
 pub const NAT_PORTS_MIN: u32 = 64;

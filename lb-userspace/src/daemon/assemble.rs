@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Context as _;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Loader, RunOptions, StopOrder,
+    clock::{Clock as _, WallClock},
     core::{Event, Ports},
     engine::commands::ProbeTarget,
     nexthop::{NextHop, Resolution, Resolver},
@@ -28,7 +29,7 @@ use crate::{
     },
     model::{
         health,
-        observed::{Health, Hop, Way},
+        observed::{Health, Hop, Silence, Way},
         spec::Spec,
     },
 };
@@ -174,12 +175,24 @@ fn ports() -> anyhow::Result<Ports> {
     let resolver =
         Arc::new(Resolver::start(ways).context("asking the kernel for routes and neighbours")?);
     let (speech, mut said) = mpsc::channel(EVENTS_WAITING);
-    let mut prober = Prober::start(verdicts, speech);
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let prober = Arc::new(Mutex::new(Prober::start(verdicts, speech, answers)));
 
     let speech_events = events.clone();
     tokio::spawn(async move {
         while let Some(event) = said.recv().await {
             if speech_events.send(speech_event(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let asked = Arc::clone(&prober);
+    let answer_events = events.clone();
+    tokio::spawn(async move {
+        while let Some(key) = answered.recv().await {
+            let TargetKey { service, backend } = key;
+            let event = Event::Answered { service, backend };
+            if answer_events.send(event).await.is_err() {
                 return;
             }
         }
@@ -222,8 +235,16 @@ fn ports() -> anyhow::Result<Ports> {
     Ok(Ports {
         events: receiver,
         watch_addresses: Box::new(move |addresses: BTreeSet<IpAddr>| resolver.watch(addresses)),
-        set_targets: Box::new(move |targets| prober.set_targets(keyed(targets))),
+        set_targets: Box::new(move |targets| lock(&prober).set_targets(keyed(targets))),
+        probe_now: Box::new(move |service, backend| {
+            lock(&asked).probe_now(&TargetKey { service, backend });
+        }),
     })
+}
+
+/// The prober. Whoever panicked with it in hand left it whole.
+fn lock(prober: &Mutex<Prober>) -> MutexGuard<'_, Prober> {
+    prober.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn keyed(targets: Vec<ProbeTarget>) -> BTreeMap<TargetKey, Target> {
@@ -277,7 +298,17 @@ fn speech_event(event: SpeechEvent) -> Event {
 }
 
 fn health_event(event: HealthEvent) -> Event {
+    let is_silent = event.change.dead
+        || event.change.to == health::Health::Down && event.change.cause.is_silence();
+    let since_ms = || {
+        let ago = u64::try_from(event.unanswered.as_millis()).unwrap_or(u64::MAX);
+        WallClock.now_ms().saturating_sub(ago)
+    };
     Event::Health {
+        silence: is_silent.then(|| Silence {
+            since_ms: since_ms(),
+            dead: event.change.dead,
+        }),
         service: event.key.service,
         backend: event.key.backend,
         health: match event.change.to {

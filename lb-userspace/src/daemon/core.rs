@@ -15,7 +15,7 @@ use super::{
     heap::Heap,
 };
 use crate::model::{
-    observed::{Health, Vlans, Way},
+    observed::{Health, Silence, Vlans, Way},
     refused::{Refused, RefusedKind},
     speech::Wish,
 };
@@ -45,6 +45,15 @@ pub enum Event {
         health: Health,
         /// What the probe said.
         reason: Option<String>,
+        /// Set when nobody answers there.
+        silence: Option<Silence>,
+    },
+    /// A probe that was asked for was answered.
+    Answered {
+        /// Service.
+        service: String,
+        /// Backend.
+        backend: String,
     },
     /// A backend said something for itself.
     Said {
@@ -79,6 +88,8 @@ pub struct Ports {
     pub watch_addresses: Box<dyn FnMut(BTreeSet<IpAddr>) + Send>,
     /// Told the backends to check, whenever they may have changed.
     pub set_targets: Box<dyn FnMut(Vec<ProbeTarget>) + Send>,
+    /// Asked to probe a backend (service and name) now. It says [`Event::Answered`] once it is answered.
+    pub probe_now: Box<dyn FnMut(String, String) + Send>,
 }
 
 type Job = Box<dyn FnOnce(&mut Engine, u64) + Send>;
@@ -203,7 +214,11 @@ impl Core {
                 backend,
                 health,
                 reason,
-            } => self.engine.note_health(&service, &backend, health, reason),
+                silence,
+            } => {
+                let silent = self.engine.note_silence(&service, &backend, silence);
+                self.engine.note_health(&service, &backend, health, reason) | silent
+            }
             Event::Said {
                 service,
                 backend,
@@ -212,6 +227,7 @@ impl Core {
             } => self
                 .engine
                 .note_said(&service, &backend, wish, &not_understood),
+            Event::Answered { service, backend } => self.engine.note_answer(&service, &backend),
             Event::NextHop { address, way } => self.engine.note_way(address, way),
             Event::Links { vlans } => {
                 self.engine.follow_interfaces();
@@ -222,6 +238,9 @@ impl Core {
 
     /// Tells everybody what has changed.
     fn announce(&mut self) {
+        for (service, backend) in self.engine.take_questions() {
+            (self.ports.probe_now)(service, backend);
+        }
         let changes = Some(self.engine.changes());
         if self.told == changes {
             return;

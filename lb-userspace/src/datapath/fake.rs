@@ -254,7 +254,11 @@ impl Memory {
             .unwrap_or_default();
         let cut = backend.cut == u32::MAX || cut_position(decision.hash) < backend.cut;
         let outcome = if cut && backend.flags & backend_flags::CUT_RESET != 0 {
-            Outcome::ResetDeadline
+            if backend.flags & backend_flags::DEAD == 0 {
+                Outcome::ResetDeadline
+            } else {
+                Outcome::ResetDead
+            }
         } else if cut && backend.flags & backend_flags::CUT_DROP != 0 {
             Outcome::DropDeadline
         } else {

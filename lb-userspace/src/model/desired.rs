@@ -18,6 +18,7 @@ use lb_common::{
 use siphasher::sip::SipHasher13;
 
 use super::{
+    death,
     drain::Admin,
     observed::{Hop, Observed, Vlans},
     spec::{
@@ -61,13 +62,7 @@ pub fn desired(state: &State, observed: &Observed, node: &Node, now_ms: u64) -> 
     let mut desired = Desired::default();
     for (name, service) in &state.services {
         for (id, backend) in &service.backends {
-            let record = backend_record(
-                service,
-                *id,
-                backend,
-                observed.hop(&backend.spec.address),
-                now_ms,
-            );
+            let record = backend_record(service, *id, backend, observed, now_ms);
             desired.backends.insert(*id, record);
         }
         let record = service_record(name, service, node);
@@ -151,9 +146,10 @@ fn backend_record(
     service: &Service,
     id: u32,
     backend: &Backend,
-    hop: Option<&Hop>,
+    observed: &Observed,
     now_ms: u64,
 ) -> BackendRecord {
+    let hop = observed.hop(&backend.spec.address);
     let address = Addr::from(backend.spec.address.ip());
     let vip = Addr::from(service.spec.listen.address);
     let mut flags = backend_flags::VALID;
@@ -175,6 +171,10 @@ fn backend_record(
             (OnDeadline::Drop, _) => backend_flags::CUT_DROP,
             (OnDeadline::Leave, _) => 0,
         };
+    }
+    let flags = death::flags(flags, service, observed, id, backend);
+    if flags & backend_flags::DEAD != 0 {
+        cut = u32::MAX;
     }
     let mut record = BackendRecord {
         address,

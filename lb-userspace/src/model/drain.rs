@@ -246,6 +246,14 @@ pub struct Sight {
     pub closed: u64,
     /// Whether health says that it is down.
     pub down: bool,
+    /// Whether it is down because nobody answers there.
+    pub silent: bool,
+    /// Whether it has died: its flows have nobody to talk to.
+    pub dead: bool,
+    /// Of a silent one: flows left when it was last known to answer.
+    pub before: u64,
+    /// Its last flows have just gone, and it has not been heard of since.
+    pub doubtful: bool,
 }
 
 impl Sight {
@@ -308,11 +316,23 @@ pub const LOOK_TIME: Duration = Duration::from_secs(2);
 ///
 /// - No flow is left, listed or not: over, `empty`; but not before [`LOOK_TIME`]. So it is when none is listed and an idle timeout has passed since it
 ///   began: whatever was not seen in that time has ended.
+/// - The backend has died: over, `died`, with the flows that it had when it was last known to answer. So it is when none
+///   is left and it is silent: the kernel of a killed server closes its connections.
 /// - The backend is down and none of its flows is seen any more: over, `died`.
 /// - The deadline has passed: the service's wish is done to the rest. Of a backend that is down the rest has died.
 pub fn step(drain: &Draining, sight: Sight, idle_timeout: Duration, now_ms: u64) -> Step {
     if let Some(cutting) = drain.cutting {
         return step_cutting(drain, cutting, now_ms);
+    }
+    let died = sight.open().max(sight.before);
+    if died > 0 && (sight.dead || sight.left() == 0 && sight.silent) {
+        return Step::End(End {
+            died,
+            ..End::of(Reason::Died)
+        });
+    }
+    if sight.left() == 0 && sight.doubtful {
+        return Step::Wait;
     }
     if sight.left() == 0 {
         let looked = now_ms >= drain.since_ms.saturating_add(as_ms(LOOK_TIME));
@@ -559,8 +579,8 @@ mod tests {
         Sight {
             listed,
             unseen,
-            closed: 0,
             down,
+            ..Sight::default()
         }
     }
 
@@ -579,6 +599,12 @@ mod tests {
             ("unseen for the idle time", Leave, sight(0, 2, false), idle,
                 Step::End(End { idle_expired: 2, ..End::of(Reason::Empty) })),
             ("died", Reset, sight(0, 2, true), 5_000, Step::End(End { died: 2, ..End::of(Reason::Died) })),
+            ("dead", Reset, Sight { dead: true, before: 5, ..sight(1, 2, true) }, 5_000,
+                Step::End(End { died: 5, ..End::of(Reason::Died) })),
+            ("closed by the kernel of the dead", Leave, Sight { silent: true, before: 5, ..sight(0, 0, true) }, 5_000,
+                Step::End(End { died: 5, ..End::of(Reason::Died) })),
+            ("silent after its flows had ended", Leave, Sight { silent: true, ..sight(0, 0, true) }, 5_000, end(Reason::Empty)),
+            ("none left, and not heard of since", Reset, Sight { doubtful: true, ..sight(0, 0, false) }, 5_000, Step::Wait),
             ("down, but flows are seen", Reset, sight(1, 2, true), 5_000, Step::Wait),
             ("deadline: reset", Reset, sight(3, 1, false), 11_000, Step::Cut(Cutting { since_ms: 11_000, left: 4 })),
             ("deadline: drop", Drop, sight(3, 1, false), 11_500, Step::Cut(Cutting { since_ms: 11_500, left: 4 })),

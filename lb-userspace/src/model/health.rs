@@ -89,7 +89,8 @@ pub enum Observation {
 }
 
 impl Observation {
-    fn is_silence(self) -> bool {
+    /// Nobody answered.
+    pub fn is_silence(self) -> bool {
         matches!(self, Self::Failure(kind) if kind.is_silence())
     }
 }
@@ -126,6 +127,13 @@ pub enum Cause {
         /// How often in which way, in the order of the kinds; never empty.
         failures: Vec<(FailureKind, u32)>,
     },
+}
+
+impl Cause {
+    /// Whether nobody answered.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Failed { failures, .. } if failures.iter().all(|(kind, _)| kind.is_silence()))
+    }
 }
 
 impl fmt::Display for Cause {

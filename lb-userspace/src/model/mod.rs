@@ -11,6 +11,7 @@ pub mod ages;
 pub mod census;
 pub mod command;
 pub mod compose;
+pub mod death;
 pub mod desired;
 pub mod drain;
 pub mod forecast;

@@ -42,6 +42,15 @@ impl Health {
     }
 }
 
+/// A backend that does not answer its checks at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// When the last probe began that it answered, Unix milliseconds.
+    pub since_ms: u64,
+    /// Whether it has lasted past the liveness check's threshold.
+    pub dead: bool,
+}
+
 /// Where frames to an address go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
@@ -79,6 +88,8 @@ pub struct Observed {
     pub health: BTreeMap<u32, (Health, Option<String>)>,
     /// What backends say for themselves, by backend id.
     pub heard: BTreeMap<u32, Heard>,
+    /// Backends that have fallen silent, by id.
+    pub silence: BTreeMap<u32, Silence>,
     /// Ways by backend address.
     pub ways: BTreeMap<IpAddr, Way>,
     /// The node's VLAN devices; `None` when they are not known yet.

@@ -265,6 +265,9 @@ pub struct ServiceSpec {
     pub min_available: u32,
     /// What a drain does when nothing else is said.
     pub drain: DrainSpec,
+    /// What becomes of a dead backend's flows.
+    #[serde(default)]
+    pub on_death: OnDeath,
     /// A flow not seen for this long has ended.
     #[serde(with = "millis")]
     pub idle_timeout: Duration,
@@ -568,6 +571,19 @@ pub enum OnDeadline {
     Leave,
     /// Their packets are dropped.
     Drop,
+}
+
+/// What becomes of a dead backend's flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeath {
+    /// The client's next packet is answered with a RST.
+    #[default]
+    Reset,
+    /// Their packets go to a backend that takes new flows.
+    Resteer,
+    /// Their packets go on to it.
+    Leave,
 }
 
 /// Health checks of a service's backends; each `None` is not made.

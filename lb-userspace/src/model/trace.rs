@@ -169,7 +169,7 @@ mod tests {
         let both = bits(&["reset", "answer_echo"]);
         assert_eq!(
             both,
-            Ok(bit(Outcome::ResetDeadline) | bit(Outcome::AnswerEcho))
+            Ok(bit(Outcome::ResetDeadline) | bit(Outcome::ResetDead) | bit(Outcome::AnswerEcho))
         );
         let refused = bits(&["drop_tll"]).expect_err("no such outcome");
         assert_eq!(refused.hint.as_deref(), Some("did you mean drop_ttl?"));

@@ -67,6 +67,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             on_deadline: OnDeadline::Reset,
             spread: Duration::from_secs(2),
         },
+        on_death: Default::default(),
         idle_timeout: IDLE,
         new_flows_per_core: 0,
         icmp_echo: true,

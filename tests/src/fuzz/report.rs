@@ -170,6 +170,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::ForwardBase,
             Outcome::ForwardOrphan,
             Outcome::ResetDeadline,
+            Outcome::ResetDead,
             Outcome::DropDeadline,
         ],
     ),

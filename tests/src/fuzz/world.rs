@@ -205,11 +205,13 @@ pub enum Role {
     Dropped,
     /// It is gone.
     Ended,
+    /// It has died, all flows reset.
+    Dead,
 }
 
 impl Role {
     /// Every role; a backend's id is that of its service times 8 plus its place in here, plus 1.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Old,
         Self::New,
         Self::Elsewhere,
@@ -217,6 +219,7 @@ impl Role {
         Self::Reset,
         Self::Dropped,
         Self::Ended,
+        Self::Dead,
     ];
 
     /// Id of the backend with this part in a service.
@@ -239,6 +242,10 @@ impl Role {
                 record.cut = u32::MAX / 2;
             }
             Self::Ended => record.flags |= backend_flags::ENDED,
+            Self::Dead => {
+                record.flags |= backend_flags::CUT_RESET | backend_flags::DEAD;
+                record.cut = u32::MAX;
+            }
         }
     }
 }
@@ -569,7 +576,7 @@ fn address(service: u32, row: &Row, vip: SocketAddr, role: Role) -> SocketAddr {
 fn slots(service: u32) -> Vec<Slot> {
     /// A prime, as real tables have it.
     const SLOTS: usize = 101;
-    use Role::{Dropped, Elsewhere, Ended, New, NoNextHop, Old, Reset};
+    use Role::{Dead, Dropped, Elsewhere, Ended, New, NoNextHop, Old, Reset};
     let id = |role: Option<Role>| role.map_or(0, |role| role.id(service));
     let slot = |current, base, exceptions| Slot::new(id(current), id(base), exceptions);
     let kinds = [
@@ -580,6 +587,7 @@ fn slots(service: u32) -> Vec<Slot> {
         slot(None, Some(Old), false),
         slot(Some(NoNextHop), Some(NoNextHop), false),
         slot(Some(New), Some(Reset), false),
+        slot(Some(New), Some(Dead), false),
         slot(Some(New), Some(Dropped), true),
         slot(Some(New), Some(Ended), false),
         slot(None, None, false),

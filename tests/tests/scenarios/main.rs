@@ -6,6 +6,7 @@ mod changes;
 mod clients;
 mod configuration;
 mod datagrams;
+mod death;
 mod drain;
 mod drains;
 mod flood;

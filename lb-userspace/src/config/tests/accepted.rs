@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::check;
 use crate::model::spec::{
     Affinity, BackendSpec, Capacity, DrainSigns, Forward, HeaderSign, HealthSpec, OnDeadline,
-    OutOfOrder, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
+    OnDeath, OutOfOrder, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
 };
 
 /// The service `web` of a file that has these lines in its section.
@@ -94,10 +94,23 @@ fn defaults_of_a_service() {
         HealthSpec {
             startup: None,
             readiness: Some(tcp()),
-            liveness: None,
+            liveness: Some(ProbeSpec {
+                period: Duration::from_millis(500),
+                timeout: Duration::from_millis(250),
+                ..tcp()
+            }),
             agent: None,
         }
     );
+    assert_eq!(web.on_death, OnDeath::Reset);
+    for (text, expected) in [
+        ("leave", OnDeath::Leave),
+        ("resteer", OnDeath::Resteer),
+        ("reset", OnDeath::Reset),
+    ] {
+        let web = self::web(&format!("{POOL}on_death = \"{text}\""));
+        assert_eq!(web.on_death, expected);
+    }
     assert_eq!(web.pools["blue"].version, None);
     let address = "10.0.0.11:8443".parse().expect("an address");
     assert_eq!(

@@ -204,6 +204,7 @@ fn durations() {
         ("drain = { timeout = \"0s\" }", "3:21", &["too short", "from 100ms to 7days"]),
         ("drain = { timeout = \"8days\" }", "3:21", &["too long"]),
         ("drain = { spread = \"2h\" }", "3:20", &["too long", "from 0s to 1h"]),
+        ("on_death = \"drop\"", "3:12", &["cannot be `drop`", "choices are `reset`, `resteer`, `leave`"]),
         ("drain = { on_deadline = \"restart\" }", "3:25", &["cannot be `restart`", "choices are `reset`, `leave`, `drop`"]),
         ("drain = { on_dead = \"reset\" }", "3:11", &["unknown key `on_dead` in [service.web.drain]"]),
         ("drain = \"300s\"", "3:9", &["must be a table"]),

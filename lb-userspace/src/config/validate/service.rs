@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::spec::{
-    Affinity, DrainSpec, Forward, OnDeadline, PoolSpec, Protocol, ServiceSpec, Tracking,
+    Affinity, DrainSpec, Forward, OnDeadline, OnDeath, PoolSpec, Protocol, ServiceSpec, Tracking,
 };
 
 use super::{
@@ -76,6 +76,7 @@ pub(super) fn read(
     let slots = slots(section, facts.capacity.slots, &pools, problems);
     let new_flows_per_core = super::new_flows_per_core(section, problems);
     let icmp_echo = super::boolean(section, "icmp_echo", facts.icmp_echo, problems);
+    let on_death = choice(section, "on_death", OnDeath::Reset, &DEATHS, problems);
     section.not_yet("slow_start");
     section.finish(problems);
     facts.services.push(service_facts);
@@ -100,6 +101,7 @@ pub(super) fn read(
         tracking: tracking?,
         min_available: min_available?,
         drain: drain?,
+        on_death: on_death?,
         idle_timeout: idle_timeout?,
         new_flows_per_core: new_flows_per_core?,
         icmp_echo: icmp_echo?,
@@ -111,6 +113,11 @@ pub(super) fn read(
 }
 
 const TRACKINGS: [(&str, Tracking); 2] = [("moved", Tracking::Moved), ("full", Tracking::Full)];
+const DEATHS: [(&str, OnDeath); 3] = [
+    ("reset", OnDeath::Reset),
+    ("resteer", OnDeath::Resteer),
+    ("leave", OnDeath::Leave),
+];
 const DEADLINES: [(&str, OnDeadline); 3] = [
     ("reset", OnDeadline::Reset),
     ("leave", OnDeadline::Leave),

@@ -337,6 +337,7 @@ impl Engine {
             self.state.backends().map(|(_, _, id, _)| id).collect();
         self.observed.health.retain(|id, _| ids.contains(id));
         self.observed.heard.retain(|id, _| ids.contains(id));
+        self.observed.silence.retain(|id, _| ids.contains(id));
         let addresses = self.addresses();
         self.observed
             .ways

@@ -94,6 +94,7 @@ impl Engine {
         // What has just been given up is still counted as open.
         let sight = Sight {
             unseen: sight.unseen.saturating_sub(expired),
+            doubtful: self.doubts.is_waited_for(backend, now_ms),
             ..sight
         };
         // A deadline's cuts that fell into a time without a daemon are still to be made.

@@ -10,7 +10,7 @@ use crate::{
     datapath::{Table, Verdict},
     model::{
         census::{Census, Fate, Tally},
-        compose,
+        compose, death,
         drain::{Admin, Sight, as_ms},
         state::{Backend, Op},
     },
@@ -93,6 +93,7 @@ impl Engine {
             } else {
                 LOOK_MS
             };
+        self.question_empty(now_ms);
         self.step_drains(now_ms)?;
         if now_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now_ms + LOOK_MS;
@@ -292,7 +293,17 @@ impl Engine {
             .admin
             .draining()
             .map_or(0, |drain| drain.progress.idle_expired);
+        let silence = self.observed.silence.get(&id);
+        let watch = backend
+            .admin
+            .draining()
+            .and_then(|drain| self.watches.get(&drain.id));
+        let before = silence.zip(watch);
         Sight {
+            silent: silence.is_some(),
+            dead: death::has_died(service, &self.observed, id),
+            before: before.map_or(0, |(silence, watch)| watch.left_at(silence.since_ms)),
+            doubtful: false,
             listed: tally.listed,
             unseen: unseen.saturating_sub(given_up),
             closed: tally.closed,

@@ -3,6 +3,7 @@
 //! Everything here runs to its end when called; time is an argument. The loop around it is in [`super::core`].
 
 pub mod commands;
+mod doubt;
 mod drain_views;
 mod drains;
 mod look;
@@ -82,6 +83,8 @@ pub struct Engine {
     next_sweep_ms: u64,
     /// What is seen of the drains under way, by their numbers.
     watches: BTreeMap<u64, watch::Watch>,
+    /// What the prober is asked.
+    doubts: doubt::Doubts,
     /// Why the maps are behind.
     trouble: Option<String>,
     /// Warnings of the start.
@@ -124,6 +127,7 @@ impl Engine {
             next_look_ms: 0,
             next_sweep_ms: 0,
             watches: BTreeMap::new(),
+            doubts: doubt::Doubts::default(),
             trouble: None,
             notes: Vec::new(),
             trace: None,

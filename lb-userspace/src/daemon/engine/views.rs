@@ -475,6 +475,7 @@ fn why(outcome: Outcome, to: &str, current: &str, moved: bool) -> String {
         Outcome::DropNoBackend => "no backend takes new flows".to_owned(),
         Outcome::DropNoNextHop => format!("the way to {to} is not known"),
         Outcome::ResetDeadline => format!("the deadline of {to}'s drain has passed: it is reset"),
+        Outcome::ResetDead => format!("{to} has died: it is reset"),
         Outcome::DropDeadline => format!("the deadline of {to}'s drain has passed: it is dropped"),
         Outcome::DropOpeningUnrecorded => {
             "the opening can not be recorded now, and must be: the client tries again".to_owned()

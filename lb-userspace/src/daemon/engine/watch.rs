@@ -64,6 +64,17 @@ impl Watch {
         }
     }
 
+    /// Flows that were left at `then`, Unix milliseconds: at the last look before it, or the first that is remembered.
+    pub fn left_at(&self, then_ms: u64) -> u64 {
+        let before = self.samples.iter().rev().find(|(at, _)| *at <= then_ms);
+        before.or(self.samples.front()).map_or(0, |(_, left)| *left)
+    }
+
+    /// Whether its last flows have gone in the time that is remembered.
+    pub fn has_emptied(&self) -> bool {
+        self.left_at(u64::MAX) == 0 && self.samples.iter().any(|(_, left)| *left > 0)
+    }
+
     /// Whether it is time to write down what was seen.
     pub fn wants_writing(&self, now_ms: u64) -> bool {
         self.dirty && now_ms >= self.written_ms.saturating_add(WRITE_MS)

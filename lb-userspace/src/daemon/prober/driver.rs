@@ -20,7 +20,7 @@ use super::{
     voice::{Said, Voice},
 };
 use crate::model::{
-    health::{Check, HealthChange, HealthState},
+    health::{Check, Health, HealthChange, HealthState, Observation},
     spec::ProbeSpec,
 };
 
@@ -42,7 +42,13 @@ pub enum Order {
     Begin(Number, Arc<TargetKey>, Target),
     /// Forget one, and its probes under way.
     Forget(Number),
+    /// Probe one out of turn.
+    Ask(Number),
 }
+
+/// Shortest time between the starts of two probes of a target that is silent, while it is to be known soon whether it
+/// has died.
+const SOON: Duration = Duration::from_millis(100);
 
 /// A target.
 struct Watched {
@@ -50,6 +56,10 @@ struct Watched {
     target: Target,
     state: HealthState,
     phase: u64,
+    /// When the last probe began that was answered.
+    answered: Option<Instant>,
+    /// When it was asked out of turn; nothing has been heard since.
+    asked: Option<Instant>,
     /// By [`Check`].
     turns: [Option<Turn>; CHECKS.len()],
     /// What it says for itself.
@@ -69,6 +79,7 @@ struct UnderWay {
     number: Number,
     check: Check,
     due: Instant,
+    began: Instant,
 }
 
 /// The driver's data.
@@ -76,6 +87,7 @@ pub struct Driver {
     orders: mpsc::UnboundedReceiver<Order>,
     events: mpsc::Sender<HealthEvent>,
     speech: mpsc::Sender<SpeechEvent>,
+    answers: mpsc::UnboundedSender<TargetKey>,
     at_once: usize,
     epoch: Instant,
     targets: HashMap<Number, Box<Watched>>,
@@ -94,12 +106,14 @@ impl Driver {
         orders: mpsc::UnboundedReceiver<Order>,
         events: mpsc::Sender<HealthEvent>,
         speech: mpsc::Sender<SpeechEvent>,
+        answers: mpsc::UnboundedSender<TargetKey>,
         at_once: usize,
     ) -> Self {
         Self {
             orders,
             events,
             speech,
+            answers,
             at_once: at_once.max(1),
             epoch: Instant::now(),
             targets: HashMap::new(),
@@ -149,9 +163,14 @@ impl Driver {
         let Some(spec) = watched.state.spec_of(check) else {
             return;
         };
+        let under_way = UnderWay {
+            number,
+            check,
+            due,
+            began: Instant::now(),
+        };
         let probe = self.probes.spawn(make(&watched.target, spec.clone()));
-        self.under_way
-            .insert(probe.id(), UnderWay { number, check, due });
+        self.under_way.insert(probe.id(), under_way);
         watched.set(check, Turn::UnderWay(probe));
     }
 
@@ -163,6 +182,8 @@ impl Driver {
                     state: HealthState::new(Arc::clone(&target.health)),
                     key,
                     target,
+                    answered: None,
+                    asked: None,
                     turns: [const { None }; CHECKS.len()],
                     voice: Voice::default(),
                 };
@@ -174,6 +195,10 @@ impl Driver {
                     Some(change) => self.tell(number, change).await,
                     None => Ok(()),
                 }
+            }
+            Order::Ask(number) => {
+                self.ask(number);
+                Ok(())
             }
             Order::Forget(number) => {
                 self.stop(number);
@@ -192,6 +217,22 @@ impl Driver {
         for check in watched.state.checks() {
             watched.set(check, Turn::Due(now));
             self.queue.insert((now, number, check));
+        }
+    }
+
+    /// What is due is due now. A probe under way goes on, and says nothing about what is asked; the next one does.
+    fn ask(&mut self, number: Number) {
+        let Some(watched) = self.targets.get_mut(&number) else {
+            return;
+        };
+        let now = Instant::now();
+        watched.asked = Some(now);
+        for check in watched.state.checks() {
+            if let Some(Turn::Due(due)) = watched.turns[check as usize] {
+                self.queue.remove(&(due, number, check));
+                watched.set(check, Turn::Due(now));
+                self.queue.insert((now, number, check));
+            }
         }
     }
 
@@ -224,12 +265,32 @@ impl Driver {
             // Given up, or broken: then it says nothing about the backend.
             Err(error) => (error.id(), None),
         };
-        let Some(UnderWay { number, check, due }) = self.under_way.remove(&id) else {
+        let Some(UnderWay {
+            number,
+            check,
+            due,
+            began,
+        }) = self.under_way.remove(&id)
+        else {
             return Ok(());
         };
         let Some(watched) = self.targets.get_mut(&number) else {
             return Ok(());
         };
+        // An agent speaks for a backend that may be dead.
+        let observation = found
+            .as_ref()
+            .map(|found| found.observation)
+            .filter(|_| check != Check::Agent);
+        if observation.is_some_and(|found| !found.is_silence()) {
+            watched.answered = Some(began);
+            if watched.asked.is_some_and(|asked| asked <= began) {
+                watched.asked = None;
+                self.answers
+                    .send((*watched.key).clone())
+                    .map_err(|_| Unheard)?;
+            }
+        }
         let before = watched.state.checks();
         let says = found
             .as_ref()
@@ -243,7 +304,11 @@ impl Driver {
             self.start(number);
         } else if let Some(spec) = watched.state.spec_of(check) {
             let (phase, period) = (watched.phase, spec.period);
-            let next = schedule::next(self.epoch, phase, period, due, Instant::now());
+            let next = if watched.is_urgent(check, observation) {
+                Instant::now().max(began + SOON)
+            } else {
+                schedule::next(self.epoch, phase, period, due, Instant::now())
+            };
             watched.set(check, Turn::Due(next));
             self.queue.insert((next, number, check));
         }
@@ -275,6 +340,7 @@ impl Driver {
         let event = HealthEvent {
             key: (*watched.key).clone(),
             address: watched.target.address,
+            unanswered: watched.answered.map_or(Duration::ZERO, |at| at.elapsed()),
             change,
         };
         self.events.send(event).await.map_err(|_| Unheard)
@@ -304,6 +370,15 @@ impl Watched {
         let checks: Vec<Check> = checks.collect();
         let rise = self.state.spec_of(check).map_or(1, |spec| spec.rise);
         (self.voice.take_in(check, says, rise, &checks), change)
+    }
+
+    /// Whether the next probe of a check is not to wait for its turn: the last one met silence, and it is not known yet
+    /// whether that is death; or somebody has asked.
+    fn is_urgent(&self, check: Check, observation: Option<Observation>) -> bool {
+        let silent = observation.is_some_and(Observation::is_silence);
+        let may_die = check == Check::Liveness && !self.state.dead();
+        let waited_for = self.asked.is_some() && self.state.health() != Health::Down;
+        silent && (may_die || waited_for) || self.asked.is_some() && !silent
     }
 
     fn set(&mut self, check: Check, turn: Turn) {

@@ -9,7 +9,7 @@
 //! The first probe of a target starts at once; the later ones at a time within the period that depends on the
 //! target's name alone, so that the probes of many backends spread over it.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, task::AbortHandle};
 
@@ -56,6 +56,8 @@ pub struct HealthEvent {
     pub address: SocketAddr,
     /// The change. The first one of every target starts from `Starting`.
     pub change: HealthChange,
+    /// Time since the start of the last probe that was answered, well or not; zero when none has been.
+    pub unanswered: Duration,
 }
 
 /// Something that a target said for itself.
@@ -78,21 +80,27 @@ pub struct Prober {
 
 impl Prober {
     /// A prober without targets. Its tasks run in the runtime this is called in and wait while `events` or `speech` is full.
+    /// `answers` gets the names of targets that were asked out of turn, as they answer.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn start(events: mpsc::Sender<HealthEvent>, speech: mpsc::Sender<SpeechEvent>) -> Self {
-        Self::with_turns(events, speech, PROBES_AT_ONCE)
+    pub fn start(
+        events: mpsc::Sender<HealthEvent>,
+        speech: mpsc::Sender<SpeechEvent>,
+        answers: mpsc::UnboundedSender<TargetKey>,
+    ) -> Self {
+        Self::with_turns(events, speech, answers, PROBES_AT_ONCE)
     }
 
     fn with_turns(
         events: mpsc::Sender<HealthEvent>,
         speech: mpsc::Sender<SpeechEvent>,
+        answers: mpsc::UnboundedSender<TargetKey>,
         at_once: usize,
     ) -> Self {
         let (orders, received) = mpsc::unbounded_channel();
-        let driver = Driver::new(received, events, speech, at_once);
+        let driver = Driver::new(received, events, speech, answers, at_once);
         Self {
             orders,
             running: BTreeMap::new(),
@@ -123,6 +131,16 @@ impl Prober {
                 order(Order::Begin(self.next, Arc::clone(&key), target.clone()));
                 self.running.insert(key, (self.next, target));
             }
+        }
+    }
+}
+
+impl Prober {
+    /// Probes a target out of turn, and then in a quick rhythm for as long as it is silent and that has not brought it
+    /// down. Its first answer of a probe that began after this is told, well or not.
+    pub fn probe_now(&self, key: &TargetKey) {
+        if let Some((number, _)) = self.running.get(key) {
+            drop(self.orders.send(Order::Ask(*number)));
         }
     }
 }

@@ -147,7 +147,7 @@ struct Probing {
 impl Probing {
     fn start(targets: impl IntoIterator<Item = (TargetKey, Target)>) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let mut prober = Prober::start(sender, mpsc::channel(64).0);
+        let mut prober = Prober::start(sender, mpsc::channel(64).0, mpsc::unbounded_channel().0);
         prober.set_targets(targets.into_iter().collect());
         Self { prober, events }
     }
@@ -414,6 +414,37 @@ async fn a_backend_comes_goes_and_dies() {
     }
 }
 
+/// Probes out of turn: at once, whatever the period; and where they meet silence, on until it is known what that means.
+#[tokio::test]
+async fn a_question_does_not_wait_for_its_turn() {
+    let server = Server::start("", true).await;
+    let (sender, events) = mpsc::channel(64);
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let seldom = ProbeSpec {
+        period: Duration::from_secs(3600),
+        fall: 3,
+        ..probe(ProbeKind::Tcp)
+    };
+    let mut prober = Prober::start(sender, mpsc::channel(64).0, answers);
+    prober.set_targets([(key("b1"), ready(server.address, seldom))].into());
+    let mut probing = Probing { prober, events };
+    assert_eq!(probing.change().await.1, Health::Up);
+    for _ in 0..2 {
+        probing.prober.probe_now(&key("b1"));
+        let answer = timeout(PATIENCE, answered.recv()).await;
+        assert_eq!(answer.expect("no answer"), Some(key("b1")));
+    }
+    stop(server).await;
+    probing.prober.probe_now(&key("b1"));
+    let event = probing.next().await;
+    assert_eq!(
+        event.change.cause.to_string(),
+        "readiness: 3 probes refused"
+    );
+    assert!(event.unanswered < PATIENCE, "{event:?}");
+    assert!(answered.try_recv().is_err(), "nobody answered");
+}
+
 async fn stop(mut server: Server) {
     server.task.abort();
     // The listener is closed once the task is gone.
@@ -537,7 +568,8 @@ async fn all_tasks_end_with_the_prober() {
 async fn more_targets_than_turns_are_all_probed() {
     let server = Server::start("", true).await;
     let (sender, mut events) = mpsc::channel(64);
-    let mut prober = Prober::with_turns(sender, mpsc::channel(64).0, 2);
+    let mut prober =
+        Prober::with_turns(sender, mpsc::channel(64).0, mpsc::unbounded_channel().0, 2);
     let slow = ProbeSpec {
         timeout: Duration::from_millis(20),
         fall: 1,

@@ -37,7 +37,14 @@ pub fn from_client(
         return forwarded(world, service, backend, view, run);
     }
     match run.outcome {
-        Outcome::ResetDeadline => return answer::reset(view, run),
+        Outcome::ResetDeadline => {
+            owned(service, slot, Role::Reset, run)?;
+            return answer::reset(view, run);
+        }
+        Outcome::ResetDead => {
+            owned(service, slot, Role::Dead, run)?;
+            return answer::reset(view, run);
+        }
         Outcome::AnswerTooBig => return tunnel::told(service, view, run),
         // An answer that could not be finished leaves its traces in what is dropped.
         Outcome::DropTooBig => return tunnel::too_big(service, view).map(|_| ()),
@@ -63,7 +70,8 @@ pub fn from_client(
             );
         }
         Outcome::DropNoNextHop => owned(service, slot, Role::NoNextHop, run)?,
-        Outcome::DropNoReset => owned(service, slot, Role::Reset, run)?,
+        Outcome::DropNoReset => owned(service, slot, Role::Reset, run)
+            .or_else(|_| owned(service, slot, Role::Dead, run))?,
         Outcome::DropDeadline => {
             owned(service, slot, Role::Dropped, run)?;
             rule!(
@@ -146,7 +154,7 @@ fn allowed(
     let reachable = match backend.role {
         Role::Old | Role::New | Role::Elsewhere => true,
         Role::Dropped => !is_cut(service, client),
-        Role::NoNextHop | Role::Reset | Role::Ended => false,
+        Role::NoNextHop | Role::Reset | Role::Ended | Role::Dead => false,
     };
     rule!(
         reachable,

@@ -58,7 +58,7 @@ impl Hearing {
     fn of(address: SocketAddr, health: HealthSpec) -> Self {
         let (sender, events) = mpsc::channel(64);
         let (said, speech) = mpsc::channel(64);
-        let mut prober = Prober::start(sender, said);
+        let mut prober = Prober::start(sender, said, mpsc::unbounded_channel().0);
         let health = Arc::new(health);
         prober.set_targets([(key("b1"), Target { address, health })].into());
         Self {
