@@ -1,7 +1,7 @@
 //! What is seen of the world and not remembered over a restart: health and next hops.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -84,6 +84,9 @@ pub struct Observed {
     /// Health by backend id, and what the last probe said. Missing: [`Health::Unchecked`] or
     /// [`Health::Starting`], as the service has checks.
     pub health: BTreeMap<u32, (Health, Option<String>)>,
+    /// Backends that may have died since they were last heard of, and are asked. They take no new flows meanwhile, while
+    /// others do.
+    pub suspects: BTreeSet<u32>,
     /// Backends that have fallen silent, by id.
     pub silence: BTreeMap<u32, Silence>,
     /// Ways by backend address.

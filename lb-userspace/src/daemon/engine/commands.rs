@@ -249,6 +249,8 @@ impl Engine {
         if health == Health::Starting && known == Some(Health::Presumed) {
             return false;
         }
+        // A verdict is more than a suspicion.
+        self.observed.suspects.remove(&id);
         self.observed.health.insert(id, (health, reason));
         known != Some(health)
     }
@@ -303,6 +305,7 @@ impl Engine {
             self.state.backends().map(|(_, _, id, _)| id).collect();
         self.observed.health.retain(|id, _| ids.contains(id));
         self.observed.silence.retain(|id, _| ids.contains(id));
+        self.observed.suspects.retain(|id| ids.contains(id));
         let addresses = self.addresses();
         self.observed
             .ways
