@@ -20,6 +20,7 @@ pub mod quic;
 use core::ptr::NonNull;
 
 mod at_once;
+mod refusal;
 mod second_chance;
 
 pub use at_once::{at_once, is_plain, note_reply_at_once};
@@ -84,6 +85,8 @@ pub enum Count {
     Adopted,
     /// An opening seen again.
     Retransmit,
+    /// An opening refused.
+    Refused,
 }
 
 /// What steering needs of its surroundings.
@@ -218,7 +221,11 @@ pub fn note_reply<E: Env>(
     let Some(flow) = Flow::of(env, id, service, packet) else {
         return true;
     };
-    let closing = closing_bits(packet.flags, state::FIN_SERVER);
+    let closing = refusal::marked(
+        closing_bits(packet.flags, state::FIN_SERVER),
+        packet,
+        backend,
+    );
     let is_tracked = flow.is_tracked();
     if !is_tracked && closing == 0 {
         return true;
@@ -240,11 +247,21 @@ pub fn note_reply<E: Env>(
 /// Notes an answer that goes on whatever it says, because the node knows whose flow it is, as in `full-nat`. The packet
 /// is named as for [`note_reply`].
 #[inline(always)]
-pub fn note_answer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet) {
+pub fn note_answer<E: Env>(
+    env: &E,
+    id: u32,
+    service: &ServiceRecord,
+    packet: &Packet,
+    backend: u32,
+) {
     let Some(flow) = Flow::of(env, id, service, packet) else {
         return;
     };
-    let closing = closing_bits(packet.flags, state::FIN_SERVER);
+    let closing = refusal::marked(
+        closing_bits(packet.flags, state::FIN_SERVER),
+        packet,
+        backend,
+    );
     if closing != 0 || flow.is_tracked() {
         let known = entry::find(env.flows(), flow.hash, &flow.key);
         flow.note_known(known, closing);
@@ -735,6 +752,9 @@ impl<'a, E: Env> Flow<'a, E> {
                 }
                 let found = Meta(E::Flows::compare_exchange(word, old.0, new.0));
                 if found == old {
+                    if refusal::is_of(closing, old) {
+                        self.env.count(new.backend(), Count::Refused);
+                    }
                     if new.has(state::CLOSE_COUNTED)
                         && !old.has(state::CLOSE_COUNTED)
                         && old.has(state::ISN_KNOWN)

@@ -2,7 +2,7 @@
 
 use lb_common::{abi::BackendStats, limits::OUTCOMES_MAX, outcome::Outcome, steer::Count};
 
-use crate::maps;
+use crate::{alert, maps};
 
 /// Counts a packet's outcome; service 0 for what belongs to none.
 #[inline(always)]
@@ -51,6 +51,7 @@ pub fn event(backend: u32, what: Count) {
             Count::Closed => stats.closed += 1,
             Count::Adopted => stats.adopted += 1,
             Count::Retransmit => stats.retransmits += 1,
+            Count::Refused => alert::refused(backend),
         }
     }
 }

@@ -25,6 +25,7 @@ use lb_common::{
     steer::{self, Decision},
 };
 
+mod alert;
 mod at_once;
 mod count;
 mod forward;

@@ -80,6 +80,14 @@ pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::pinned(1024 * OUTCOMES_MAX,
 #[map]
 pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::pinned(16_384, 0);
 
+/// Backends that have refused an opening, by id. Pinned: programs that trace write to it as well.
+#[map]
+pub static ALERTS: RingBuf = RingBuf::pinned(4096, 0);
+
+/// The tick at which a CPU wrote to it last.
+#[map]
+pub static ALERTED: PerCpuArray<u32> = PerCpuArray::pinned(1, 0);
+
 /// Allowance of new entries.
 #[map]
 pub static ALLOWANCE: PerCpuArray<Allowance> = PerCpuArray::pinned(1, 0);

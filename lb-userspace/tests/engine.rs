@@ -13,7 +13,7 @@ use lb_common::{
 };
 use lb_userspace::{
     daemon::{
-        engine::Engine,
+        engine::{Engine, Suspicion},
         journal::{Journal, NoLog},
     },
     datapath::{
@@ -815,4 +815,75 @@ fn a_flood_of_datagrams_moves_no_flow_of_a_draining_backend() {
     for port in &flows[&b1] {
         assert_eq!(node.send(*port, 0, 0), b1);
     }
+}
+
+/// Takes new flows now.
+fn accepts(node: &Node, name: &str) -> bool {
+    let id = node.id(name);
+    node.web().current.iter().any(|share| share.backend == id)
+}
+
+#[test]
+fn who_refuses_an_opening_is_suspect_until_it_answers() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let suspect = |node: &mut Node, name: &str| {
+        let (id, now_ms) = (node.id(name), node.now_ms);
+        let news = node.engine.suspect(id, Suspicion::Refused, now_ms);
+        node.engine.after_events(now_ms);
+        news
+    };
+    let answer = |node: &mut Node, name: &str| {
+        node.engine.note_answer("web", name, node.now_ms);
+        node.engine.after_events(node.now_ms);
+    };
+    assert!(suspect(&mut node, "b2"));
+    assert!(!accepts(&node, "b2"));
+    let asked = [("web".to_owned(), "b2".to_owned())];
+    assert_eq!(node.engine.take_questions(), asked);
+    assert!(!suspect(&mut node, "b2"), "no news");
+    answer(&mut node, "b2");
+    assert!(accepts(&node, "b2"));
+    assert!(!suspect(&mut node, "b2"), "trusted for a while");
+    node.pass(5_100);
+    assert!(suspect(&mut node, "b2"));
+
+    // Never more than half of them.
+    assert!(suspect(&mut node, "b3"));
+    assert!(!suspect(&mut node, "b1") && accepts(&node, "b1"));
+    node.engine
+        .health("web", "b2", Health::Down, None, node.now_ms);
+    node.engine
+        .health("web", "b2", Health::Up, None, node.now_ms);
+    assert!(accepts(&node, "b2"), "a verdict is more than a suspicion");
+}
+
+#[test]
+fn openings_sent_again_say_something_of_one_backend_only() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let sends = |node: &mut Node, ports: &[u16]| {
+        node.pass(1_000);
+        for port in ports {
+            node.send(*port, tcp::SYN, 7);
+        }
+        node.pass(1_100);
+    };
+    let ports: Vec<u16> = (2000..2080).collect();
+    let owners: Vec<u32> = ports
+        .iter()
+        .map(|port| node.send(*port, tcp::SYN, 7))
+        .collect();
+    // A flood of them concerns everybody.
+    sends(&mut node, &ports);
+    assert_eq!(node.web().current.len(), 4);
+    // Those of one backend's flows.
+    let dead = node.id("b3");
+    let met: Vec<u16> = ports
+        .iter()
+        .zip(&owners)
+        .filter(|(_, owner)| **owner == dead)
+        .map(|(port, _)| *port)
+        .collect();
+    sends(&mut node, &met);
+    assert!(!accepts(&node, "b3"));
+    assert_eq!(node.web().current.len(), 3);
 }

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use super::{
-    Loader, RunOptions, StopOrder,
+    Loader, RunOptions, StopOrder, alerts,
     clock::{Clock as _, WallClock},
     core::{Event, Ports},
     engine::commands::ProbeTarget,
@@ -81,12 +81,16 @@ async fn run(options: &NodeOptions) -> anyhow::Result<bool> {
         load: loader(),
         stop: stop.clone(),
     };
-    let ports = ports()?;
-    super::run(run_options, |spec| open(options, spec), ports).await?;
+    let (ports, events) = ports()?;
+    super::run(run_options, |spec| open(options, spec, events), ports).await?;
     Ok(stop.is_detach())
 }
 
-fn open(options: &NodeOptions, spec: &Spec) -> anyhow::Result<Box<dyn Datapath>> {
+fn open(
+    options: &NodeOptions,
+    spec: &Spec,
+    events: mpsc::Sender<Event>,
+) -> anyhow::Result<Box<dyn Datapath>> {
     let bpf_options = Options {
         pins: options.pins.clone(),
         interfaces: spec.node.interfaces.clone(),
@@ -109,6 +113,7 @@ fn open(options: &NodeOptions, spec: &Spec) -> anyhow::Result<Box<dyn Datapath>>
     for missing in datapath.missing() {
         tracing::warn!("interface {}: {}", missing.interface, missing.why);
     }
+    alerts::start(&mut datapath, events).context("the data plane's alerts")?;
     if options.trace {
         start_log(&mut datapath);
     }
@@ -168,7 +173,7 @@ fn loader() -> Loader {
 }
 
 /// Starts whoever looks at the world, and joins their reports to one stream of events.
-fn ports() -> anyhow::Result<Ports> {
+fn ports() -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
     let (events, receiver) = mpsc::channel(EVENTS_WAITING);
     let (ways, mut changed_ways) = mpsc::channel(EVENTS_WAITING);
     let (verdicts, mut changed_health) = mpsc::channel(EVENTS_WAITING);
@@ -221,6 +226,7 @@ fn ports() -> anyhow::Result<Ports> {
         }
     });
     let suspicious = Arc::clone(&resolver);
+    let more_events = events.clone();
     tokio::spawn(async move {
         while let Some(event) = changed_health.recv().await {
             if event.change.to == health::Health::Down {
@@ -232,14 +238,15 @@ fn ports() -> anyhow::Result<Ports> {
             }
         }
     });
-    Ok(Ports {
+    let ports = Ports {
         events: receiver,
         watch_addresses: Box::new(move |addresses: BTreeSet<IpAddr>| resolver.watch(addresses)),
         set_targets: Box::new(move |targets| lock(&prober).set_targets(keyed(targets))),
         probe_now: Box::new(move |service, backend| {
             lock(&asked).probe_now(&TargetKey { service, backend });
         }),
-    })
+    };
+    Ok((ports, more_events))
 }
 
 /// The prober. Whoever panicked with it in hand left it whole.

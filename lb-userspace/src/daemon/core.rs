@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     clock::Clock,
-    engine::{Engine, commands::ProbeTarget},
+    engine::{Engine, Suspicion, commands::ProbeTarget},
     heap::Heap,
 };
 use crate::model::{
@@ -65,6 +65,11 @@ pub enum Event {
         wish: Option<Wish>,
         /// Words that were not understood.
         not_understood: String,
+    },
+    /// A backend has refused an opening.
+    Refused {
+        /// Its id.
+        backend: u32,
     },
     /// The way to an address has changed.
     NextHop {
@@ -227,7 +232,14 @@ impl Core {
             } => self
                 .engine
                 .note_said(&service, &backend, wish, &not_understood),
-            Event::Answered { service, backend } => self.engine.note_answer(&service, &backend),
+            Event::Answered { service, backend } => {
+                let now_ms = self.clock.now_ms();
+                self.engine.note_answer(&service, &backend, now_ms)
+            }
+            Event::Refused { backend } => {
+                let now_ms = self.clock.now_ms();
+                self.engine.suspect(backend, Suspicion::Refused, now_ms)
+            }
             Event::NextHop { address, way } => self.engine.note_way(address, way),
             Event::Links { vlans } => {
                 self.engine.follow_interfaces();

@@ -1,5 +1,6 @@
 //! The parts of ebb that run: they own sockets, tasks and the clock, and carry out what `model` decides.
 
+mod alerts;
 pub mod assemble;
 pub mod clock;
 pub mod control;

@@ -199,6 +199,7 @@ impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
             Count::Closed => stats.closed += 1,
             Count::Adopted => stats.adopted += 1,
             Count::Retransmit => stats.retransmits += 1,
+            Count::Refused => {}
         }
     }
 }

@@ -51,6 +51,10 @@ pub fn wanted(service: &Service, observed: &Observed) -> Composition {
     let up: Composition = accepting(service, observed, service.active_pool())
         .map(share)
         .collect();
+    let trusted = |share: &&Share| !observed.suspects.contains(&share.backend);
+    if up.iter().any(|share| trusted(&share)) {
+        return up.iter().filter(trusted).copied().collect();
+    }
     if !up.is_empty() {
         return up;
     }

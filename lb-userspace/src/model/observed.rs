@@ -1,7 +1,7 @@
 //! What is seen of the world and not remembered over a restart: health and next hops.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -88,6 +88,9 @@ pub struct Observed {
     pub health: BTreeMap<u32, (Health, Option<String>)>,
     /// What backends say for themselves, by backend id.
     pub heard: BTreeMap<u32, Heard>,
+    /// Backends that may have died since they were last heard of, and are asked. They take no new flows meanwhile, while
+    /// others do.
+    pub suspects: BTreeSet<u32>,
     /// Backends that have fallen silent, by id.
     pub silence: BTreeMap<u32, Silence>,
     /// Ways by backend address.

@@ -137,3 +137,49 @@ fn killed_in_a_drain_nat() -> Result<()> {
 fn killed_in_a_drain_l2() -> Result<()> {
     killed_in_a_drain(Way::L2)
 }
+
+/// A server is killed under load. In `nat` the first connection that it refuses makes the backend suspect; in `l2` ebb
+/// sees no answers, and the checks find out. `grace`: how long after the first refused connection others may be begun
+/// that are refused as well.
+fn killed(way: Way, grace: Duration) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut scene = scene(way)?;
+    let load = scene.load(30, 200.0)?;
+    scene.servers.remove("b2").context("its server")?.kill9();
+    scene.wait_backend("b2", |b2| b2["health"] == "down")?;
+    scene.traffic(&load, 100)?;
+    let log = scene.ebb.log_tail();
+    let report = load.stop(Duration::from_millis(300));
+
+    let refused = report
+        .broken
+        .iter()
+        .filter(|broken| broken.reason == Reason::Connect);
+    let mut refused: Vec<_> = refused.map(|b| (b.started_ns, b.broken_ns)).collect();
+    refused.sort_by_key(|(_, broken_ns)| *broken_ns);
+    let (_, first) = *refused.first().context("nobody met the dead server")?;
+    let late = |started: u64| Duration::from_nanos(started.saturating_sub(first));
+    let after = refused.iter().map(|(started, _)| late(*started));
+    let begun_after = after.clone().filter(|after| !after.is_zero()).count();
+    let last = after.max().unwrap_or_default();
+    eprintln!(
+        "{way:?}: {} refused, {begun_after} of them begun after the first was, the last {last:?} later",
+        refused.len()
+    );
+    assert!(last < grace, "refused {last:?} after the first");
+    let passive = log.contains("suspect: it refused a connection");
+    assert_eq!(passive, way == Way::Nat, "{log}");
+    Ok(())
+}
+
+#[test]
+fn killed_nat() -> Result<()> {
+    killed(Way::Nat, Duration::from_millis(150))
+}
+
+#[test]
+fn killed_l2() -> Result<()> {
+    killed(Way::L2, Duration::from_millis(1500))
+}

@@ -282,6 +282,8 @@ impl Engine {
         if health == Health::Starting && known == Some(Health::Presumed) {
             return false;
         }
+        // A verdict is more than a suspicion.
+        self.observed.suspects.remove(&id);
         self.observed.health.insert(id, (health, reason));
         known != Some(health)
     }
@@ -338,6 +340,7 @@ impl Engine {
         self.observed.health.retain(|id, _| ids.contains(id));
         self.observed.heard.retain(|id, _| ids.contains(id));
         self.observed.silence.retain(|id, _| ids.contains(id));
+        self.observed.suspects.retain(|id| ids.contains(id));
         let addresses = self.addresses();
         self.observed
             .ways

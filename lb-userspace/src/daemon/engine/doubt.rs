@@ -21,7 +21,7 @@ pub struct Doubts {
     /// Draining backends without flows: when it was asked whether they are there; `None` once they have answered.
     empty: BTreeMap<u32, Option<u64>>,
     /// Backends to ask, by name.
-    questions: Vec<(String, String)>,
+    pub questions: Vec<(String, String)>,
 }
 
 impl Doubts {
@@ -59,14 +59,14 @@ impl Engine {
     }
 
     /// Takes in that a backend has answered when it was asked. Whether more follows from that than at the next tick.
-    pub fn note_answer(&mut self, service: &str, backend: &str) -> bool {
+    pub fn note_answer(&mut self, service: &str, backend: &str, now_ms: u64) -> bool {
         let Some(id) = self.id_of(service, backend) else {
             return false;
         };
         if let Some(asked) = self.doubts.empty.get_mut(&id) {
             *asked = None;
         }
-        false
+        self.trust(id, now_ms)
     }
 
     fn id_of(&self, service: &str, backend: &str) -> Option<u32> {

@@ -75,6 +75,7 @@ impl Engine {
         if self.behind || cuts || composes {
             self.commit(Vec::new(), now_ms)?;
         }
+        self.weigh_openings(now_ms)?;
         self.finish_trace();
         if now_ms < self.next_look_ms {
             return Ok(());

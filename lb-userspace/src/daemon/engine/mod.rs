@@ -9,6 +9,7 @@ mod drains;
 mod look;
 mod share;
 mod speech;
+mod suspect;
 mod trace;
 mod views;
 mod watch;
@@ -20,6 +21,7 @@ use std::{
 
 use lb_common::{abi::backend_flags, entry::state as entry_state};
 
+pub use suspect::Suspicion;
 pub use trace::{Names, Reserved};
 pub use views::Facts;
 
@@ -83,6 +85,8 @@ pub struct Engine {
     next_sweep_ms: u64,
     /// What is seen of the drains under way, by their numbers.
     watches: BTreeMap<u64, watch::Watch>,
+    /// What is known of openings that met nobody.
+    suspects: suspect::Suspects,
     /// What the prober is asked.
     doubts: doubt::Doubts,
     /// Why the maps are behind.
@@ -127,6 +131,7 @@ impl Engine {
             next_look_ms: 0,
             next_sweep_ms: 0,
             watches: BTreeMap::new(),
+            suspects: suspect::Suspects::default(),
             doubts: doubt::Doubts::default(),
             trouble: None,
             notes: Vec::new(),

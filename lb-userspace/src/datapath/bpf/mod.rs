@@ -72,6 +72,9 @@ pub struct Options {
 const JUMPS_TRACING: &str = "JUMPS-tracing";
 
 /// Room for a trace's records, in bytes: some 40 000 packets without their frames, 1000 with both.
+const ALERT_RING_BYTES: u32 = 1 << 16;
+
+/// Bytes of the ring that a trace is read from.
 const TRACE_RING_BYTES: u32 = 1 << 22;
 
 /// The object is loaded once for good, and a second time while somebody looks on.
@@ -366,6 +369,12 @@ impl BpfDatapath {
     }
 
     /// The object itself: for its log, and for whoever attaches its programs by hand.
+    /// The ring of backends that have refused an opening, once: each item is an id in four bytes, host order.
+    pub fn take_alerts(&mut self) -> Result<aya::maps::RingBuf<aya::maps::MapData>> {
+        aya::maps::RingBuf::try_from(take(&mut self.ebpf, "ALERTS")?).map_err(map_error)
+    }
+
+    /// What the program was loaded from.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
@@ -486,6 +495,7 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     loader
         .default_map_pin_directory(&options.pins)
         .map_max_entries("INDEX", 2 * index_half(capacity))
+        .map_max_entries("ALERTS", ALERT_RING_BYTES)
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("HANDSHAKE_MASK", &handshake_mask, true)
         .override_global("PORTS_MASK", &ports_mask, true)
