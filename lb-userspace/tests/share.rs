@@ -63,7 +63,7 @@ impl Node {
             vlan: 0,
         };
         for ip in node.engine.addresses() {
-            node.engine.way(ip, Way::Known(hop.clone()), node.now_ms);
+            node.engine.way(ip, Way::Known(hop), node.now_ms);
         }
         for target in node.engine.targets() {
             let (service, backend) = (&target.service, &target.backend);
