@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -20,8 +21,9 @@ use lb_common::entry::{FlowKey, Meta, state};
 /// Where nodes hear of each other's flows.
 const SHARE_PORT: u16 = 9651;
 
-/// Flows from ports below go by the first node where the router is told so port by port: half of those that a client takes.
-const MIDDLE: u16 = 33_280;
+/// Where the router is told by which node flows go, every other stripe of so many client ports goes by the first one. A
+/// client's kernel takes its ports more or less one after the other.
+const STRIPE: u16 = 64;
 
 /// Two balancers, the servers behind them, and a client.
 struct Pair {
@@ -91,17 +93,22 @@ impl Pair {
         }
         let client = address::client(family);
         let vip = address::vip(family);
-        // A rule takes neither the first nor the last port.
-        let halves = [(1, MIDDLE - 1, "101"), (MIDDLE, u16::MAX - 1, "102")];
-        for (from, to, table) in halves {
-            self.route(&format!(
-                "rule add pref 100 from {client} to {vip} ipproto tcp sport {from}-{to} lookup {table}"
-            ))?;
-            self.route(&format!(
-                "rule add pref 100 to {client} iif br0 ipproto tcp sport {} dport {from}-{to} lookup {table}",
-                self.scene.service.backend_port
-            ))?;
+        let port = self.scene.service.backend_port;
+        let mut script = String::new();
+        for from in (STRIPE..u16::MAX - STRIPE).step_by(2 * usize::from(STRIPE)) {
+            let to = from + STRIPE - 1;
+            script += &format!(
+                "rule add pref 100 from {client} to {vip} ipproto tcp sport {from}-{to} lookup 101\n\
+                 rule add pref 100 to {client} iif br0 ipproto tcp sport {port} dport {from}-{to} lookup 101\n"
+            );
         }
+        script += &format!(
+            "rule add pref 200 from {client} to {vip} lookup 102\n\
+             rule add pref 200 to {client} iif br0 ipproto tcp sport {port} lookup 102\n"
+        );
+        let file = self.scene.lab.directory().join("rules");
+        fs::write(&file, script)?;
+        self.route(&format!("-batch {}", file.display()))?;
         self.lead("101", &[address::lb(family)])?;
         self.lead("102", &[address::lb2(family)])
     }
@@ -138,7 +145,11 @@ impl Pair {
     /// Waits until the second node has an entry for every long connection that only an entry keeps on its backend at the
     /// first.
     fn wait_shared(&self, load: &Load) -> Result<usize> {
-        let long: BTreeSet<u16> = load.flows().iter().map(|flow| flow.local.port()).collect();
+        let flows = load.flows().into_iter();
+        let long: BTreeSet<u16> = flows
+            .filter(|flow| flow.length == Length::Long)
+            .map(|flow| flow.local.port())
+            .collect();
         let deadline = Instant::now() + LIMIT;
         loop {
             let first: BTreeSet<u16> = self
