@@ -3,6 +3,10 @@
 //! A failure prints its seed; `EBB_SIM_SEED=n cargo test -p lb-userspace --test simulator` replays it.
 
 mod common;
+#[path = "simulator/invariants.rs"]
+mod invariants;
+#[path = "simulator/many.rs"]
+mod many;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,6 +78,7 @@ struct Flow {
 /// What a run does.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
+    name: &'static str,
     steps: u32,
     packets_a_step: usize,
     flows: usize,
@@ -81,12 +86,15 @@ struct Plan {
     fault_one_in: Option<u32>,
     restarts: bool,
     health: bool,
+    /// Openings from addresses that nobody has, one in four packets.
+    flood: bool,
     sizes: Sizes,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         Self {
+            name: "",
             steps: 2_000,
             packets_a_step: 40,
             flows: 300,
@@ -94,6 +102,7 @@ impl Default for Plan {
             fault_one_in: None,
             restarts: false,
             health: false,
+            flood: false,
             sizes: Sizes {
                 flows: 1 << 11,
                 handshakes: 1 << 11,
@@ -104,7 +113,11 @@ impl Default for Plan {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
+    /// Packets, commands, ticks and restarts; the invariants were looked at after each.
+    events: u64,
     packets: u64,
+    /// Openings of a flood.
+    floods: u64,
     opened: u64,
     closed: u64,
     cut: u64,
@@ -117,6 +130,25 @@ struct Counts {
     several: u64,
     refused: u64,
     reloads: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.floods += other.floods;
+        self.packets += other.packets;
+        self.opened += other.opened;
+        self.closed += other.closed;
+        self.commands += other.commands;
+        self.settled += other.settled;
+        self.restarts += other.restarts;
+        self.retransmits += other.retransmits;
+        self.cut += other.cut;
+        self.empty += other.empty;
+        self.several += other.several;
+        self.refused += other.refused;
+        self.reloads += other.reloads;
+    }
 }
 
 struct Simulator {
@@ -138,6 +170,9 @@ struct Simulator {
     spec: Spec,
     counts: Counts,
     log: Vec<String>,
+    /// What was done last.
+    doing: &'static str,
+    known: invariants::Known,
 }
 
 impl Simulator {
@@ -169,6 +204,8 @@ impl Simulator {
             spec,
             counts: Counts::default(),
             log: Vec::new(),
+            doing: "start",
+            known: invariants::Known::default(),
         };
         simulator.engine.begin(simulator.now_ms).unwrap();
         simulator.see_the_world();
@@ -207,12 +244,22 @@ impl Simulator {
 
     fn fail(&self, what: &str) -> ! {
         let tail: Vec<_> = self.log.iter().rev().take(30).rev().cloned().collect();
+        let replay = match self.plan.name {
+            "" => format!(
+                "EBB_SIM_SEED={} cargo test -p lb-userspace --test simulator",
+                self.seed
+            ),
+            name => format!(
+                "EBB_SIM_SEED={} EBB_SIM_PLAN={name} cargo test --release -p lb-userspace --test simulator ten_million -- --ignored --nocapture",
+                self.seed
+            ),
+        };
         panic!(
-            "{what}\nat {} ms, after {:?}\nlast commands:\n  {}\nreplay: EBB_SIM_SEED={}",
+            "{what}\nat {} ms, after a {}, after {:?}\nlast commands:\n  {}\nreplay: {replay}",
             self.now_ms,
+            self.doing,
             self.counts,
             tail.join("\n  "),
-            self.seed
         );
     }
 
@@ -228,14 +275,17 @@ impl Simulator {
             if self.random.one_in(self.plan.command_one_in) {
                 self.command();
                 self.forget_removed();
+                self.after_change("command");
             }
             if self.plan.restarts && self.random.one_in(200) {
                 self.restart();
+                self.after_change("restart");
             }
             let changing = self.web().is_changing();
             self.engine.tick(self.now_ms);
             self.counts.settled += u64::from(changing && !self.web().is_changing());
             self.after_tick();
+            self.after_change("tick");
         }
         self.check_tables();
         self.counts
@@ -254,13 +304,47 @@ impl Simulator {
             flags,
             sequence,
         };
+        self.doing = "packet";
         match self.fake.packet(SERVICE, &packet) {
-            Some(delivered) => delivered,
+            Some(delivered) => {
+                self.after_packet();
+                delivered
+            }
             None => self.fail("the service is gone"),
         }
     }
 
+    /// An opening that nobody will go on with.
+    fn flood(&mut self) {
+        let client = 0x0b00_0000 | (self.random.next() as u32 & 0x00ff_ffff);
+        let flow = Flow {
+            client,
+            port: self.random.next() as u16 | 1,
+            isn: 0,
+            sequence: 0,
+            owner: 0,
+            established: false,
+            begun_ms: self.now_ms,
+            seen_ms: self.now_ms,
+        };
+        let isn = self.random.next() as u32;
+        let check = self.counts.floods.is_multiple_of(64);
+        let entries = |fake: &Fake| fake.entries(Table::Flows);
+        let before = check.then(|| entries(&self.fake));
+        let delivered = self.send(&flow, tcp::SYN, isn);
+        self.counts.floods += 1;
+        if self.closed_to_new.contains(&delivered.backend) {
+            self.fail(&format!("a flood reached {}", delivered.backend));
+        }
+        if before.is_some_and(|before| before != entries(&self.fake)) {
+            self.fail("an opening has changed the flow table");
+        }
+    }
+
     fn packet(&mut self) {
+        if self.plan.flood && self.random.one_in(4) {
+            return self.flood();
+        }
         let wanted = self.plan.flows;
         if self.flows.len() < wanted / 2 || (self.flows.len() < wanted && self.random.one_in(4)) {
             return self.open();
@@ -312,7 +396,11 @@ impl Simulator {
         }
         self.counts.opened += 1;
         // A handshake that could not be recorded can not be told from a new one: it is not put to that test.
-        if self.random.one_in(3) || delivered.outcome == Outcome::ForwardOpeningUnrecorded {
+        // Nor is one in a flood, which may push it out of the table of handshakes.
+        if self.plan.flood
+            || self.random.one_in(3)
+            || delivered.outcome == Outcome::ForwardOpeningUnrecorded
+        {
             // The other two thirds are caught in the middle of their handshake for a while.
             flow.established = true;
             self.flows.push(flow);
@@ -544,13 +632,14 @@ impl Simulator {
     /// What was refused has changed nothing.
     fn after_several(&mut self, before: &BTreeMap<u32, Backend>, result: Result<(), Refused>) {
         self.counts.several += 1;
+        let failed = matches!(&result, Err(refused) if refused.kind == RefusedKind::Failed);
         if result.is_err_and(|refused| refused.kind != RefusedKind::Failed) {
             self.counts.refused += 1;
             if *before != self.web().backends {
                 self.fail("what was refused has changed something");
             }
         }
-        self.follow_closed();
+        self.follow_closed(failed);
     }
 
     /// Another configuration: other weights, and a backend that leaves it or comes back.
@@ -569,11 +658,12 @@ impl Simulator {
         self.forget_cut();
         let result = self.engine.reload(next.clone(), self.now_ms);
         self.note(format!("reload without {leaves}: {result:?}"));
-        if result.is_ok() || result.is_err_and(|refused| refused.kind == RefusedKind::Failed) {
+        let failed = matches!(&result, Err(refused) if refused.kind == RefusedKind::Failed);
+        if result.is_ok() || failed {
             self.counts.reloads += 1;
             self.spec = next;
         }
-        self.follow_closed();
+        self.follow_closed(failed);
         self.see_the_world();
     }
 
@@ -585,13 +675,14 @@ impl Simulator {
         self.flows = going;
     }
 
-    /// Active backends may get new flows again; all others must not.
-    fn follow_closed(&mut self) {
+    /// Active backends may get new flows again; all others must not, once a command has said so: one that `failed` to write
+    /// the maps has promised nothing yet.
+    fn follow_closed(&mut self, failed: bool) {
         let backends = &self.engine.state().services["web"].backends;
         for (id, backend) in backends {
             if backend.admin == Admin::Active {
                 self.closed_to_new.remove(id);
-            } else {
+            } else if !failed {
                 self.closed_to_new.insert(*id);
             }
         }
@@ -766,12 +857,14 @@ fn is_whole() -> bool {
     std::env::var_os("EBB_SIM_SEED").is_none()
 }
 
+/// The seed to replay.
+fn given() -> Option<u64> {
+    std::env::var("EBB_SIM_SEED").ok()?.parse().ok()
+}
+
 /// Seeds to run: those given, or the one to replay.
 fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("EBB_SIM_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-    {
+    match given() {
         Some(seed) => vec![seed],
         None => (1..=count).collect(),
     }
@@ -781,18 +874,7 @@ fn run(plan: Plan, count: u64) -> Counts {
     let mut sum = Counts::default();
     for seed in seeds(count) {
         let counts = Simulator::new(seed, plan).run();
-        sum.packets += counts.packets;
-        sum.opened += counts.opened;
-        sum.closed += counts.closed;
-        sum.commands += counts.commands;
-        sum.settled += counts.settled;
-        sum.restarts += counts.restarts;
-        sum.retransmits += counts.retransmits;
-        sum.cut += counts.cut;
-        sum.empty += counts.empty;
-        sum.several += counts.several;
-        sum.refused += counts.refused;
-        sum.reloads += counts.reloads;
+        sum.add(&counts);
     }
     println!("{sum:?}");
     sum

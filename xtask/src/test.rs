@@ -59,6 +59,8 @@ pub enum Stage {
     Clippy,
     /// Unit and documentation tests, on the host
     Host,
+    /// Ten million events of the simulator, optimised
+    Simulate,
     /// The loaded program, packet by packet; needs root
     Packet,
     /// Lab and command-line tests, in network namespaces; need root
@@ -82,6 +84,17 @@ impl Stage {
             Self::Host => cargo
                 .args(["test", "--no-fail-fast", "-p", "lb-common"])
                 .args(["-p", "lb-userspace", "-p", "xtask", "--"])
+                .args(filter),
+            Self::Simulate => cargo
+                .args([
+                    "test",
+                    "--release",
+                    "-p",
+                    "lb-userspace",
+                    "--test",
+                    "simulator",
+                ])
+                .args(["ten_million", "--", "--ignored", "--nocapture"])
                 .args(filter),
             // Each loads programs of its own in a namespace of its own, and the kernel's verifier takes most of the time.
             Self::Packet => live_tests(&mut cargo, &PACKET_TESTS)

@@ -359,6 +359,14 @@ impl Fake {
         Some(delivered)
     }
 
+    /// The backend that a packet would go to, 0 for none; nothing is changed or counted.
+    pub fn ask(&self, service: u32, packet: &Packet) -> Option<u32> {
+        let memory = self.memory();
+        let record = memory.record(service)?;
+        let decision = steer(&Surroundings::<false>(&memory), service, &record, packet);
+        Some(decision.backend)
+    }
+
     /// Whether packets go through the tracing program.
     pub fn is_tracing(&self) -> bool {
         self.memory().is_tracing
