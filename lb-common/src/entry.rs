@@ -31,8 +31,19 @@ pub struct FlowEntry {
     pub sequence: u32,
     /// The client's last acknowledgement: the next sequence number it expects from the server.
     pub acknowledged: u32,
-    /// Zero.
-    pub reserved: u64,
+    /// Where another node told of the flow: [`HEARD`], and in the lower half the tick of its last word; else 0.
+    pub heard: u64,
+}
+
+/// Bit of [`FlowEntry::heard`].
+pub const HEARD: u64 = 1 << 32;
+
+impl FlowEntry {
+    /// Whether another node told of the flow, and no packet of it has come by here since.
+    #[must_use]
+    pub const fn is_elsewhere(&self) -> bool {
+        self.heard & HEARD != 0 && self.heard as u32 == self.seen
+    }
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 64);
@@ -300,6 +311,34 @@ pub struct NewEntry {
     pub seen: u32,
 }
 
+/// Notes what another node says of a flow: an entry is made, or one of no packet but its word is brought up to date.
+/// What this node has seen itself counts more. Whether there is an entry for the flow now.
+pub fn hear<T: EntryTable, P: Policy>(
+    table: &T,
+    hash: u64,
+    key: &FlowKey,
+    new: &NewEntry,
+    policy: &P,
+) -> bool {
+    let known = find(table, hash, key);
+    let Some(entry) = known.or_else(|| insert(table, hash, key, new, policy)) else {
+        return false;
+    };
+    // SAFETY: the entry was found for this flow. A packet that changes a word at the same time says more, and only
+    // `seen` tells of one: if that is not what it was a moment ago, the entry is the packet's.
+    unsafe {
+        let place = entry.as_ptr();
+        let now = ptr::read_volatile(place);
+        if known.is_some() && !now.is_elsewhere() {
+            return true;
+        }
+        set_meta(entry, new.meta);
+        ptr::write_volatile(&raw mut (*place).heard, HEARD | u64::from(new.seen));
+        ptr::write_volatile(&raw mut (*place).seen, new.seen);
+    }
+    true
+}
+
 /// Makes an entry for a flow that has none, replacing the one that gives way most readily.
 ///
 /// `None` when none gives way, or another CPU was faster.
@@ -356,6 +395,7 @@ pub fn insert<T: EntryTable, P: Policy>(
         (*place).seen = new.seen;
         (*place).sequence = 0;
         (*place).acknowledged = 0;
+        (*place).heard = 0;
         set_meta(entry, new.meta);
         T::compare_exchange(tag_word, TAG_BUSY, tag(hash));
     }

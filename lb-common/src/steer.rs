@@ -207,8 +207,8 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     flow.decision(outcome, backend)
 }
 
-/// Notes the answer of `backend` to a client, and says whether it may go on: false for the reset of a backend that the
-/// flow may never have been on. The packet is named from the client's side, with the answer's flags.
+/// Notes the answer of `backend` to a client of a `nat` service, and says whether it may go on: false for the reset of
+/// a backend that the flow may never have been on. The packet is named from the client's side, with the answer's flags.
 #[inline(always)]
 #[must_use]
 pub fn note_reply<E: Env>(
@@ -226,22 +226,46 @@ pub fn note_reply<E: Env>(
         packet,
         backend,
     );
-    if flow.is_tracked() {
-        if let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key) {
-            if flow.judge(entry, backend, packet.flags) {
-                return false;
-            }
-            flow.note(entry, closing);
-            return true;
-        }
-        if flow.learn(backend, packet.flags) {
+    let is_tracked = flow.is_tracked();
+    if !is_tracked && closing == 0 {
+        return true;
+    }
+    let known = entry::find(env.flows(), flow.hash, &flow.key);
+    if is_tracked {
+        let withheld = match known {
+            Some(entry) => flow.judge(entry, backend, packet.flags),
+            None => flow.learn(backend, packet.flags),
+        };
+        if withheld {
             return false;
         }
     }
-    if closing != 0 {
-        flow.close(closing);
-    }
+    flow.note_known(known, closing);
     true
+}
+
+/// Notes an answer that goes on whatever it says, because the node knows whose flow it is, as in `full-nat`. The packet
+/// is named as for [`note_reply`].
+#[inline(always)]
+pub fn note_answer<E: Env>(
+    env: &E,
+    id: u32,
+    service: &ServiceRecord,
+    packet: &Packet,
+    backend: u32,
+) {
+    let Some(flow) = Flow::of(env, id, service, packet) else {
+        return;
+    };
+    let closing = refusal::marked(
+        closing_bits(packet.flags, state::FIN_SERVER),
+        packet,
+        backend,
+    );
+    if closing != 0 || flow.is_tracked() {
+        let known = entry::find(env.flows(), flow.hash, &flow.key);
+        flow.note_known(known, closing);
+    }
 }
 
 #[inline(always)]
@@ -323,27 +347,13 @@ impl<'a, E: Env> Flow<'a, E> {
     fn tracked(&self, packet: &Packet) -> (Outcome, u32) {
         let closing = closing_bits(packet.flags, state::FIN_CLIENT);
         if let Some(entry) = entry::find(self.env.flows(), self.hash, &self.key) {
-            let meta = self.current_meta(entry, packet.sequence);
-            if closing & state::RESET != 0
-                && meta.has(state::REOPENED)
-                && let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key)
-            {
-                // SAFETY: the entry was found for this packet.
-                let newer = unsafe { entry::meta(handshake) };
-                if gives_up(newer, closing) && !self.is_gone(newer.backend()) {
-                    return (Outcome::ForwardHandshake, newer.backend());
-                }
-            }
-            if !self.is_gone(meta.backend()) {
-                self.note(entry, closing);
-                return (Outcome::ForwardFlow, meta.backend());
-            }
-            return self.orphan(entry);
+            return self.listed(entry, packet.sequence, closing);
         }
         if self.is_datagram() {
             return self.begin();
         }
-        if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
+        let handshake = entry::find(self.env.handshakes(), self.hash, &self.key);
+        if let Some(handshake) = handshake {
             // SAFETY: the entry was found for this packet.
             let meta = unsafe { entry::meta(handshake) };
             if !self.is_gone(meta.backend()) {
@@ -356,7 +366,30 @@ impl<'a, E: Env> Flow<'a, E> {
                 }
             }
         }
-        self.adopt(closing)
+        self.adopt(handshake, closing)
+    }
+
+    /// A packet of a flow that has an entry.
+    #[inline(always)]
+    fn listed(&self, entry: NonNull<FlowEntry>, sequence: u32, closing: u64) -> (Outcome, u32) {
+        // SAFETY: the entry was found for this packet.
+        let mut meta = unsafe { entry::meta(entry) };
+        if meta.has(state::REOPENED)
+            && let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key)
+        {
+            // SAFETY: as above.
+            let newer = unsafe { entry::meta(handshake) };
+            if replaces(newer, meta, sequence) {
+                meta = self.take_over(entry, handshake);
+            } else if gives_up(newer, closing) && !self.is_gone(newer.backend()) {
+                return (Outcome::ForwardHandshake, newer.backend());
+            }
+        }
+        if self.is_gone(meta.backend()) {
+            return self.orphan(entry);
+        }
+        self.note(entry, closing);
+        (Outcome::ForwardFlow, meta.backend())
     }
 
     /// A flow whose backend has ended. The current one resets a connection; a datagram is at home with it at once.
@@ -407,21 +440,11 @@ impl<'a, E: Env> Flow<'a, E> {
         (Outcome::ForwardOpening, current)
     }
 
-    /// The entry's meta word, after a handshake that replaced the flow has been taken over.
+    /// The entry becomes that of the flow which the handshake opened. Its meta word.
     #[inline(always)]
-    fn current_meta(&self, flow: NonNull<FlowEntry>, sequence: u32) -> Meta {
+    fn take_over(&self, flow: NonNull<FlowEntry>, handshake: NonNull<FlowEntry>) -> Meta {
         // SAFETY: both entries were found for this packet.
-        let meta = unsafe { entry::meta(flow) };
-        if !meta.has(state::REOPENED) {
-            return meta;
-        }
-        let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) else {
-            return meta;
-        };
-        let newer = unsafe { entry::meta(handshake) };
-        if newer.isn() == meta.isn() && meta.has(state::ISN_KNOWN) || !completes(newer, sequence) {
-            return meta;
-        }
+        let (meta, newer) = unsafe { (entry::meta(flow), entry::meta(handshake)) };
         let taken = self.flow_meta(newer.isn(), newer.backend(), state::ISN_KNOWN);
         if E::WRITES {
             if meta.has(state::ISN_KNOWN) && !meta.has(state::CLOSE_COUNTED) {
@@ -485,7 +508,7 @@ impl<'a, E: Env> Flow<'a, E> {
 
     /// A flow nobody knows: it began before the change, on the base.
     #[inline(always)]
-    fn adopt(&self, closing: u64) -> (Outcome, u32) {
+    fn adopt(&self, handshake: Option<NonNull<FlowEntry>>, closing: u64) -> (Outcome, u32) {
         let base = self.slot.base();
         if base == 0 || self.is_gone(base) {
             return (Outcome::ForwardOrphan, self.slot.current());
@@ -493,8 +516,10 @@ impl<'a, E: Env> Flow<'a, E> {
         // An unmoved slot that is tracked only for its exceptions steers this flow without an entry for ever.
         let wanted = self.slot.is_moved() || self.service.flags & service_flags::TRACK_ALL != 0;
         if !E::WRITES || !wanted || closing & state::RESET != 0 {
-            if closing != 0 {
-                self.close(closing);
+            if closing != 0
+                && let Some(handshake) = handshake
+            {
+                self.note(handshake, closing);
             }
             return (Outcome::ForwardBase, base);
         }
@@ -502,7 +527,7 @@ impl<'a, E: Env> Flow<'a, E> {
         if !self.env.may_adopt(now) {
             return (Outcome::ForwardBase, base);
         }
-        let (isn, opened, mut known) = self.known_opening(base, now);
+        let (isn, opened, mut known) = self.opening_of(handshake, base, now);
         if known == 0 && self.is_open_question() {
             known = state::GUESSED;
         }
@@ -527,10 +552,15 @@ impl<'a, E: Env> Flow<'a, E> {
         }
     }
 
-    /// What the handshake table still knows of a flow on `backend`: initial sequence number, opening tick, state.
+    /// What a handshake still says of a flow, if it is one with `backend`: initial sequence number, opening tick, state.
     #[inline(always)]
-    fn known_opening(&self, backend: u32, now: u32) -> (u32, u32, u64) {
-        if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
+    fn opening_of(
+        &self,
+        handshake: Option<NonNull<FlowEntry>>,
+        backend: u32,
+        now: u32,
+    ) -> (u32, u32, u64) {
+        if let Some(handshake) = handshake {
             // SAFETY: the entry was found for this packet.
             let (meta, opened) = unsafe { (entry::meta(handshake), (*handshake.as_ptr()).opened) };
             if meta.backend() == backend {
@@ -675,13 +705,20 @@ impl<'a, E: Env> Flow<'a, E> {
     /// Notes a close on whichever entry accounts for the flow, where there still is one.
     #[inline(always)]
     fn close(&self, closing: u64) {
-        if !E::WRITES {
-            return;
+        if E::WRITES {
+            self.note_known(entry::find(self.env.flows(), self.hash, &self.key), closing);
         }
-        if let Some(flow) = entry::find(self.env.flows(), self.hash, &self.key) {
-            self.note(flow, closing);
-        } else if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
-            self.note(handshake, closing);
+    }
+
+    /// Notes a packet on the flow's entry or, if it closes, where there is none, on its handshake's.
+    #[inline(always)]
+    fn note_known(&self, flow: Option<NonNull<FlowEntry>>, closing: u64) {
+        let entry = match flow {
+            None if closing != 0 => entry::find(self.env.handshakes(), self.hash, &self.key),
+            known => known,
+        };
+        if let Some(entry) = entry {
+            self.note(entry, closing);
         }
     }
 
@@ -756,6 +793,13 @@ impl<'a, E: Env> Flow<'a, E> {
 #[inline(always)]
 fn gives_up(handshake: Meta, closing: u64) -> bool {
     closing & state::RESET != 0 && !handshake.has(state::ESTABLISHED | state::CLOSE_COUNTED)
+}
+
+/// Whether a packet with this sequence number is of the flow that a handshake opened after that of a flow's entry.
+#[inline(always)]
+fn replaces(handshake: Meta, flow: Meta, sequence: u32) -> bool {
+    let is_its_own = flow.has(state::ISN_KNOWN) && handshake.isn() == flow.isn();
+    !is_its_own && completes(handshake, sequence)
 }
 
 /// Whether a packet with this sequence number belongs to the flow that a handshake entry opened. Sequence

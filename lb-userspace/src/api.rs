@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::datapath::Attachment;
 use crate::model::spec::{ClientAction, Prefix};
 pub use drains::{
-    Drain, DrainFlows, DrainProgress, DrainRequest, DrainsRequest, Forecast, Receipt,
+    By, Drain, DrainFlows, DrainProgress, DrainRequest, DrainsRequest, Forecast, Receipt,
     UndrainRequest,
 };
 pub use trace::{TraceEnd, TraceLine, TracePacket, TraceRequest, TraceStatus};
@@ -61,6 +61,26 @@ pub struct NodeStatus {
     pub xdp: XdpStatus,
     /// What does not work as it should, for people.
     pub warnings: Vec<String>,
+    /// What other nodes are told and heard of; absent where nothing is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<ShareStatus>,
+}
+
+/// What nodes with the same services tell each other of flows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShareStatus {
+    /// This node's address.
+    pub listen: std::net::SocketAddr,
+    /// The other nodes'.
+    pub peers: Vec<std::net::SocketAddr>,
+    /// Flows that the others were told of, each time counted.
+    pub told: u64,
+    /// Flows that they told of.
+    pub heard: u64,
+    /// Flows of those that were entered, because the tables here would have taken them elsewhere.
+    pub entered: u64,
+    /// Datagrams that were no message of a peer: forged, repeated or too old.
+    pub refused: u64,
 }
 
 /// The XDP program.
@@ -172,6 +192,24 @@ pub struct BackendStatus {
     pub next_hop: String,
     /// The drain it is in, or was in last.
     pub drain: Option<Drain>,
+    /// What it says for itself; absent before it has said something.
+    #[serde(default)]
+    pub says: Option<BackendSays>,
+}
+
+/// What a backend says for itself, in the answers to its checks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackendSays {
+    /// `drain`: it asks for one; `ready`: for nothing; absent before it has said either.
+    pub asks: Option<String>,
+    /// Why what it asks for is not done.
+    pub refused: Option<String>,
+    /// Times that it began to be refused, since the daemon's start.
+    pub refusals: u64,
+    /// Lines of its agent with words that mean nothing to ebb.
+    pub not_understood: u64,
+    /// The last such words.
+    pub last_not_understood: Option<String>,
 }
 
 /// Names a backend.
@@ -193,6 +231,9 @@ pub struct AddRequest {
     pub address: SocketAddr,
     /// Weight; 1 when absent.
     pub weight: Option<u32>,
+    /// A backend of this name at this address is left as it is, and no error.
+    #[serde(default)]
+    pub if_absent: bool,
 }
 
 /// Sends new flows to another pool.

@@ -86,6 +86,7 @@ fn flags_say_what_is_done() {
     let drained = |reason| {
         Admin::Drained(Drained {
             id: 1,
+            by: Default::default(),
             reason,
             ended_ms: 0,
             flows_go_on: false,

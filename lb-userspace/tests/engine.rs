@@ -118,6 +118,7 @@ impl Node {
             timeout: Some(Duration::from_secs(seconds)),
             on_deadline: Some(on_deadline),
             force: false,
+            by: Default::default(),
         };
         self.engine
             .drain(&format!("web/{name}"), terms, self.now_ms)

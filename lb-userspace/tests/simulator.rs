@@ -437,6 +437,7 @@ impl Simulator {
                             [self.random.below(3)],
                     ),
                     force: self.random.one_in(8),
+                    by: Default::default(),
                 };
                 let result = self.engine.drain(&path, terms, now);
                 self.note(format!("drain {path} {terms:?}: {result:?}"));
@@ -512,6 +513,7 @@ impl Simulator {
             timeout: Some(Duration::from_secs(5 + self.random.below(60) as u64)),
             on_deadline: Some(OnDeadline::Leave),
             force: self.random.one_in(4),
+            by: Default::default(),
         };
         let before = self.web().backends.clone();
         let result = self.engine.drain_all(&selection, terms, self.now_ms);
@@ -532,7 +534,9 @@ impl Simulator {
         let selection = self.several();
         let before = self.web().backends.clone();
         self.forget_cut();
-        let result = self.engine.undrain_all(&selection, self.now_ms);
+        let result = self
+            .engine
+            .undrain_all(&selection, Default::default(), self.now_ms);
         self.note(format!("undrain {selection:?}: {result:?}"));
         self.after_several(&before, result.map(drop));
     }
@@ -865,6 +869,7 @@ fn flows_from_before_a_drain_outlive_the_flow_table() {
             timeout: Some(Duration::from_secs(60)),
             on_deadline: Some(OnDeadline::Leave),
             force: false,
+            by: Default::default(),
         };
         simulator
             .engine

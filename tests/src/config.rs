@@ -42,6 +42,8 @@ pub struct Service {
     pub default_health: bool,
     /// More lines of the service's own table, as they stand in the file.
     pub more: String,
+    /// More lines of its health table.
+    pub more_health: String,
     /// More keys of a backend's table, as they stand in the file, by its name.
     pub more_of: BTreeMap<String, String>,
 }
@@ -74,6 +76,7 @@ impl Service {
             pools: vec![pool("blue", 'b'), pool("green", 'g')],
             default_health: false,
             more: String::new(),
+            more_health: String::new(),
             more_of: BTreeMap::new(),
         }
     }
@@ -125,6 +128,7 @@ fn table(lab: &Lab, service: &Service) -> String {
         active_pool,
         pools,
         more,
+        more_health,
         more_of,
         default_health,
         ..
@@ -141,6 +145,15 @@ fn table(lab: &Lab, service: &Service) -> String {
             "[service.{name}.health]\n\
              readiness = {{ http = \"/health/ready\"{check}, period = \"500ms\", timeout = \"500ms\", rise = 2, fail = 4 }}",
         );
+    }
+    if !more_health.is_empty() {
+        // Of the health table that stands above, or of one with nothing else in it.
+        let head = if *default_health {
+            format!("[service.{name}.health]\n")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "{head}{more_health}");
     }
     for (pool, backends) in pools {
         let members: Vec<_> = backends

@@ -156,12 +156,19 @@ impl Scene {
     /// # Errors
     /// They are not within [`LIMIT`].
     pub fn wait_all_up(&self) -> Result<Value> {
-        self.ebb
-            .wait_status(LIMIT, |status| {
-                let all = backends(status);
-                !all.is_empty() && all.into_iter().all(is_ready)
-            })
-            .context("wait until every backend is up")
+        self.wait_up(&self.ebb)
+    }
+
+    /// The same of another daemon than the scene's own.
+    ///
+    /// # Errors
+    /// They are not within [`LIMIT`].
+    pub fn wait_up(&self, ebb: &Ebb) -> Result<Value> {
+        ebb.wait_status(LIMIT, |status| {
+            let all = backends(status);
+            !all.is_empty() && all.into_iter().all(is_ready)
+        })
+        .context("wait until every backend is up")
     }
 
     /// Waits until the status says this of a backend.
@@ -373,8 +380,16 @@ impl Scene {
     /// # Errors
     /// The server does not answer.
     pub fn set_ready(&self, backend: &str, status: u16) -> Result<()> {
+        self.set_state(backend, status, "")
+    }
+
+    /// The same with a state of its own, told in the header `Ebb-State`; none when empty.
+    ///
+    /// # Errors
+    /// As [`Self::set_ready`].
+    pub fn set_state(&self, backend: &str, status: u16, state: &str) -> Result<()> {
         let target = SocketAddr::new([127, 0, 0, 1].into(), self.service.backend_port);
-        let path = format!("/control/ready?status={status}");
+        let path = format!("/control/ready?status={status}&state={state}");
         self.lab
             .netns(backend)
             .block_on(|| async move {

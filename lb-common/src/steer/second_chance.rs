@@ -65,7 +65,7 @@ impl<E: Env> Flow<'_, E> {
     pub(super) fn judge(&self, entry: NonNull<FlowEntry>, backend: u32, flags: u8) -> bool {
         // SAFETY: the entry was found for this packet.
         let meta = unsafe { entry::meta(entry) };
-        if !E::WRITES || self.service.mode != mode::NAT || self.is_datagram() {
+        if !E::WRITES || self.is_datagram() {
             return false;
         }
         if backend != meta.backend() {

@@ -128,9 +128,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
         flags: packet.flags,
         sequence: packet.sequence,
     };
-    if !steer::note_reply(&Kernel::<true>, id, service, &seen, owner.backend_id) {
-        return drop(ctx, id, Outcome::DropSecondChance);
-    }
+    steer::note_answer(&Kernel::<true>, id, service, &seen, owner.backend_id);
     count::reply_from(owner.backend_id, packet.length);
     let to = checksum::address_delta(&packet.destination, &client);
     let delta = u64::from(to) + u64::from(owner.backend.to_client);

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::spec::OnDeadline;
-pub use crate::model::{drain::Receipt, forecast::Forecast};
+pub use crate::model::{
+    drain::{By, Receipt},
+    forecast::Forecast,
+};
 
 /// A drain, running or ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -12,6 +15,9 @@ pub struct Drain {
     pub id: u64,
     /// `SERVICE/BACKEND`.
     pub backend: String,
+    /// Who asked for it.
+    #[serde(default)]
+    pub by: By,
     /// `draining`, `resetting` (past its deadline, flows being cut) or `drained`, `undrained`.
     pub state: String,
     /// When it began.
@@ -70,6 +76,9 @@ pub struct DrainRequest {
     /// Even below `min_available`.
     #[serde(default)]
     pub force: bool,
+    /// In the backend's own name, as its systemd unit asks: see [`By::Unit`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub as_backend: bool,
 }
 
 /// Asks for several drains, all or none.
@@ -88,6 +97,9 @@ pub struct DrainsRequest {
     /// Even below `min_available`.
     #[serde(default)]
     pub force: bool,
+    /// In the backend's own name, as its systemd unit asks: see [`By::Unit`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub as_backend: bool,
 }
 
 /// Takes drains back, all or none.
@@ -102,4 +114,12 @@ pub struct UndrainRequest {
     /// `SERVICE/POOL`s: every backend of theirs that is not active.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<String>,
+    /// In the backend's own name: only what it asked for itself is taken back, and anything else is no error.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub as_backend: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }

@@ -188,6 +188,7 @@ mod tests {
             xdp_mode: XdpMode::Auto,
             hash_seed_file: PathBuf::from("/seed"),
             capacity: Capacity::default(),
+            share: None,
         };
         let spec = Spec {
             nat: Default::default(),

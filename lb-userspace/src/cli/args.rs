@@ -73,7 +73,7 @@ pub enum Command {
 
     /// Let drained backends take new flows again
     #[command(long_about = help::UNDRAIN, after_long_help = help::UNDRAIN_AFTER)]
-    Undrain(Targets),
+    Undrain(UndrainArgs),
 
     /// List drains: running ones with a forecast, ended ones with their receipt
     #[command(long_about = help::DRAINS, after_long_help = help::DRAINS_AFTER)]
@@ -439,6 +439,22 @@ pub struct DrainArgs {
     /// Even when fewer than min_available backends are left
     #[arg(long)]
     pub force: bool,
+
+    /// In the backend's own name, as its systemd unit asks: it may take the drain back
+    #[arg(long)]
+    pub as_backend: bool,
+}
+
+/// `ebb undrain`.
+#[derive(Debug, Args)]
+pub struct UndrainArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub targets: Targets,
+
+    /// In the backend's own name: only a drain that it asked for itself is taken back, and no other is an error
+    #[arg(long)]
+    pub as_backend: bool,
 }
 
 /// `--on-deadline`.
@@ -476,6 +492,10 @@ pub struct AddArgs {
     /// Its share relative to the others, 0 to 1000 [default: 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub weight: Option<u32>,
+
+    /// When it is there already, at this address, leave it as it is
+    #[arg(long)]
+    pub if_absent: bool,
 }
 
 /// `ebb switch`.
@@ -537,7 +557,7 @@ mod tests {
     fn backends_or_pools_are_named() {
         let named = |line: &str| match parse(line).expect(line).command {
             Command::Drain(args) => args.targets.named(),
-            Command::Undrain(targets) => targets.named(),
+            Command::Undrain(args) => args.targets.named(),
             _ => panic!("{line}"),
         };
         let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();

@@ -7,7 +7,7 @@ use crate::api::{
 };
 
 use super::{
-    args::{AddArgs, Named, SwitchArgs, Targets},
+    args::{AddArgs, Named, SwitchArgs, UndrainArgs},
     client::{Answer, Client},
     error::{CliError, exit},
     names::Backend,
@@ -17,9 +17,12 @@ use super::{
 type Outcome = Result<u8, CliError>;
 
 /// `ebb undrain`.
-pub async fn undrain(client: &Client, targets: &Targets, out: &mut Output) -> Outcome {
-    let mut request = UndrainRequest::default();
-    match targets.named()? {
+pub async fn undrain(client: &Client, args: &UndrainArgs, out: &mut Output) -> Outcome {
+    let mut request = UndrainRequest {
+        as_backend: args.as_backend,
+        ..UndrainRequest::default()
+    };
+    match args.targets.named()? {
         Named::One(backend) => request.backend = Some(backend),
         Named::Backends(backends) => request.backends = backends,
         Named::Pools(pools) => request.pools = pools,
@@ -42,6 +45,7 @@ pub async fn add(client: &Client, args: &AddArgs, out: &mut Output) -> Outcome {
         backend: args.backend.to_string(),
         address: args.address,
         weight: args.weight,
+        if_absent: args.if_absent,
     };
     done(&client.post("/v1/add", &request).await?, out)
 }

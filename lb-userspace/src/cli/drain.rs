@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    api::{Drain, DrainRequest, DrainsRequest},
+    api::{By, Drain, DrainRequest, DrainsRequest},
     model::spec::OnDeadline,
 };
 
@@ -52,6 +52,7 @@ fn one(backend: String, args: &DrainArgs) -> DrainRequest {
         timeout_ms: args.timeout.map(millis),
         on_deadline: args.on_deadline.map(OnDeadline::from),
         force: args.force,
+        as_backend: args.as_backend,
     }
 }
 
@@ -67,6 +68,7 @@ fn several(named: Named, args: &DrainArgs) -> DrainsRequest {
         timeout_ms: args.timeout.map(millis),
         on_deadline: args.on_deadline.map(OnDeadline::from),
         force: args.force,
+        as_backend: args.as_backend,
     }
 }
 
@@ -180,6 +182,14 @@ pub fn outlook(drain: &Drain) -> Option<String> {
     Some(format!("{most}{rest}"))
 }
 
+/// `, asked for by the backend's answer`; nothing where it was the operator.
+pub fn asked_for(by: By) -> String {
+    match by {
+        By::Operator => String::new(),
+        by => format!(", asked for by {}", by.words()),
+    }
+}
+
 /// What happens at the deadline, after `then`.
 pub fn at_deadline(action: OnDeadline) -> &'static str {
     match action {
@@ -225,6 +235,7 @@ mod tests {
         Drain {
             id: 7,
             backend: "web/b1".to_owned(),
+            by: By::Operator,
             state: "draining".to_owned(),
             since_ms: 1_000,
             deadline_ms: 301_000,

@@ -21,10 +21,11 @@ const LAST: usize = 20;
 /// Longest time to the answer.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
-const RUNNING: [Column; 9] = [
+const RUNNING: [Column; 10] = [
     ("ID", true),
     ("BACKEND", false),
     ("STATE", false),
+    ("BY", false),
     ("SINCE", true),
     ("LEFT", true),
     ("RATE", true),
@@ -33,10 +34,11 @@ const RUNNING: [Column; 9] = [
     ("OUTLIVE", true),
 ];
 
-const ENDED: [Column; 15] = [
+const ENDED: [Column; 16] = [
     ("ID", true),
     ("BACKEND", false),
     ("REASON", false),
+    ("BY", false),
     ("ENDED", true),
     ("TOOK", true),
     ("FLOWS", true),
@@ -112,10 +114,11 @@ async fn wait(
 fn one(drain: &Drain, now_ms: u64) -> String {
     let Some(receipt) = &drain.receipt else {
         let mut text = format!(
-            "drain {} of {}: {}, {}, then {}",
+            "drain {} of {}: {}{}, {}, then {}",
             drain.id,
             drain.backend,
             drain.state,
+            drain::asked_for(drain.by),
             drain::remaining(drain, now_ms),
             drain::at_deadline(drain.on_deadline)
         );
@@ -124,7 +127,12 @@ fn one(drain: &Drain, now_ms: u64) -> String {
         }
         return text;
     };
-    format!("drain {}: {}", drain.id, receipt::render(receipt))
+    format!(
+        "drain {}{}: {}",
+        drain.id,
+        drain::asked_for(drain.by),
+        receipt::render(receipt)
+    )
 }
 
 fn render(drains: &[Drain], all: bool, now_ms: u64) -> String {
@@ -172,6 +180,7 @@ fn running_row(drain: &Drain, now_ms: u64) -> Vec<String> {
         drain.id.to_string(),
         drain.backend.clone(),
         drain.state.clone(),
+        drain.by.name().to_owned(),
         ago(drain.since_ms, now_ms),
         format!("{} of {}", drain::left(drain), drain.flows.at_start),
         or_dash(rate, |rate| format!("{rate:.1}/s")),
@@ -191,6 +200,7 @@ fn ended_row(drain: &Drain, receipt: &Receipt, now_ms: u64) -> Vec<String> {
         drain.id.to_string(),
         drain.backend.clone(),
         human::clean(&receipt.reason),
+        drain.by.name().to_owned(),
         or_dash(drain.ended_ms, |ended| {
             format!("{} ago", ago(ended, now_ms))
         }),
@@ -212,7 +222,7 @@ fn ended_row(drain: &Drain, receipt: &Receipt, now_ms: u64) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::{
-        api::{DrainFlows, DrainProgress, Forecast},
+        api::{By, DrainFlows, DrainProgress, Forecast},
         model::spec::OnDeadline,
     };
 
@@ -221,6 +231,7 @@ mod tests {
         Drain {
             id,
             backend: "web/b1".to_owned(),
+            by: By::Operator,
             state: if running { "draining" } else { "drained" }.to_owned(),
             since_ms: 0,
             deadline_ms: 300_000,
@@ -270,11 +281,11 @@ mod tests {
         assert_eq!(
             text,
             "\
-ID  BACKEND  STATE     SINCE      LEFT   RATE  DEADLINE  90% GONE  OUTLIVE
- 8  web/b1   draining  1m 0s  12 of 20  0.2/s     4m 0s     4m 0s        3
+ID  BACKEND  STATE     BY        SINCE      LEFT   RATE  DEADLINE  90% GONE  OUTLIVE
+ 8  web/b1   draining  operator  1m 0s  12 of 20  0.2/s     4m 0s     4m 0s        3
 
-ID  BACKEND  REASON    ENDED  TOOK  FLOWS  FINISHED  IDLE  CUT  DIED  LEFT   P50  P99  LONGEST  AGES
- 7  web/b1   empty   20s ago   30s     20        20     0    0     0     0  2.0s    -   1m 30s    15"
+ID  BACKEND  REASON  BY          ENDED  TOOK  FLOWS  FINISHED  IDLE  CUT  DIED  LEFT   P50  P99  LONGEST  AGES
+ 7  web/b1   empty   operator  20s ago   30s     20        20     0    0     0     0  2.0s    -   1m 30s    15"
         );
     }
 

@@ -83,7 +83,12 @@ min_available of a service would be left by all of them together, nothing is don
 drains below min_available. Of a pool, what is drained already stays as it is.
 
 Without options the service's own settings hold. Draining a backend that is being drained already changes only what \
-the options say; without any it is the same drain, so that `ebb drain SERVICE/BACKEND --wait` waits for it again.";
+the options say; without any it is the same drain, so that `ebb drain SERVICE/BACKEND --wait` waits for it again.
+
+A drain belongs to whoever asked for it: the operator, the configuration that the backend has left, the backend's unit \
+(--as-backend), or the backend itself in the answer to a health check. A backend's own side takes back its own only; \
+one that the operator asks for as well is the operator's from then on. With --as-backend a backend that somebody else \
+drains already is no error.";
 
 /// Below `ebb drain --help`.
 pub const DRAIN_AFTER: &str = "\
@@ -142,6 +147,9 @@ that began elsewhere meanwhile stay where they are. Several, or all of a pool, a
 
 /// Below `ebb undrain --help`.
 pub const UNDRAIN_AFTER: &str = "\
+With --as-backend it is the backend's own side that asks, as its systemd unit does each time that its service starts:
+a drain that an operator or the configuration asked for stays, and that is no error.
+
 Examples:
   ebb undrain web/b1 web/b2
   ebb undrain web --pool blue";

@@ -215,11 +215,12 @@ fn flows(drain: &Drain) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{DrainFlows, DrainProgress, Forecast};
+    use crate::api::{By, DrainFlows, DrainProgress, Forecast};
 
     fn drain(state: &str, listed: u64, unseen: u64) -> Drain {
         Drain {
             id: 1,
+            by: By::Operator,
             backend: "web/b1".to_owned(),
             state: state.to_owned(),
             since_ms: 0,

@@ -81,6 +81,8 @@ pub const PROBE_COUNT: RangeInclusive<u32> = 1..=1000;
 pub const PROBE_RISE_DEFAULT: u32 = 2;
 /// `rise` of startup unless told otherwise.
 pub const PROBE_STARTUP_RISE_DEFAULT: u32 = 1;
+/// Bytes of what an agent is sent, and of a header or text that asks for a drain.
+pub const SPEECH_MAX_BYTES: usize = 256;
 /// `fall` unless told otherwise.
 pub const PROBE_FALL_DEFAULT: u32 = 3;
 /// `period` of the liveness check that a service gets which says nothing about its health.
@@ -97,3 +99,6 @@ pub const OPTION_KIND: RangeInclusive<u32> = 35..=254;
 pub const TUNNEL_PORT: RangeInclusive<u32> = 1..=65_535;
 
 const DAY_SECS: u64 = 24 * 3600;
+
+/// Most other nodes that a node shares flows with.
+pub const SHARE_PEERS: usize = 16;

@@ -17,7 +17,7 @@ use super::{
     core::{Event, Ports},
     engine::commands::ProbeTarget,
     nexthop::{NextHop, Resolution, Resolver},
-    prober::{HealthEvent, Prober, Target, TargetKey},
+    prober::{HealthEvent, Prober, SpeechEvent, Target, TargetKey},
 };
 use crate::{
     api::Refusal,
@@ -179,8 +179,18 @@ fn ports() -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
     let (verdicts, mut changed_health) = mpsc::channel(EVENTS_WAITING);
     let resolver =
         Arc::new(Resolver::start(ways).context("asking the kernel for routes and neighbours")?);
+    let (speech, mut said) = mpsc::channel(EVENTS_WAITING);
     let (answers, mut answered) = mpsc::unbounded_channel();
-    let prober = Arc::new(Mutex::new(Prober::start(verdicts, answers)));
+    let prober = Arc::new(Mutex::new(Prober::start(verdicts, speech, answers)));
+
+    let speech_events = events.clone();
+    tokio::spawn(async move {
+        while let Some(event) = said.recv().await {
+            if speech_events.send(speech_event(event)).await.is_err() {
+                return;
+            }
+        }
+    });
     let asked = Arc::clone(&prober);
     let answer_events = events.clone();
     tokio::spawn(async move {
@@ -282,6 +292,15 @@ fn way(resolution: Resolution) -> Way {
             })
         }
         Resolution::Unresolved(reason) => Way::Unknown(reason.to_string()),
+    }
+}
+
+fn speech_event(event: SpeechEvent) -> Event {
+    Event::Said {
+        service: event.key.service,
+        backend: event.key.backend,
+        wish: event.said.wish,
+        not_understood: event.said.not_understood,
     }
 }
 

@@ -187,7 +187,12 @@ async fn add(State(control): State<Control>, body: Bytes) -> Answer<Done> {
         weight: request.weight.unwrap_or(1),
         server_id: None,
     };
-    let work = move |engine: &mut Engine, now| engine.add(&request.backend, spec, now);
+    let work = move |engine: &mut Engine, now| {
+        if request.if_absent && engine.has(&request.backend, request.address) {
+            return Ok(format!("{} is there already", request.backend));
+        }
+        engine.add(&request.backend, spec, now)
+    };
     done(control.handle.call(work).await?)
 }
 

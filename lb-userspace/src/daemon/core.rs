@@ -17,6 +17,7 @@ use super::{
 use crate::model::{
     observed::{Health, Silence, Vlans, Way},
     refused::{Refused, RefusedKind},
+    speech::Wish,
 };
 
 /// Commands that may wait.
@@ -58,6 +59,17 @@ pub enum Event {
     Refused {
         /// Its id.
         backend: u32,
+    },
+    /// A backend said something for itself.
+    Said {
+        /// Service.
+        service: String,
+        /// Backend.
+        backend: String,
+        /// What it asks for from now on, where that is new.
+        wish: Option<Wish>,
+        /// Words that were not understood.
+        not_understood: String,
     },
     /// The way to an address has changed.
     NextHop {
@@ -212,6 +224,14 @@ impl Core {
                 let silent = self.engine.note_silence(&service, &backend, silence);
                 self.engine.note_health(&service, &backend, health, reason) | silent
             }
+            Event::Said {
+                service,
+                backend,
+                wish,
+                not_understood,
+            } => self
+                .engine
+                .note_said(&service, &backend, wish, &not_understood),
             Event::Answered { service, backend } => {
                 let now_ms = self.clock.now_ms();
                 self.engine.note_answer(&service, &backend, now_ms)

@@ -12,6 +12,7 @@ pub mod nexthop;
 mod own_ports;
 pub mod prober;
 pub mod seed;
+pub mod share;
 pub mod socket;
 pub mod trace;
 
@@ -24,7 +25,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
 use self::{
@@ -33,7 +34,11 @@ use self::{
     engine::{Engine, Facts},
     journal::Journal,
 };
-use crate::{api::Refusal, datapath::Datapath, model::spec::Spec};
+use crate::{
+    api::Refusal,
+    datapath::Datapath,
+    model::{self, spec::Spec},
+};
 
 /// Reads a configuration file; a refusal names every problem with its place.
 pub type Loader = Arc<dyn Fn(&Path) -> Result<Spec, Refusal> + Send + Sync>;
@@ -108,6 +113,7 @@ pub async fn run(
     let opened = Journal::open(&options.state_dir).context("journal")?;
     let datapath = datapath(&spec)?;
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    let share = spec.node.share.clone();
     let mut engine = Engine::new(opened.state, spec, seed, datapath, Box::new(opened.journal))
         .context("maps")?;
     engine.note(opened.warnings);
@@ -116,13 +122,33 @@ pub async fn run(
         tracing::info!("{change}");
     }
     let listener = socket::listen(&options.socket).context("control socket")?;
+    let sharing = share.map(|settings| {
+        let (outbox, outgoing) = mpsc::channel(share::BATCHES_WAITING);
+        let counts = Arc::<share::Counts>::default();
+        engine.share(outbox, Arc::clone(&counts));
+        (settings, outgoing, counts)
+    });
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         started_ms: clock.now_ms(),
         config: options.config.display().to_string(),
     };
-    let (core, handle) = Core::new(engine, clock, ports);
+    let (core, handle) = Core::new(engine, Arc::clone(&clock), ports);
+    if let Some((settings, outgoing, counts)) = sharing {
+        let listen = settings.listen;
+        let key = model::share::Key::of(&seed);
+        share::start(
+            settings,
+            key,
+            outgoing,
+            handle.clone(),
+            Arc::clone(&clock),
+            counts,
+        )
+        .await
+        .with_context(|| format!("share: listen on {listen}"))?;
+    }
     let (stopping, stopped) = watch::channel(false);
     let core = tokio::spawn(core.run(stopped.clone()));
     let control = control::Control {

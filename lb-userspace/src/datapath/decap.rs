@@ -12,7 +12,7 @@ use aya::{
 };
 use lb_common::{Addr, tunnel::Decap};
 
-use super::{object::EBB_DECAP, xdp_link};
+use super::{bpf::verify, object::EBB_DECAP, xdp_link};
 use crate::model::spec::{Prefix, XdpMode};
 
 /// The program's name, as `bpftool prog` shows it.
@@ -154,7 +154,7 @@ pub fn load(settings: &Settings) -> Result<Ebpf, DecapError> {
         );
         sources.insert(&key, 1, 0).map_err(load_error)?;
     }
-    program(&mut ebpf)?.load().map_err(load_error)?;
+    verify(program(&mut ebpf)?).map_err(load_error)?;
     Ok(ebpf)
 }
 

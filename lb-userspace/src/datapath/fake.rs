@@ -16,7 +16,7 @@ use lb_common::{
     abi::{
         BackendRecord, BackendStats, Explanation, ServiceRecord, Slot, backend_flags, cut_position,
     },
-    entry::{EntryTable, FlowEntry, Meta},
+    entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     full_nat::Sources,
     index::IndexEntry,
     outcome::Outcome,
@@ -561,6 +561,18 @@ impl Datapath for Fake {
             }
         }
         Ok(())
+    }
+
+    fn hear(
+        &mut self,
+        hash: u64,
+        key: &FlowKey,
+        new: &NewEntry,
+        policy: &FlowPolicy,
+    ) -> Result<bool> {
+        let mut memory = self.memory();
+        memory.write("hear")?;
+        Ok(entry::hear(&memory.flows, hash, key, new, policy))
     }
 
     fn backend_stats(&self, id: u32) -> Result<BackendStats> {

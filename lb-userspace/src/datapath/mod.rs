@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lb_common::{
     abi::{BackendRecord, BackendStats, Explanation, ServiceRecord, Slot},
-    entry::FlowEntry,
+    entry::{FlowEntry, FlowKey, FlowPolicy, NewEntry},
     full_nat::Sources,
     index::IndexEntry,
     outcome::Outcome,
@@ -198,6 +198,15 @@ pub trait Datapath: Send {
 
     /// Shows every entry in use to `visit` and does as it says. Entries may change while they are looked at.
     fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()>;
+
+    /// Enters a flow that another node tells of ([`lb_common::entry::hear`]). False where there is no room for it.
+    fn hear(
+        &mut self,
+        hash: u64,
+        key: &FlowKey,
+        new: &NewEntry,
+        policy: &FlowPolicy,
+    ) -> Result<bool>;
 
     /// A backend's counters, summed over all CPUs.
     fn backend_stats(&self, id: u32) -> Result<BackendStats>;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
+    Addr,
     abi::{ServiceRecord, Slot, backend_flags, service_flags},
     entry::{FlowEntry, FlowKey, Meta, age as ticks_since, is_closed, state},
     steer::{slot_index, unlisted_owner},
@@ -124,6 +125,10 @@ pub struct Census<'a> {
     pub ages: BTreeMap<u32, FlowAges>,
     /// Slots with entries that are not their base's, by service and slot.
     pub exceptional: BTreeSet<(u32, u32)>,
+    /// Whether [`Self::exceptions`] are wanted.
+    pub lists_exceptions: bool,
+    /// Live flows of this node's own that are not their base's: client, [`FlowKey::ports`], backend.
+    pub exceptions: Vec<(Addr, u64, u32)>,
     /// Entries in use in the flow table.
     pub flows: u64,
     /// Entries in use in the handshake table.
@@ -160,6 +165,8 @@ impl<'a> Census<'a> {
             watched: Watched::default(),
             ages: BTreeMap::new(),
             exceptional: BTreeSet::new(),
+            lists_exceptions: false,
+            exceptions: Vec::new(),
             flows: 0,
             handshakes: 0,
         }
@@ -238,10 +245,12 @@ impl<'a> Census<'a> {
         };
         let closing = meta.has(state::CLOSING);
         let tally = &mut self.tallies[meta.backend() as usize];
+        // Another node has that flow: it keeps its entry, and is none of this node's flows.
+        let elsewhere = entry.is_elsewhere();
         let over =
             (is_closed(meta, record.mode) && age > self.times.keep) || unseen > record.idle_ticks;
         if over {
-            if !closing {
+            if !closing && !elsewhere {
                 tally.idle_expired += 1;
             }
             self.note_age(entry, record, Stage::Freed);
@@ -249,7 +258,7 @@ impl<'a> Census<'a> {
         }
         self.flows += 1;
         tally.entries += 1;
-        let alive = !meta.has(state::RESET) && (!closing || age <= self.times.linger);
+        let alive = !elsewhere && !meta.has(state::RESET) && (!closing || age <= self.times.linger);
         if alive {
             tally.listed += 1;
             let counted = meta.has(state::ISN_KNOWN) && !meta.has(state::CLOSE_COUNTED);
@@ -266,6 +275,10 @@ impl<'a> Census<'a> {
             return Fate::Keep;
         }
         self.exceptional.insert((service, index));
+        if self.lists_exceptions && alive && !meta.has(state::GUESSED) {
+            self.exceptions
+                .push((entry.client, entry.ports, meta.backend()));
+        }
         // A guess must be able to give way until its backend has answered: forged segments make guesses.
         if meta.has(state::EXCEPTIONAL | state::GUESSED) {
             Fate::Keep

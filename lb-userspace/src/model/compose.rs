@@ -16,7 +16,10 @@ pub const FIRST_VERDICTS: Duration = Duration::from_secs(3);
 
 /// Whether a service's backends are checked at all.
 pub const fn is_checked(health: &HealthSpec) -> bool {
-    health.startup.is_some() || health.readiness.is_some() || health.liveness.is_some()
+    health.startup.is_some()
+        || health.readiness.is_some()
+        || health.liveness.is_some()
+        || health.agent.is_some()
 }
 
 /// The health of one of the service's backends.

@@ -30,11 +30,71 @@ pub enum Admin {
     Removed,
 }
 
+/// Who asked for a drain. Whoever did not ask for it does not take it back by the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// A person or a program, with a command.
+    #[default]
+    Operator,
+    /// The configuration, which the backend has left.
+    Configuration,
+    /// Whoever runs the backend, such as its systemd unit: a command in the backend's name (`--as-backend`).
+    Unit,
+    /// The backend itself, in the answer to a check.
+    Answer,
+}
+
+impl By {
+    /// Whether the backend's own side asked for it.
+    pub const fn is_backend(self) -> bool {
+        matches!(self, Self::Unit | Self::Answer)
+    }
+
+    /// Whether a drain of `before` becomes this one's who asks for it again: an operator's stays his, whatever the
+    /// backend says later.
+    pub const fn takes_over(self, before: Self) -> bool {
+        self.rank() > before.rank()
+    }
+
+    const fn rank(self) -> u8 {
+        match self {
+            Self::Answer => 0,
+            Self::Unit => 1,
+            Self::Operator => 2,
+            Self::Configuration => 3,
+        }
+    }
+
+    /// For people, after `asked for by`.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Operator => "the operator",
+            Self::Configuration => "the configuration",
+            Self::Unit => "the backend's unit",
+            Self::Answer => "the backend's answer",
+        }
+    }
+
+    /// Its name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Configuration => "configuration",
+            Self::Unit => "unit",
+            Self::Answer => "answer",
+        }
+    }
+}
+
 /// A drain under way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Draining {
     /// Its number.
     pub id: u64,
+    /// Who asked for it.
+    #[serde(default)]
+    pub by: By,
     /// When it began, Unix milliseconds.
     pub since_ms: u64,
     /// When it is to end, Unix milliseconds.
@@ -91,6 +151,9 @@ pub struct Cutting {
 pub struct Drained {
     /// Its number.
     pub id: u64,
+    /// Who asked for it.
+    #[serde(default)]
+    pub by: By,
     /// Why it ended.
     pub reason: Reason,
     /// When, Unix milliseconds.
@@ -396,6 +459,8 @@ pub enum Change {
     Cut(Cutting),
     /// It has ended.
     End(Drained),
+    /// Somebody else wants it as well, and from now on it is his.
+    Adopt(By),
     /// It is taken back, or the backend returns to work.
     Activate,
     /// The backend is put aside.
@@ -435,6 +500,9 @@ impl Admin {
                 ..drain
             }),
             (Self::Draining(_), Change::End(drained)) => Self::Drained(drained),
+            (Self::Draining(drain), Change::Adopt(by)) => Self::Draining(Draining { by, ..drain }),
+            (Self::Drained(drained), Change::Adopt(by)) => Self::Drained(Drained { by, ..drained }),
+            (state @ (Self::Active | Self::Maintenance), Change::Adopt(_)) => state,
             (
                 state @ (Self::Active | Self::Drained(_) | Self::Maintenance),
                 Change::Counted(_) | Change::Progress(_) | Change::Cut(_) | Change::End(_),
@@ -458,6 +526,15 @@ impl Admin {
         match self {
             Self::Draining(drain) => Some(drain),
             _ => None,
+        }
+    }
+
+    /// Who asked for the drain that is under way or has ended.
+    pub const fn drained_by(&self) -> Option<By> {
+        match self {
+            Self::Draining(drain) => Some(drain.by),
+            Self::Drained(drained) => Some(drained.by),
+            Self::Active | Self::Maintenance | Self::Removed => None,
         }
     }
 
@@ -487,6 +564,7 @@ mod tests {
     fn drain(on_deadline: OnDeadline) -> Draining {
         Draining {
             id: 1,
+            by: By::Operator,
             since_ms: 1_000,
             deadline_ms: 11_000,
             on_deadline,

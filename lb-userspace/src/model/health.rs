@@ -40,6 +40,8 @@ pub enum Check {
     Readiness,
     /// Decides whether it is dead.
     Liveness,
+    /// Asks what the backend says for itself.
+    Agent,
 }
 
 /// How a probe failed.
@@ -111,6 +113,13 @@ pub enum Cause {
         /// Consecutive answers.
         probes: u32,
     },
+    /// The backend's agent said so.
+    Said {
+        /// Its word.
+        word: String,
+        /// What it said behind a `#`.
+        note: Option<String>,
+    },
     /// Consecutive probes of a check failed.
     Failed {
         /// The check.
@@ -137,6 +146,10 @@ impl fmt::Display for Cause {
             Self::Answered { probes } => {
                 write!(f, "{}: {} answered", Check::Liveness, Probes(*probes))
             }
+            Self::Said { word, note } => match note {
+                None => write!(f, "{}: says {word}", Check::Agent),
+                Some(note) => write!(f, "{}: says {word} ({note})", Check::Agent),
+            },
             Self::Failed { check, failures } => match failures.as_slice() {
                 // "1 probe failed (1 failed)" would say nothing more.
                 [(kind, probes)] => write!(f, "{check}: {} {kind}", Probes(*probes)),
@@ -174,6 +187,7 @@ impl fmt::Display for Check {
             Self::Startup => "startup",
             Self::Readiness => "readiness",
             Self::Liveness => "liveness",
+            Self::Agent => "agent",
         })
     }
 }
@@ -211,6 +225,8 @@ pub struct HealthState {
     ready: RiseFall,
     /// Whether probes of the liveness check are answered.
     alive: RiseFall,
+    /// Its agent said that it does not work, and has not said since that it does.
+    says_down: bool,
 }
 
 impl HealthState {
@@ -222,15 +238,18 @@ impl HealthState {
             startup: RiseFall::default(),
             ready: RiseFall::default(),
             alive: RiseFall::default(),
+            says_down: false,
         }
     }
 
-    /// The change to tell of a backend without checks, which no observation will ever bring about.
+    /// The change to tell of a backend without checks, which no observation will ever bring about. An agent is none of
+    /// them: it may say that a backend does not work, and nothing is known from its silence.
     pub fn unchecked(&self) -> Option<HealthChange> {
         let HealthSpec {
             startup,
             readiness,
             liveness,
+            agent: _,
         } = &*self.spec;
         let checks = [startup, readiness, liveness];
         checks
@@ -244,12 +263,12 @@ impl HealthState {
             })
     }
 
-    /// The checks to be made now: startup alone, then readiness and liveness, as far as configured.
+    /// The checks to be made now: startup, then readiness and liveness, and always the agent; as far as configured.
     pub fn checks(&self) -> Vec<Check> {
         let candidates: &[Check] = if self.started {
-            &[Check::Readiness, Check::Liveness]
+            &[Check::Readiness, Check::Liveness, Check::Agent]
         } else {
-            &[Check::Startup]
+            &[Check::Startup, Check::Agent]
         };
         candidates
             .iter()
@@ -264,6 +283,7 @@ impl HealthState {
             Check::Startup => self.spec.startup.as_ref(),
             Check::Readiness => self.spec.readiness.as_ref(),
             Check::Liveness => self.spec.liveness.as_ref(),
+            Check::Agent => self.spec.agent.as_ref(),
         }
     }
 
@@ -276,7 +296,7 @@ impl HealthState {
                 Health::Starting
             };
         }
-        if self.dead() {
+        if self.dead() || self.says_down {
             return Health::Down;
         }
         if self.decider().is_none() {
@@ -301,7 +321,7 @@ impl HealthState {
     pub fn observe(&mut self, check: Check, observation: Observation) -> Option<HealthChange> {
         let spec = self.spec_of(check)?;
         let (rise, fall) = (spec.rise.max(1), spec.fall.max(1));
-        if (check == Check::Startup) == self.started {
+        if (check == Check::Startup) == self.started || check == Check::Agent {
             return None;
         }
         let (from, was_dead) = (self.health(), self.dead());
@@ -323,6 +343,7 @@ impl HealthState {
                 };
                 ready.or(alive)
             }
+            Check::Agent => None,
         };
         let (to, dead) = (self.health(), self.dead());
         if (from, was_dead) == (to, dead) {
@@ -334,6 +355,33 @@ impl HealthState {
             dead,
             cause: cause?,
         })
+    }
+
+    /// Takes into account that the backend's agent says whether it works; the change it brings, if any.
+    pub fn hear(&mut self, works: bool, word: &str, note: Option<&str>) -> Option<HealthChange> {
+        let from = self.health();
+        self.says_down = !works;
+        let to = self.health();
+        (from != to).then(|| HealthChange {
+            from,
+            to,
+            dead: self.dead(),
+            cause: Cause::Said {
+                word: word.to_owned(),
+                note: note.map(str::to_owned),
+            },
+        })
+    }
+
+    /// Whether a check's answers are heard when they ask for something.
+    pub fn is_heard(&self, check: Check) -> bool {
+        match check {
+            Check::Agent => true,
+            Check::Startup => false,
+            Check::Readiness | Check::Liveness => {
+                self.decider() == Some(check) && self.spec.decider_speaks()
+            }
+        }
     }
 
     /// The check whose successes make a started backend up.
@@ -461,6 +509,7 @@ mod tests {
             startup,
             readiness,
             liveness,
+            agent: None,
         }))
     }
 
@@ -568,7 +617,8 @@ mod tests {
             super::HealthState::new(Arc::new(HealthSpec {
                 startup: None,
                 readiness: probe(1, 1),
-                liveness: None
+                liveness: None,
+                agent: None
             }))
             .unchecked(),
             None
@@ -619,6 +669,31 @@ mod tests {
         assert_eq!(
             (change.from, change.to, change.dead),
             (Health::Down, Health::Up, false)
+        );
+    }
+
+    #[test]
+    fn an_agent_that_says_down_is_believed_until_it_says_up() {
+        let mut state = state(None, probe(1, 1), None);
+        assert!(state.observe(Check::Readiness, OK).is_some());
+        let down = state.hear(false, "stopped", Some("upgrade")).unwrap();
+        assert_eq!(
+            (down.from, down.to, down.dead),
+            (Health::Up, Health::Down, false)
+        );
+        assert_eq!(down.cause.to_string(), "agent: says stopped (upgrade)");
+        assert_eq!(state.hear(false, "down", None), None, "it is down already");
+        assert_eq!(
+            state.observe(Check::Readiness, OK),
+            None,
+            "the word outweighs it"
+        );
+        assert_eq!(state.hear(true, "up", None).unwrap().to, Health::Up);
+        state.observe(Check::Readiness, BUSY);
+        assert_eq!(
+            state.hear(true, "up", None),
+            None,
+            "the word does not make it up"
         );
     }
 
@@ -711,7 +786,7 @@ mod tests {
                         prop_assert_eq!((change.to, change.dead), (state.health(), state.dead()));
                         let spec = spec.unwrap();
                         match &change.cause {
-                            Cause::Unchecked => prop_assert!(false),
+                            Cause::Unchecked | Cause::Said { .. } => prop_assert!(false),
                             Cause::Succeeded { check: Check::Startup, probes } => prop_assert_eq!(*probes, 1),
                             Cause::Succeeded { probes, .. } | Cause::Answered { probes } => {
                                 prop_assert!(*probes >= spec.rise);

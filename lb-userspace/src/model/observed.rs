@@ -7,6 +7,8 @@ use std::{
 
 use lb_common::abi::VlanDevice;
 
+use super::speech::Heard;
+
 /// What health checks say of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Health {
@@ -87,6 +89,8 @@ pub struct Observed {
     /// Backends that may have died since they were last heard of, and are asked. They take no new flows meanwhile, while
     /// others do.
     pub suspects: BTreeSet<u32>,
+    /// What backends say for themselves, by backend id.
+    pub heard: BTreeMap<u32, Heard>,
     /// Backends that have fallen silent, by id.
     pub silence: BTreeMap<u32, Silence>,
     /// Ways by backend address.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     command::{Result, Target, Terms, begin, check_address, free_backend_ids, taken_back},
-    drain::Admin,
+    drain::{Admin, By},
     refused::Refused,
     spec::{BackendSpec, Capacity, OutOfOrder, ServiceSpec, Spec},
     state::{Op, Origin, Service, State},
@@ -262,9 +262,11 @@ fn leave(state: &State, target: &Target, now_ms: u64, changes: &mut Changes) {
     };
     changes.push(leaving, words);
     if matches!(target.backend.admin, Admin::Active | Admin::Maintenance) {
-        changes
-            .ops
-            .push(begin(state, target, Terms::default(), now_ms));
+        let terms = Terms {
+            by: By::Configuration,
+            ..Terms::default()
+        };
+        changes.ops.push(begin(state, target, terms, now_ms));
     }
 }
 

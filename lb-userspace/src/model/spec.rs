@@ -178,6 +178,18 @@ pub struct NodeSpec {
     pub hash_seed_file: PathBuf,
     /// Sizes of the maps.
     pub capacity: Capacity,
+    /// Other nodes that serve the same addresses, and are told of exceptional flows.
+    #[serde(default)]
+    pub share: Option<Share>,
+}
+
+/// How nodes that serve the same addresses tell each other of flows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// This node's address.
+    pub listen: SocketAddr,
+    /// The other nodes' addresses; messages of nobody else are taken.
+    pub peers: Vec<SocketAddr>,
 }
 
 /// How an XDP program is attached to an interface.
@@ -583,6 +595,30 @@ pub struct HealthSpec {
     pub readiness: Option<ProbeSpec>,
     /// Decides whether a backend is dead.
     pub liveness: Option<ProbeSpec>,
+    /// Asks what the backend has to say for itself; always a [`ProbeKind::Agent`].
+    #[serde(default)]
+    pub agent: Option<ProbeSpec>,
+}
+
+impl HealthSpec {
+    /// The check that decides whether a backend is up: readiness, without it liveness.
+    pub const fn decider(&self) -> Option<&ProbeSpec> {
+        match &self.readiness {
+            Some(readiness) => Some(readiness),
+            None => self.liveness.as_ref(),
+        }
+    }
+
+    /// Whether its answers may ask for a drain. Those of the other checks are not heard: two could contradict each other.
+    pub const fn decider_speaks(&self) -> bool {
+        match self.decider() {
+            Some(ProbeSpec {
+                kind: ProbeKind::Http { drain, .. },
+                ..
+            }) => drain.header.is_some() || drain.body.is_some(),
+            _ => false,
+        }
+    }
 }
 
 /// One health check.
@@ -616,7 +652,41 @@ pub enum ProbeKind {
         path: String,
         /// `Host:` header; the backend's address when `None`.
         host: Option<String>,
+        /// How an answer asks for a drain.
+        #[serde(default)]
+        drain: DrainSigns,
     },
+    /// A connection on which the backend says a line of words ([`super::speech::line`]).
+    Agent {
+        /// What is sent first; nothing when empty.
+        send: String,
+    },
+}
+
+/// How an HTTP answer asks for a drain: by any of these.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DrainSigns {
+    /// It has this header.
+    pub header: Option<HeaderSign>,
+    /// The first bytes of its body contain this text.
+    pub body: Option<String>,
+}
+
+/// A header that means something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderSign {
+    /// Its name, in lower case.
+    pub name: String,
+    /// The value that means it, whatever its case; any value when `None`.
+    pub value: Option<String>,
+}
+
+impl HeaderSign {
+    /// Whether a header's value means it.
+    pub fn means(&self, value: &[u8]) -> bool {
+        let wanted = self.value.as_deref();
+        wanted.is_none_or(|wanted| value.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
+    }
 }
 
 /// One version of a service: a named set of backends.

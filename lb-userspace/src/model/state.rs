@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    drain::{Admin, Change, Cutting, Drained, Draining, Ended, Progress},
+    drain::{Admin, By, Change, Cutting, Drained, Draining, Ended, Progress},
     spec::{BackendSpec, ServiceSpec},
 };
 
@@ -78,6 +78,9 @@ pub struct Backend {
     pub last_drain: Option<u64>,
     /// Flows that count as open although they ended unseen.
     pub forgiven: Forgiven,
+    /// It asked for a drain and an operator took that back: what it asks for is not done until it has asked for nothing.
+    #[serde(default)]
+    pub overruled: bool,
 }
 
 /// Flows counted as opened that ended without being seen to: known once a drain has ended.
@@ -189,6 +192,18 @@ pub enum Op {
         backend: u32,
         ended: Option<Box<Ended>>,
     },
+    /// A drain, under way or ended, is somebody else's from now on.
+    DrainAdopted {
+        service: String,
+        backend: u32,
+        by: By,
+    },
+    /// Whether what the backend asks for is not done.
+    Overruled {
+        service: String,
+        backend: u32,
+        overruled: bool,
+    },
     /// A backend is gone; its id is held back.
     BackendRemoved {
         service: String,
@@ -266,6 +281,8 @@ impl State {
             | Op::DrainCounted { .. }
             | Op::DrainProgress { .. }
             | Op::DrainCut { .. }
+            | Op::DrainAdopted { .. }
+            | Op::Overruled { .. }
             | Op::BackendRemoved { .. }
             | Op::BackendForgotten { .. }
             | Op::Switched { .. }
@@ -355,6 +372,8 @@ impl Op {
             | Self::DrainProgress { service, .. }
             | Self::DrainCut { service, .. }
             | Self::DrainEnded { service, .. }
+            | Self::DrainAdopted { service, .. }
+            | Self::Overruled { service, .. }
             | Self::Activated { service, .. }
             | Self::BackendRemoved { service, .. }
             | Self::BackendForgotten { service, .. }
@@ -431,6 +450,12 @@ impl Service {
                 b.change(Change::End(drained.clone()));
                 b.forgiven = *forgiven;
             }),
+            Op::DrainAdopted { backend, by, .. } => {
+                self.edit(*backend, |b| b.change(Change::Adopt(*by)));
+            }
+            Op::Overruled {
+                backend, overruled, ..
+            } => self.edit(*backend, |b| b.overruled = *overruled),
             Op::Activated { backend, .. } => self.edit(*backend, |b| {
                 b.change(Change::Activate);
                 b.leaving = false;
@@ -514,6 +539,7 @@ impl Backend {
             leaving: false,
             last_drain: None,
             forgiven: Forgiven::default(),
+            overruled: false,
         }
     }
 
@@ -537,6 +563,7 @@ mod tests {
     fn ended(id: u64, ended_ms: u64) -> Op {
         let drain = Draining {
             id,
+            by: By::Operator,
             since_ms: 0,
             deadline_ms: 0,
             on_deadline: OnDeadline::Reset,

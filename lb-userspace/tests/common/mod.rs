@@ -76,6 +76,7 @@ pub fn service(name: &str, checked: bool) -> ServiceSpec {
             startup: None,
             readiness: checked.then(probe),
             liveness: None,
+            agent: None,
         },
         active_pool: "blue".to_owned(),
         pools: BTreeMap::from([
@@ -93,6 +94,7 @@ pub fn spec(services: impl IntoIterator<Item = ServiceSpec>) -> Spec {
             xdp_mode: XdpMode::Auto,
             hash_seed_file: "/nonexistent/seed".into(),
             capacity: Capacity::default(),
+            share: None,
         },
         nat: Default::default(),
         services: services

@@ -120,6 +120,12 @@ pub const fn lb(family: Family) -> IpAddr {
     at(family, 2, 0, 2)
 }
 
+/// The second balancer towards the router.
+#[must_use]
+pub const fn lb2(family: Family) -> IpAddr {
+    at(family, 2, 0, 3)
+}
+
 /// The client that is on a network of its own with the balancer.
 #[must_use]
 pub const fn side_client(family: Family) -> IpAddr {

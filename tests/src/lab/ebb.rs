@@ -100,6 +100,30 @@ impl std::fmt::Display for Cli {
     }
 }
 
+/// The balancer of a lab that has one.
+const FIRST: &str = "lb";
+
+/// A balancer's own directory.
+fn directory(lab: &Lab, role: &str) -> PathBuf {
+    match role {
+        FIRST => lab.directory(),
+        _ => lab.directory().join(role),
+    }
+}
+
+/// Its pins.
+fn pins(lab: &Lab, role: &str) -> PathBuf {
+    lab.pins().join(name(role))
+}
+
+/// What a balancer's daemon is called among the lab's processes.
+fn name(role: &str) -> &'static str {
+    match role {
+        FIRST => "ebb",
+        _ => "ebb2",
+    }
+}
+
 /// How to reach a daemon that may be somebody else's child.
 #[derive(Debug, Clone)]
 pub struct Reach {
@@ -114,10 +138,15 @@ impl Reach {
     /// # Errors
     /// There is no binary.
     pub fn of(lab: &Lab) -> Result<Self> {
+        Self::on(lab, FIRST)
+    }
+
+    /// The daemon of one of a lab's balancers, by role.
+    fn on(lab: &Lab, role: &str) -> Result<Self> {
         Ok(Self {
-            netns: lab.netns("lb").clone(),
+            netns: lab.netns(role).clone(),
             binary: find_binary("ebb", "EBB_BIN")?,
-            socket: lab.directory().join("ebb.sock"),
+            socket: directory(lab, role).join("ebb.sock"),
         })
     }
 
@@ -158,6 +187,8 @@ impl Reach {
 /// A running daemon; killed on drop, its pins go with the lab.
 #[derive(Debug)]
 pub struct Ebb {
+    /// Name of its log.
+    name: &'static str,
     reach: Reach,
     arguments: Vec<String>,
     config: PathBuf,
@@ -170,10 +201,19 @@ impl Ebb {
     /// # Errors
     /// No binary, or the daemon ends or does not answer; with the end of its log.
     pub fn start(lab: &Lab, config: &str) -> Result<Self> {
-        let directory = lab.directory();
+        Self::start_on(lab, FIRST, config)
+    }
+
+    /// The same on one of the lab's balancers, by role. It has files and pins of its own.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(lab: &Lab, role: &str, config: &str) -> Result<Self> {
+        let directory = directory(lab, role);
+        fs::create_dir_all(directory.join("state"))?;
         let path = directory.join("ebb.toml");
         fs::write(&path, config)?;
-        let reach = Reach::of(lab)?;
+        let reach = Reach::on(lab, role)?;
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let arguments = vec![
             "run".to_owned(),
@@ -182,11 +222,12 @@ impl Ebb {
             "--socket".to_owned(),
             text(&reach.socket),
             "--pins".to_owned(),
-            text(&lab.pins().join("ebb")),
+            text(&pins(lab, role)),
             "--state-dir".to_owned(),
             text(&directory.join("state")),
         ];
         let mut ebb = Self {
+            name: name(role),
             reach,
             arguments,
             config: path,
@@ -209,7 +250,7 @@ impl Ebb {
         }
         let mut command = self.reach.netns.command(&self.reach.binary);
         command.args(&self.arguments);
-        let mut guard = lab.spawn("ebb", command)?;
+        let mut guard = lab.spawn(self.name, command)?;
         let deadline = Instant::now() + START_LIMIT;
         loop {
             if let Ok((200, _)) = self.reach.get("/v1/status") {

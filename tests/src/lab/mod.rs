@@ -21,6 +21,7 @@ mod memory;
 mod netns;
 mod place;
 mod plan;
+mod systemd;
 mod vm;
 
 use std::{
@@ -43,6 +44,7 @@ pub use memory::Memory;
 pub use netns::Netns;
 use place::Place;
 pub use plan::{Answers, LabOptions, Topology};
+pub use systemd::Machine;
 pub use vm::{VmBackend, VmOptions};
 
 use crate::{client, server};

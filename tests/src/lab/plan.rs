@@ -47,6 +47,9 @@ pub struct LabOptions {
     pub decap: bool,
     /// Whether a second client, `side`, is on a network of its own with the balancer (its interface `side`).
     pub side_client: bool,
+    /// Whether there is a second balancer, `lb2`, on the segment of the first one (one-armed only), and the router
+    /// sends each flow to the VIPs to one of the two, as equal-cost routes do.
+    pub second_node: bool,
     /// A fixed name, for a lab that outlives its maker; else one is made up from the process id.
     pub name: Option<String>,
 }
@@ -64,6 +67,7 @@ impl LabOptions {
             inner_mtu: None,
             decap: false,
             side_client: false,
+            second_node: false,
             name: None,
         }
     }
@@ -84,6 +88,10 @@ impl LabOptions {
             self.topology == Topology::TwoArm || self.inner_mtu.is_none() && !self.decap,
             "only in a two-armed lab do backends have links of their own"
         );
+        ensure!(
+            self.topology == Topology::OneArm || !self.second_node,
+            "only in a one-armed lab is there room for a second balancer"
+        );
         for name in &self.backends {
             let plain = name.bytes().all(|b| b.is_ascii_alphanumeric());
             ensure!(
@@ -91,7 +99,7 @@ impl LabOptions {
                 "backend name {name:?}: 1 to 11 letters and digits"
             );
             ensure!(
-                !["client", "router", "lb", "side"].contains(&name.as_str()),
+                !["client", "router", "lb", "lb2", "side"].contains(&name.as_str()),
                 "backend name {name:?} is taken"
             );
         }
@@ -101,6 +109,7 @@ impl LabOptions {
     /// The roles: names of the namespaces without the lab's prefix.
     pub(super) fn roles(&self) -> Vec<&str> {
         let mut roles = vec!["client", "router", "lb"];
+        roles.extend(self.second_node.then_some("lb2"));
         roles.extend(self.side_client.then_some("side"));
         roles.extend(self.backends.iter().map(String::as_str));
         roles
@@ -123,6 +132,9 @@ impl LabOptions {
             ("lb".to_owned(), self.lb(prefix)),
             ("client".to_owned(), client()),
         ];
+        if self.second_node {
+            scripts.push(("lb2".to_owned(), second_node()));
+        }
         if self.side_client {
             scripts.extend(side_scripts(prefix));
         }
@@ -147,6 +159,10 @@ impl LabOptions {
                 ));
                 s.line(format_args!("link set br0 up"));
                 s.line(format_args!("link set lb master br0"));
+                if self.second_node {
+                    s.veth("lb2", &format!("{prefix}lb2"));
+                    s.line(format_args!("link set lb2 master br0"));
+                }
                 for name in &self.backends {
                     let port = format!("p-{name}");
                     s.veth(&port, &format!("{prefix}{name}"));
@@ -168,7 +184,15 @@ impl LabOptions {
                 let network = at::side_network(family);
                 s.line(format_args!("route add {network} via {lb}"));
             }
-            s.line(format_args!("route add {} via {lb}", vip(family)));
+            if self.second_node {
+                let lb2 = at::lb2(family);
+                s.line(format_args!(
+                    "route add {} nexthop via {lb} nexthop via {lb2}",
+                    vip(family)
+                ));
+            } else {
+                s.line(format_args!("route add {} via {lb}", vip(family)));
+            }
             for n in 0..at::RAW_CLIENTS {
                 s.line(format_args!(
                     "neigh add {} lladdr {} nud permanent dev client",
@@ -249,12 +273,17 @@ impl LabOptions {
             "router" => settings.extend([
                 ("ipv4/ip_forward", "1"),
                 ("ipv6/conf/all/forwarding", "1"),
+                // Of routes that cost the same, a flow's ports choose one too.
+                ("ipv4/fib_multipath_hash_policy", "1"),
+                ("ipv6/fib_multipath_hash_policy", "1"),
                 // Bridged frames would pass the router's filters and NAT a second time.
                 ("bridge/bridge-nf-call-iptables", "0"),
                 ("bridge/bridge-nf-call-ip6tables", "0"),
                 ("bridge/bridge-nf-call-arptables", "0"),
             ]),
-            "lb" => settings.extend([("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]),
+            "lb" | "lb2" => {
+                settings.extend([("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])
+            }
             _ if self.answers == Answers::Direct => settings.extend([
                 // A backend that has the VIP on its loopback must not tell the segment so. (IPv6 needs no setting: a
                 // host answers neighbour solicitations for addresses of the interface they come in by alone.)
@@ -269,12 +298,24 @@ impl LabOptions {
     /// Interfaces that receive what the balancer's XDP program sends, and need a program of their own: role, name.
     pub(super) fn pass_interfaces(&self) -> Vec<(String, &'static str)> {
         let mut interfaces = vec![("router".to_owned(), "lb")];
+        interfaces.extend(self.second_node.then(|| ("router".to_owned(), "lb2")));
         interfaces.extend(self.side_client.then(|| ("side".to_owned(), "eth0")));
         if self.topology == Topology::TwoArm && !self.decap {
             interfaces.extend(self.backends.iter().map(|name| (name.clone(), "eth0")));
         }
         interfaces
     }
+}
+
+fn second_node() -> String {
+    let mut s = Script::new();
+    s.line(format_args!("link set eth0 up"));
+    for family in Family::BOTH {
+        s.address(at::lb2(family), "eth0");
+        s.default_route(at::router_front(family));
+        s.line(format_args!("route add unreachable {}", vip(family)));
+    }
+    s.0
 }
 
 fn client() -> String {

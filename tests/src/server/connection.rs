@@ -84,20 +84,25 @@ impl Session<'_> {
             }
             "/health/ready" => {
                 let status = self.shared.ready_status.load(Ordering::Relaxed);
-                self.text(
-                    stream,
-                    status,
-                    if status < 400 {
-                        "ready\n"
-                    } else {
-                        "not ready\n"
-                    },
-                )
-                .await
+                let body = if status < 400 {
+                    "ready\n"
+                } else {
+                    "not ready\n"
+                };
+                let state = self.shared.ready_state().clone();
+                let header = match state.as_str() {
+                    "" => String::new(),
+                    state => format!("Ebb-State: {state}\r\n"),
+                };
+                self.text_with(stream, status, &header, body).await
             }
             "/control/ready" => {
                 let status = u16::try_from(number(query, "status", 200)).unwrap_or(200);
                 self.shared.ready_status.store(status, Ordering::Relaxed);
+                let state = query.split('&').find_map(|one| one.strip_prefix("state="));
+                state
+                    .unwrap_or_default()
+                    .clone_into(&mut self.shared.ready_state());
                 self.text(stream, 200, &format!("{status}\n")).await
             }
             "/stats" => {
@@ -150,7 +155,19 @@ impl Session<'_> {
     }
 
     async fn text(&self, stream: &mut Stream, status: u16, body: &str) -> io::Result<Next> {
-        let mut answer = self.answer_head(status, &format!("Content-Length: {}\r\n", body.len()));
+        self.text_with(stream, status, "", body).await
+    }
+
+    /// The same with more headers, whole lines.
+    async fn text_with(
+        &self,
+        stream: &mut Stream,
+        status: u16,
+        headers: &str,
+        body: &str,
+    ) -> io::Result<Next> {
+        let headers = format!("{headers}Content-Length: {}\r\n", body.len());
+        let mut answer = self.answer_head(status, &headers);
         answer.push_str(body);
         stream.write_all(answer.as_bytes()).await?;
         Ok(self.next())

@@ -2,7 +2,8 @@
 //!
 //! - `GET /bytes/N?seed=S`: N bytes of the pattern S
 //! - `GET /stream?interval=MS&bytes=N&count=C&seed=S`: C chunks of N bytes, one every MS milliseconds
-//! - `GET /health/ready`: 200, or what `GET /control/ready?status=503` set
+//! - `GET /health/ready`: 200, or what `GET /control/ready?status=503&state=drain` set; a state is told in the header
+//!   `Ebb-State`
 //! - `GET /echo` with `Upgrade: ebb-echo`: the checked echo protocol of [`crate::wire`]
 //! - `GET /stats`: [`Stats`] as JSON
 //!
@@ -29,10 +30,17 @@ pub use stats::{Connection, Kind, Stats};
 pub(crate) struct Shared {
     name: String,
     ready_status: AtomicU16,
+    ready_state: Mutex<String>,
     book: Mutex<stats::Book>,
 }
 
 impl Shared {
+    fn ready_state(&self) -> MutexGuard<'_, String> {
+        self.ready_state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn book(&self) -> MutexGuard<'_, stats::Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,6 +66,7 @@ impl Server {
         let shared = Shared {
             name: name.to_owned(),
             ready_status: AtomicU16::new(200),
+            ready_state: Mutex::default(),
             book: Mutex::new(stats::Book::default()),
         };
         Ok(Self {

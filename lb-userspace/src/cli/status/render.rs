@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    api::{BackendStatus, NodeStatus, PoolStatus, ServiceStatus, Status},
+    api::{BackendSays, BackendStatus, By, NodeStatus, PoolStatus, ServiceStatus, Status},
     cli::{
         drain, human,
         table::{self, Column},
@@ -163,6 +163,25 @@ fn rates(backend: &BackendStatus, before: &ServiceStatus, since: Duration) -> [S
     ]
 }
 
+/// What it says for itself, where that is not what is done.
+fn says(says: &BackendSays) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(refused) = &says.refused {
+        notes.push(format!(
+            "asks to be drained and is not: {}",
+            human::clean(refused)
+        ));
+    }
+    if let Some(words) = &says.last_not_understood {
+        notes.push(format!(
+            "its agent says {:?}, which means nothing to ebb ({} so far)",
+            human::clean(words),
+            human::plural(says.not_understood, "line")
+        ));
+    }
+    notes
+}
+
 /// What a row has no room for.
 fn notes(backend: &BackendStatus, now_ms: u64) -> Vec<String> {
     let mut notes = Vec::new();
@@ -171,12 +190,20 @@ fn notes(backend: &BackendStatus, now_ms: u64) -> Vec<String> {
     {
         let rest = drain::at_deadline(drain.on_deadline);
         let remaining = drain::remaining(drain, now_ms);
-        let mut note = format!("{}, {remaining}, then {rest}", drain.state);
+        let by = drain::asked_for(drain.by);
+        let mut note = format!("{}{by}, {remaining}, then {rest}", drain.state);
         if let Some(outlook) = drain::outlook(drain) {
             note.push_str(&format!("; {outlook}"));
         }
         notes.push(note);
     }
+    if let Some(drain) = &backend.drain
+        && backend.admin == "drained"
+        && drain.by != By::Operator
+    {
+        notes.push(format!("drained{}", drain::asked_for(drain.by)));
+    }
+    notes.extend(backend.says.iter().flat_map(says));
     if !matches!(backend.health.as_str(), "up" | "unchecked")
         && let Some(reason) = &backend.health_reason
     {
@@ -231,6 +258,7 @@ mod tests {
             reply_packets: 0,
             next_hop: "eth0 02:00:00:00:00:01".to_owned(),
             drain: None,
+            says: None,
         }
     }
 
@@ -277,6 +305,7 @@ mod tests {
                     handshake_entries: 0,
                 },
                 warnings: vec!["low\x1b[2J on memory".to_owned()],
+                share: None,
             },
             services: vec![service],
         }
@@ -309,6 +338,7 @@ mod tests {
         draining.drain = Some(Drain {
             id: 3,
             backend: "web/b1".to_owned(),
+            by: By::Operator,
             state: "draining".to_owned(),
             since_ms: 0,
             deadline_ms: 301_000,

@@ -4,8 +4,8 @@ use std::{path::Path, time::Duration};
 
 use super::check;
 use crate::model::spec::{
-    Affinity, BackendSpec, Capacity, Forward, HealthSpec, OnDeadline, OnDeath, OutOfOrder,
-    ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
+    Affinity, BackendSpec, Capacity, DrainSigns, Forward, HeaderSign, HealthSpec, OnDeadline,
+    OnDeath, OutOfOrder, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
 };
 
 /// The service `web` of a file that has these lines in its section.
@@ -18,6 +18,17 @@ fn web(lines: &str) -> ServiceSpec {
 }
 
 const POOL: &str = "pool.blue.backends = { b1 = \"10.0.0.11:8443\" }\n";
+
+/// What an HTTP check listens for unless told otherwise.
+fn signs() -> DrainSigns {
+    DrainSigns {
+        header: Some(HeaderSign {
+            name: "ebb-state".to_owned(),
+            value: Some("drain".to_owned()),
+        }),
+        body: None,
+    }
+}
 
 fn tcp() -> ProbeSpec {
     let second = Duration::from_secs(1);
@@ -88,6 +99,7 @@ fn defaults_of_a_service() {
                 timeout: Duration::from_millis(250),
                 ..tcp()
             }),
+            agent: None,
         }
     );
     assert_eq!(web.on_death, OnDeath::Reset);
@@ -129,6 +141,7 @@ fn health_makes_exactly_the_checks_it_lists() {
         startup: None,
         readiness: None,
         liveness: None,
+        agent: None,
     };
     assert_eq!(web(&format!("{POOL}health = \"none\"")).health, none);
 
@@ -149,6 +162,7 @@ fn health_makes_exactly_the_checks_it_lists() {
     let kind = ProbeKind::Http {
         path: "/up?a=1".to_owned(),
         host: Some("a.example:80".to_owned()),
+        drain: signs(),
     };
     let period = Duration::from_secs(5);
     assert_eq!(
@@ -396,4 +410,45 @@ fn full_nat_and_its_addresses() {
     );
     let options = spec.services.values().map(|service| service.client_option);
     assert_eq!(options.collect::<Vec<_>>(), [254, 200, 0]);
+}
+
+/// What the answers of a readiness check with these keys ask for a drain by.
+#[track_caller]
+fn signs_of(keys: &str) -> DrainSigns {
+    let lines = format!("{POOL}health.readiness = {{ http = \"/up\"{keys} }}\n");
+    match web(&lines).health.readiness.expect("a check").kind {
+        ProbeKind::Http { drain, .. } => drain,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn answers_that_ask_for_a_drain() {
+    assert_eq!(signs_of(""), signs());
+    let none = signs_of(", drain_header = \"none\"");
+    assert_eq!(none, DrainSigns::default());
+    let any = signs_of(", drain_header = \"X-Envoy-Immediate-Health-Check-Fail\"");
+    let header = any.header.expect("a header");
+    assert_eq!((header.name.len(), header.value), (35, None));
+    let both = signs_of(", drain_header = \"X-State:going down\", drain_body = \"bye\"");
+    let header = both.header.expect("a header");
+    let parts = (&*header.name, header.value.as_deref(), both.body.as_deref());
+    assert_eq!(parts, ("x-state", Some("going down"), Some("bye")));
+}
+
+#[test]
+fn an_agent_has_a_port() {
+    let health = web(&format!(
+        "{POOL}health = {{ agent = {{ port = 8088, period = \"500ms\", send = \"b1\\n\" }} }}\n"
+    ))
+    .health;
+    let agent = health.agent.expect("an agent");
+    let send = "b1\n".to_owned();
+    assert_eq!(agent.kind, ProbeKind::Agent { send });
+    let half = Duration::from_millis(500);
+    assert_eq!(
+        (agent.port, agent.period, agent.timeout),
+        (Some(8088), half, half)
+    );
+    assert_eq!(health.readiness, None, "the table lists it alone");
 }

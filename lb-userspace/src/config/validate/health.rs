@@ -1,5 +1,7 @@
 //! Health checks of a service: `[service.X.health]`.
 
+use std::time::Duration;
+
 use crate::model::spec::{HealthSpec, ProbeKind, ProbeSpec, Protocol};
 
 use super::{
@@ -10,6 +12,7 @@ use super::{
         words::quote,
     },
     listen::Listen,
+    speech,
 };
 
 const SWITCH_OFF: &str = "write health = \"none\" to switch health checks off";
@@ -35,6 +38,7 @@ fn default() -> HealthSpec {
         startup: None,
         readiness: Some(readiness),
         liveness: Some(liveness),
+        agent: None,
     }
 }
 
@@ -71,6 +75,7 @@ pub(super) fn read(
             startup: None,
             readiness: None,
             liveness: None,
+            agent: None,
         });
     }
     let title = format!("service.{service}.health");
@@ -88,11 +93,16 @@ pub(super) fn read(
     let startup = check("startup", limits::PROBE_STARTUP_RISE_DEFAULT, problems);
     let readiness = check("readiness", limits::PROBE_RISE_DEFAULT, problems);
     let liveness = check("liveness", limits::PROBE_RISE_DEFAULT, problems);
+    let agent = section
+        .field("agent")
+        .map(|field| speech::agent(&field, &format!("{title}.agent"), problems))
+        .transpose();
     section.finish(problems);
     Ok(HealthSpec {
         startup: startup?,
         readiness: readiness?,
         liveness: liveness?,
+        agent: agent?,
     })
 }
 
@@ -122,6 +132,37 @@ fn probe(
     let port = port
         .transpose()
         .map(|port| port.and_then(|port| u16::try_from(port).ok()));
+    let times = times(&mut section, problems);
+    let mut count = |field: Option<Field<'_>>, default| {
+        field.map_or(Ok(default), |field| {
+            field.integer(problems, limits::PROBE_COUNT)
+        })
+    };
+    let rise = count(section.field("rise"), default_rise);
+    let (fall, fail) = (section.field("fall"), section.field("fail"));
+    let twice = fall.and(fail);
+    let fall = count(fall.or(fail), limits::PROBE_FALL_DEFAULT);
+    if let Some(fail) = twice {
+        let message = "`fail` is another word for `fall`, and both are given";
+        problems.report(fail.key_place, message, "keep one of the two");
+    }
+    section.finish(problems);
+    let (period, timeout) = times?;
+    Ok(ProbeSpec {
+        kind: kind?,
+        port: port?,
+        period,
+        timeout,
+        rise: rise?,
+        fall: fall?,
+    })
+}
+
+/// Reads `period` and `timeout`.
+pub(super) fn times(
+    section: &mut Section<'_>,
+    problems: &mut Problems<'_>,
+) -> Result<(Duration, Duration), Reported> {
     let period = section
         .field("period")
         .map_or(Ok(limits::PROBE_PERIOD_DEFAULT), |field| {
@@ -142,28 +183,7 @@ fn probe(
                 _ => Ok(timeout),
             }),
     };
-    let mut count = |field: Option<Field<'_>>, default| {
-        field.map_or(Ok(default), |field| {
-            field.integer(problems, limits::PROBE_COUNT)
-        })
-    };
-    let rise = count(section.field("rise"), default_rise);
-    let (fall, fail) = (section.field("fall"), section.field("fail"));
-    let twice = fall.and(fail);
-    let fall = count(fall.or(fail), limits::PROBE_FALL_DEFAULT);
-    if let Some(fail) = twice {
-        let message = "`fail` is another word for `fall`, and both are given";
-        problems.report(fail.key_place, message, "keep one of the two");
-    }
-    section.finish(problems);
-    Ok(ProbeSpec {
-        kind: kind?,
-        port: port?,
-        period: period?,
-        timeout: timeout?,
-        rise: rise?,
-        fall: fall?,
-    })
+    Ok((period?, timeout?))
 }
 
 fn kind(
@@ -192,13 +212,20 @@ fn kind(
             "says neither `tcp` nor `http`",
             "add tcp = true or http = \"/health\"",
         )),
-        (None, Some(path)) => Ok(ProbeKind::Http { path, host: host? }),
-        (Some(()), None) => match host_field {
-            Some(host) => {
-                Err(problems.report(host.key_place, "`host` is for HTTP checks", "take it out"))
+        (None, Some(path)) => Ok(ProbeKind::Http {
+            path,
+            host: host?,
+            drain: speech::signs(section, problems)?,
+        }),
+        (Some(()), None) => {
+            let signs = speech::refuse_signs(section, problems);
+            match host_field {
+                Some(host) => {
+                    Err(problems.report(host.key_place, "`host` is for HTTP checks", "take it out"))
+                }
+                None => signs.map(|()| ProbeKind::Tcp),
             }
-            None => Ok(ProbeKind::Tcp),
-        },
+        }
     }
 }
 

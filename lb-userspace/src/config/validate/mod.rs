@@ -14,6 +14,8 @@ mod node;
 mod pool;
 mod quic;
 mod service;
+mod share;
+mod speech;
 mod tunnel;
 
 use std::collections::BTreeMap;

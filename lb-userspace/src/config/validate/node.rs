@@ -12,7 +12,7 @@ use super::{
         words::quote,
     },
     facts::Facts,
-    names, tunnel,
+    names, share, tunnel,
 };
 
 /// Reads them; the capacity is a fact for later.
@@ -40,12 +40,14 @@ pub(super) fn read(
     facts.capacity = capacity.unwrap_or_default();
     let tunnel = tunnel::of_node(root, problems);
     facts.tunnel = tunnel.unwrap_or_default();
+    let share = share::read(root, problems);
     tunnel?;
     Ok(NodeSpec {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?,
         hash_seed_file: hash_seed_file?,
         capacity: capacity?,
+        share: share?,
     })
 }
 

@@ -15,6 +15,7 @@ use crate::{
     daemon::engine::Engine,
     model::{
         command::{self, Selection, Terms},
+        drain::By,
         refused::Refused,
         spec::OnDeadline,
     },
@@ -23,18 +24,34 @@ use crate::{
 /// Longest time that a question about drains waits for news.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-fn terms(timeout_ms: Option<u64>, on_deadline: Option<OnDeadline>, force: bool) -> Terms {
+fn terms(
+    timeout_ms: Option<u64>,
+    on_deadline: Option<OnDeadline>,
+    force: bool,
+    as_backend: bool,
+) -> Terms {
     Terms {
         timeout: timeout_ms.map(Duration::from_millis),
         on_deadline,
         force,
+        by: by(as_backend),
     }
+}
+
+/// Who asks: a request is the operator's unless it says that it is the backend's own.
+const fn by(as_backend: bool) -> By {
+    if as_backend { By::Unit } else { By::Operator }
 }
 
 /// `POST /v1/drain`.
 pub async fn drain(State(control): State<Control>, body: Bytes) -> Answer<Drain> {
     let request: DrainRequest = parse(&body)?;
-    let terms = terms(request.timeout_ms, request.on_deadline, request.force);
+    let terms = terms(
+        request.timeout_ms,
+        request.on_deadline,
+        request.force,
+        request.as_backend,
+    );
     let work = move |engine: &mut Engine, now| {
         let drain = engine.drain(&request.backend, terms, now)?;
         engine.drain_view(drain, now)
@@ -45,7 +62,12 @@ pub async fn drain(State(control): State<Control>, body: Bytes) -> Answer<Drain>
 /// `POST /v1/drains`.
 pub async fn drain_all(State(control): State<Control>, body: Bytes) -> Answer<Vec<Drain>> {
     let request: DrainsRequest = parse(&body)?;
-    let terms = terms(request.timeout_ms, request.on_deadline, request.force);
+    let terms = terms(
+        request.timeout_ms,
+        request.on_deadline,
+        request.force,
+        request.as_backend,
+    );
     let selection = Selection {
         backends: request.backends,
         pools: request.pools,
@@ -69,7 +91,8 @@ pub async fn undrain(State(control): State<Control>, body: Bytes) -> Answer<Done
             .collect(),
         pools: request.pools,
     };
-    let work = move |engine: &mut Engine, now| engine.undrain_all(&selection, now);
+    let by = by(request.as_backend);
+    let work = move |engine: &mut Engine, now| engine.undrain_all(&selection, by, now);
     done(control.handle.call(work).await?)
 }
 

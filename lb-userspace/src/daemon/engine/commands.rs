@@ -1,6 +1,9 @@
 //! Commands and events, from the request to the maps.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{Engine, Fault};
 use crate::{
@@ -10,7 +13,7 @@ use crate::{
         ages::Ages,
         command::{self, Result, Selection, Target, Terms},
         compose,
-        drain::{Draining, Sight},
+        drain::{By, Draining, Sight},
         observed::{Health, Vlans, Way},
         refused::{Refused, RefusedKind},
         reload,
@@ -105,21 +108,31 @@ impl Engine {
         self.commit(ops, now_ms)
     }
 
-    /// Takes a drain back.
+    /// Takes a drain back, as the operator.
     pub fn undrain(&mut self, path: &str, now_ms: u64) -> Result<String> {
-        self.undrain_all(&Selection::one(path), now_ms)
+        self.undrain_all(&Selection::one(path), By::Operator, now_ms)
     }
 
-    /// Takes the drains of a selection back, all or none.
-    pub fn undrain_all(&mut self, selection: &Selection, now_ms: u64) -> Result<String> {
+    /// Takes the drains of a selection back, all or none; of a backend's own side those that it may.
+    pub fn undrain_all(&mut self, selection: &Selection, by: By, now_ms: u64) -> Result<String> {
         let words = selection.words();
         // Refused before anything is looked at.
         let unseen =
             |_: &Target, drain: &Draining| (drain.clone(), Sight::default(), Ages::default());
-        command::undrain(&self.state, selection, &unseen, now_ms)?;
+        let planned = command::undrain(&self.state, selection, by, &unseen, now_ms)?;
+        if planned.ops.is_empty() {
+            return Ok(planned.kept.join("; "));
+        }
         self.look(now_ms).map_err(|fault| failed(&words, &fault))?;
         let seen = |target: &Target, drain: &Draining| self.seen(target, drain);
-        let planned = command::undrain(&self.state, selection, &seen, now_ms)?;
+        let mut planned = command::undrain(&self.state, selection, by, &seen, now_ms)?;
+        if by == By::Operator {
+            let overruled = planned.backends.iter();
+            let overruled: Vec<Op> = overruled
+                .filter_map(|(service, id)| self.overrules(service, *id))
+                .collect();
+            planned.ops.extend(overruled);
+        }
         let state = &self.state;
         let paths: Vec<String> = planned
             .backends
@@ -131,7 +144,9 @@ impl Engine {
             .collect();
         self.carry_out(&format!("undrain {words}"), planned.ops, now_ms)?;
         let are = if paths.len() == 1 { "is" } else { "are" };
-        Ok(format!("{} {are} active", paths.join(", ")))
+        let mut told = planned.kept;
+        told.insert(0, format!("{} {are} active", paths.join(", ")));
+        Ok(told.join("; "))
     }
 
     /// What the last look knows of a draining backend.
@@ -166,6 +181,24 @@ impl Engine {
         Ok(format!(
             "{path} is added; it takes new flows as soon as it is up"
         ))
+    }
+
+    /// Whether there is a backend at `SERVICE/POOL/BACKEND` with this address. A port of 0 is the service's own.
+    pub fn has(&self, path: &str, address: SocketAddr) -> bool {
+        let mut parts = path.split('/');
+        let names = (parts.next(), parts.next(), parts.next());
+        let (Some(service), Some(pool), Some(name)) = names else {
+            return false;
+        };
+        let Some(service) = self.state.services.get(service) else {
+            return false;
+        };
+        let mut backends = service.live_backends().map(|(_, backend)| backend);
+        backends.any(|backend| {
+            let known = backend.spec.address;
+            let same_port = address.port() == 0 || address.port() == known.port();
+            backend.name == name && backend.pool == pool && known.ip() == address.ip() && same_port
+        })
     }
 
     /// Sends new flows to another pool.
@@ -219,7 +252,7 @@ impl Engine {
         if spec.node == self.spec.node {
             return Ok(());
         }
-        let error = "reload: interfaces, xdp_mode, hash_seed_file and capacity can not change while ebb runs";
+        let error = "reload: interfaces, xdp_mode, hash_seed_file, capacity and share can not change while ebb runs";
         Err(Refused::conflict(error)
             .hint("restart ebb to change them; forwarding goes on meanwhile"))
     }
@@ -297,6 +330,7 @@ impl Engine {
             tracing::warn!("{fault}");
             self.trouble = Some(fault.to_string());
         }
+        self.follow_speech(now_ms);
     }
 
     /// Drops what was seen of backends that are no more.
@@ -304,6 +338,7 @@ impl Engine {
         let ids: std::collections::BTreeSet<u32> =
             self.state.backends().map(|(_, _, id, _)| id).collect();
         self.observed.health.retain(|id, _| ids.contains(id));
+        self.observed.heard.retain(|id, _| ids.contains(id));
         self.observed.silence.retain(|id, _| ids.contains(id));
         self.observed.suspects.retain(|id| ids.contains(id));
         let addresses = self.addresses();

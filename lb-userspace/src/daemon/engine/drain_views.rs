@@ -192,6 +192,7 @@ fn drain_view(backend: String, state: &str, drain: &Draining) -> api::Drain {
     api::Drain {
         id: drain.id,
         backend,
+        by: drain.by,
         state: state.to_owned(),
         since_ms: drain.since_ms,
         deadline_ms: drain.deadline_ms,

@@ -54,6 +54,8 @@ impl Engine {
             tracing::warn!("{error}");
             self.trouble = Some(error.to_string());
         }
+        // What could not be granted before may be possible by now.
+        self.follow_speech(now_ms);
     }
 
     fn try_tick(&mut self, now_ms: u64) -> Result<(), Fault> {
@@ -135,6 +137,7 @@ impl Engine {
         let since = self.tracked_since(now_ms);
         let watched = self.watched(now_ms);
         let mut census = Census::new(&self.installed, self.times(), &since).watching(watched);
+        census.lists_exceptions = self.sharing.is_some();
         let datapath = &mut self.datapath;
         datapath.scan(Table::Handshakes, &mut |entry| {
             verdict(census.handshake(entry))
@@ -147,10 +150,11 @@ impl Engine {
             handshakes: census.handshakes,
             at_ms: now_ms,
         };
-        let ages = census.ages;
+        let (ages, exceptions) = (census.ages, census.exceptions);
         self.last_look = look;
         self.look_is_old = false;
         self.watch_drains(ages, now_ms);
+        self.tell(&exceptions, now_ms);
         tracing::debug!(flows = self.last_look.flows, took = ?began.elapsed(), "looked");
         Ok(())
     }

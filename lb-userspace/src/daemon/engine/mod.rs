@@ -7,6 +7,8 @@ mod doubt;
 mod drain_views;
 mod drains;
 mod look;
+mod share;
+mod speech;
 mod suspect;
 mod trace;
 mod views;
@@ -95,6 +97,8 @@ pub struct Engine {
     trace: Option<trace::Trace>,
     /// Traces so far.
     traces: u64,
+    /// What other nodes are told.
+    sharing: Option<share::Sharing>,
 }
 
 impl Engine {
@@ -123,6 +127,7 @@ impl Engine {
             made_of: BTreeMap::new(),
             last_look: look::Look::default(),
             look_is_old: true,
+            sharing: None,
             next_look_ms: 0,
             next_sweep_ms: 0,
             watches: BTreeMap::new(),

@@ -20,6 +20,7 @@ use crate::{
         packed::Packed,
         refused::Refused,
         reload::listen,
+        speech::Wish,
         state::{Backend, Service},
     },
 };
@@ -70,6 +71,7 @@ impl Engine {
                 config: facts.config.clone(),
                 xdp: self.xdp_status(&services, &outside),
                 warnings,
+                share: self.share_status(),
             },
             services,
         }
@@ -222,7 +224,22 @@ impl Engine {
             drain: backend
                 .last_drain
                 .and_then(|drain| self.drain_of(target, drain, now_ms)),
+            says: self.says(id, backend),
         }
+    }
+
+    fn says(&self, id: u32, backend: &Backend) -> Option<api::BackendSays> {
+        let heard = self.observed.heard.get(&id)?;
+        let overruled = backend.overruled && heard.wish == Some(Wish::Drain);
+        let overruled = overruled.then(|| "the operator took its drain back".to_owned());
+        let words = &heard.last_not_understood;
+        Some(api::BackendSays {
+            asks: heard.wish.map(|wish| wish.name().to_owned()),
+            refused: heard.refused.clone().or(overruled),
+            refusals: heard.refusals,
+            not_understood: heard.not_understood,
+            last_not_understood: (!words.is_empty()).then(|| words.clone()),
+        })
     }
 
     fn next_hop(&self, backend: &Backend) -> String {

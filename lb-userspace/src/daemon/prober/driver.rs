@@ -13,7 +13,12 @@ use tokio::{
     time::sleep_until,
 };
 
-use super::{HealthEvent, Target, TargetKey, probe, schedule};
+use super::{
+    HealthEvent, SpeechEvent, Target, TargetKey,
+    probe::{self, Found, Says},
+    schedule,
+    voice::{Said, Voice},
+};
 use crate::model::{
     health::{Check, Health, HealthChange, HealthState, Observation},
     spec::ProbeSpec,
@@ -23,7 +28,12 @@ use crate::model::{
 pub type Number = u64;
 
 /// Every check, in the order of their turns.
-const CHECKS: [Check; 3] = [Check::Startup, Check::Readiness, Check::Liveness];
+const CHECKS: [Check; 4] = [
+    Check::Startup,
+    Check::Readiness,
+    Check::Liveness,
+    Check::Agent,
+];
 
 /// What the driver is told.
 #[derive(Debug)]
@@ -51,7 +61,9 @@ struct Watched {
     /// When it was asked out of turn; nothing has been heard since.
     asked: Option<Instant>,
     /// By [`Check`].
-    turns: [Option<Turn>; 3],
+    turns: [Option<Turn>; CHECKS.len()],
+    /// What it says for itself.
+    voice: Voice,
 }
 
 /// Where a check stands.
@@ -74,13 +86,14 @@ struct UnderWay {
 pub struct Driver {
     orders: mpsc::UnboundedReceiver<Order>,
     events: mpsc::Sender<HealthEvent>,
+    speech: mpsc::Sender<SpeechEvent>,
     answers: mpsc::UnboundedSender<TargetKey>,
     at_once: usize,
     epoch: Instant,
     targets: HashMap<Number, Box<Watched>>,
     /// What is due when, the earliest first.
     queue: BTreeSet<(Instant, Number, Check)>,
-    probes: JoinSet<Option<Observation>>,
+    probes: JoinSet<Option<Found>>,
     under_way: HashMap<Id, UnderWay>,
 }
 
@@ -92,12 +105,14 @@ impl Driver {
     pub fn new(
         orders: mpsc::UnboundedReceiver<Order>,
         events: mpsc::Sender<HealthEvent>,
+        speech: mpsc::Sender<SpeechEvent>,
         answers: mpsc::UnboundedSender<TargetKey>,
         at_once: usize,
     ) -> Self {
         Self {
             orders,
             events,
+            speech,
             answers,
             at_once: at_once.max(1),
             epoch: Instant::now(),
@@ -169,16 +184,16 @@ impl Driver {
                     target,
                     answered: None,
                     asked: None,
-                    turns: [const { None }; 3],
+                    turns: [const { None }; CHECKS.len()],
+                    voice: Voice::default(),
                 };
                 let unchecked = watched.state.unchecked();
                 self.targets.insert(number, Box::new(watched));
+                // Without checks there may be an agent to ask all the same.
+                self.start(number);
                 match unchecked {
                     Some(change) => self.tell(number, change).await,
-                    None => {
-                        self.start(number);
-                        Ok(())
-                    }
+                    None => Ok(()),
                 }
             }
             Order::Ask(number) => {
@@ -243,9 +258,9 @@ impl Driver {
     /// Takes in what a probe found, and says when the next one is due.
     async fn take_in(
         &mut self,
-        ended: Result<(Id, Option<Observation>), JoinError>,
+        ended: Result<(Id, Option<Found>), JoinError>,
     ) -> Result<(), Unheard> {
-        let (id, observation) = match ended {
+        let (id, found) = match ended {
             Ok(ended) => ended,
             // Given up, or broken: then it says nothing about the backend.
             Err(error) => (error.id(), None),
@@ -262,6 +277,11 @@ impl Driver {
         let Some(watched) = self.targets.get_mut(&number) else {
             return Ok(());
         };
+        // An agent speaks for a backend that may be dead.
+        let observation = found
+            .as_ref()
+            .map(|found| found.observation)
+            .filter(|_| check != Check::Agent);
         if observation.is_some_and(|found| !found.is_silence()) {
             watched.answered = Some(began);
             if watched.asked.is_some_and(|asked| asked <= began) {
@@ -272,7 +292,12 @@ impl Driver {
             }
         }
         let before = watched.state.checks();
-        let change = observation.and_then(|found| watched.state.observe(check, found));
+        let says = found
+            .as_ref()
+            .and_then(|found| found.says.clone())
+            .filter(|_| watched.state.is_heard(check));
+        let change = found.and_then(|found| watched.state.observe(check, found.observation));
+        let (said, change) = watched.hear(check, says, change);
         if watched.state.checks() != before {
             watched.turns[check as usize] = None;
             self.stop(number);
@@ -287,10 +312,24 @@ impl Driver {
             watched.set(check, Turn::Due(next));
             self.queue.insert((next, number, check));
         }
+        if let Some(said) = said {
+            self.pass_on(number, said).await?;
+        }
         match change {
             Some(change) => self.tell(number, change).await,
             None => Ok(()),
         }
+    }
+
+    async fn pass_on(&self, number: Number, said: Said) -> Result<(), Unheard> {
+        let Some(watched) = self.targets.get(&number) else {
+            return Ok(());
+        };
+        let event = SpeechEvent {
+            key: (*watched.key).clone(),
+            said,
+        };
+        self.speech.send(event).await.map_err(|_| Unheard)
     }
 
     /// Waits while the events are full; probes under way go on meanwhile.
@@ -309,6 +348,30 @@ impl Driver {
 }
 
 impl Watched {
+    /// Takes in what a check's answer says; what is to be passed on of it, and the change of health, if any.
+    fn hear(
+        &mut self,
+        check: Check,
+        says: Option<Says>,
+        change: Option<HealthChange>,
+    ) -> (Option<Said>, Option<HealthChange>) {
+        let mut change = change;
+        if let Some(Says::Line(line)) = &says
+            && let Some((works, word)) = line.works
+        {
+            change = self
+                .state
+                .hear(works, word, line.note.as_deref())
+                .or(change);
+        }
+        let checks = CHECKS
+            .into_iter()
+            .filter(|check| self.state.is_heard(*check) && self.state.spec_of(*check).is_some());
+        let checks: Vec<Check> = checks.collect();
+        let rise = self.state.spec_of(check).map_or(1, |spec| spec.rise);
+        (self.voice.take_in(check, says, rise, &checks), change)
+    }
+
     /// Whether the next probe of a check is not to wait for its turn: the last one met silence, and it is not known yet
     /// whether that is death; or somebody has asked.
     fn is_urgent(&self, check: Check, observation: Option<Observation>) -> bool {
@@ -324,7 +387,7 @@ impl Watched {
 }
 
 /// One probe, with everything that it needs.
-fn make(target: &Target, spec: ProbeSpec) -> impl Future<Output = Option<Observation>> + use<> {
+fn make(target: &Target, spec: ProbeSpec) -> impl Future<Output = Option<Found>> + use<> {
     let mut address = target.address;
     if let Some(port) = spec.port {
         address.set_port(port);

@@ -20,8 +20,10 @@ mod probe;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod voice;
 
 use driver::{Driver, Number, Order};
+pub use voice::Said;
 
 /// Probes under way at once, over all targets; each holds a socket. Further ones wait their turn, in order, and their
 /// timeout starts when it comes.
@@ -58,6 +60,15 @@ pub struct HealthEvent {
     pub unanswered: Duration,
 }
 
+/// Something that a target said for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpeechEvent {
+    /// The target.
+    pub key: TargetKey,
+    /// What.
+    pub said: Said,
+}
+
 /// The prober. Dropping it ends all probes.
 #[derive(Debug)]
 pub struct Prober {
@@ -68,7 +79,7 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// A prober without targets. Its tasks run in the runtime this is called in and wait while `events` is full.
+    /// A prober without targets. Its tasks run in the runtime this is called in and wait while `events` or `speech` is full.
     /// `answers` gets the names of targets that were asked out of turn, as they answer.
     ///
     /// # Panics
@@ -76,18 +87,20 @@ impl Prober {
     /// Outside a tokio runtime.
     pub fn start(
         events: mpsc::Sender<HealthEvent>,
+        speech: mpsc::Sender<SpeechEvent>,
         answers: mpsc::UnboundedSender<TargetKey>,
     ) -> Self {
-        Self::with_turns(events, answers, PROBES_AT_ONCE)
+        Self::with_turns(events, speech, answers, PROBES_AT_ONCE)
     }
 
     fn with_turns(
         events: mpsc::Sender<HealthEvent>,
+        speech: mpsc::Sender<SpeechEvent>,
         answers: mpsc::UnboundedSender<TargetKey>,
         at_once: usize,
     ) -> Self {
         let (orders, received) = mpsc::unbounded_channel();
-        let driver = Driver::new(received, events, answers, at_once);
+        let driver = Driver::new(received, events, speech, answers, at_once);
         Self {
             orders,
             running: BTreeMap::new(),

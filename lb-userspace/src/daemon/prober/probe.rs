@@ -1,6 +1,11 @@
 //! One probe: a TCP handshake, or a GET.
 
-use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -15,8 +20,12 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::model::{
     health::{FailureKind, Observation},
-    spec::ProbeKind,
+    spec::{DrainSigns, ProbeKind},
+    speech::{Line, Wish},
 };
+
+mod agent;
+mod speech;
 
 /// Time and bytes given to the rest of an answer after its status was read, so that a backend sees its small answer
 /// taken rather than its connection cut. They change nothing about the observation.
@@ -32,25 +41,60 @@ enum Failure {
     NotMade,
 }
 
+/// What came of a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What it says of the backend's health.
+    pub observation: Observation,
+    /// What the backend said for itself; `None` when it did not.
+    pub says: Option<Says>,
+}
+
+/// What a backend says for itself in an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Says {
+    /// What it asks for, in the answer to an HTTP check.
+    Wish(Wish),
+    /// An agent's line.
+    Line(Line),
+}
+
+impl Found {
+    const fn silent(observation: Observation) -> Self {
+        Self {
+            observation,
+            says: None,
+        }
+    }
+}
+
 /// Makes a probe and says what came of it within `patience`.
 ///
 /// `None` when this node could not make it: its own shortage must not take every backend down at once.
-pub async fn observe(
-    kind: &ProbeKind,
-    address: SocketAddr,
-    patience: Duration,
-) -> Option<Observation> {
+pub async fn observe(kind: &ProbeKind, address: SocketAddr, patience: Duration) -> Option<Found> {
     let result = match kind {
         ProbeKind::Tcp => timeout(patience, connect(address))
             .await
-            .map(|connected| connected.map(drop)),
-        ProbeKind::Http { path, host } => get(address, path, host.as_deref(), patience).await,
+            .map(|connected| connected.map(|_| Found::silent(Observation::Success))),
+        ProbeKind::Http { path, host, drain } => {
+            get(address, path, host.as_deref(), drain, patience).await
+        }
+        ProbeKind::Agent { send } => {
+            timeout(patience, agent::ask(address, send))
+                .await
+                .map(|line| {
+                    line.map(|line| Found {
+                        observation: Observation::Success,
+                        says: Some(Says::Line(line)),
+                    })
+                })
+        }
     };
     match result {
-        Ok(Ok(())) => Some(Observation::Success),
-        Ok(Err(Failure::Seen(kind))) => Some(Observation::Failure(kind)),
+        Ok(Ok(found)) => Some(found),
+        Ok(Err(Failure::Seen(kind))) => Some(Found::silent(Observation::Failure(kind))),
         Ok(Err(Failure::NotMade)) => None,
-        Err(_) => Some(Observation::Failure(FailureKind::Timeout)),
+        Err(_) => Some(Found::silent(Observation::Failure(FailureKind::Timeout))),
     }
 }
 
@@ -68,10 +112,21 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     Ok(stream)
 }
 
-type Outcome = Result<Result<(), Failure>, tokio::time::error::Elapsed>;
+type Outcome = Result<Result<Found, Failure>, tokio::time::error::Elapsed>;
 
-/// Everything up to the status counts against `patience`; the body does not matter.
-async fn get(address: SocketAddr, path: &str, host: Option<&str>, patience: Duration) -> Outcome {
+/// Everything up to the status counts against `patience`. The body matters where it may ask for a drain: then as much of
+/// it as has come by the end of that time.
+///
+/// An answer that asks for a drain is a good one, whatever its status: who says so is alive, and that he wants no new
+/// flows is what the drain is for. Without that, one that says 503 as well would be taken to have died at the deadline.
+async fn get(
+    address: SocketAddr,
+    path: &str,
+    host: Option<&str>,
+    signs: &DrainSigns,
+    patience: Duration,
+) -> Outcome {
+    let end = Instant::now() + patience;
     let Ok(request) = request(address, path, host) else {
         tracing::warn!(%address, path, host, "not a request that can be made; its health check fails");
         return Ok(Err(Failure::Seen(FailureKind::Other)));
@@ -97,18 +152,47 @@ async fn get(address: SocketAddr, path: &str, host: Option<&str>, patience: Dura
         Err(kind) => return Ok(Err(kind)),
     };
     let status = response.status().as_u16();
-    let _ = timeout(COURTESY, async {
-        tokio::select! {
-            () = read_out(response) => {}
-            _ = connection => {}
+    let mut asks = signs
+        .header
+        .as_ref()
+        .is_some_and(|sign| speech::has(response.headers(), sign));
+    let rest = async {
+        match signs.body.as_deref().filter(|_| !asks) {
+            None => {
+                read_out(response).await;
+                false
+            }
+            Some(text) => speech::contains(response, text.as_bytes()).await,
         }
-    })
-    .await;
-    Ok(if (200..400).contains(&status) {
-        Ok(())
+    };
+    let time = if signs.body.is_some() && !asks {
+        end.saturating_duration_since(Instant::now()).max(COURTESY)
     } else {
-        Err(Failure::Seen(FailureKind::Status(status)))
-    })
+        COURTESY
+    };
+    asks |= timeout(time, drive(rest, connection))
+        .await
+        .unwrap_or(false);
+    let good = asks || (200..400).contains(&status);
+    if !good {
+        return Ok(Err(Failure::Seen(FailureKind::Status(status))));
+    }
+    let is_heard = signs.header.is_some() || signs.body.is_some();
+    let wish = if asks { Wish::Drain } else { Wish::Ready };
+    Ok(Ok(Found {
+        observation: Observation::Success,
+        says: is_heard.then_some(Says::Wish(wish)),
+    }))
+}
+
+/// Reads from a connection while it is there; what has come by its end is read still.
+async fn drive<T>(reading: impl Future<Output = T>, connection: impl Future) -> T {
+    let mut reading = pin!(reading);
+    tokio::select! {
+        biased;
+        read = &mut reading => read,
+        _ = connection => reading.await,
+    }
 }
 
 fn request(

@@ -17,7 +17,7 @@ use tokio::{
 use super::*;
 use crate::model::{
     health::{Cause, Check, FailureKind, Health},
-    spec::{ProbeKind, ProbeSpec},
+    spec::{DrainSigns, ProbeKind, ProbeSpec},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -116,6 +116,7 @@ fn http() -> ProbeSpec {
     probe(ProbeKind::Http {
         path: "/health?deep=1".to_owned(),
         host: None,
+        drain: DrainSigns::default(),
     })
 }
 
@@ -126,6 +127,7 @@ fn ready(address: SocketAddr, readiness: ProbeSpec) -> Target {
             startup: None,
             readiness: Some(readiness),
             liveness: None,
+            agent: None,
         }),
     }
 }
@@ -145,7 +147,7 @@ struct Probing {
 impl Probing {
     fn start(targets: impl IntoIterator<Item = (TargetKey, Target)>) -> Self {
         let (sender, events) = mpsc::channel(64);
-        let mut prober = Prober::start(sender, mpsc::unbounded_channel().0);
+        let mut prober = Prober::start(sender, mpsc::channel(64).0, mpsc::unbounded_channel().0);
         prober.set_targets(targets.into_iter().collect());
         Self { prober, events }
     }
@@ -299,6 +301,7 @@ async fn the_request_is_what_was_asked_for() {
         kind: ProbeKind::Http {
             path: "/".to_owned(),
             host: Some("shop.example".to_owned()),
+            drain: DrainSigns::default(),
         },
         ..check
     };
@@ -321,6 +324,7 @@ async fn an_impossible_request_fails_and_nothing_breaks() {
         kind: ProbeKind::Http {
             path: "no path at all".to_owned(),
             host: None,
+            drain: DrainSigns::default(),
         },
         ..http()
     };
@@ -340,6 +344,7 @@ async fn a_backend_comes_goes_and_dies() {
             }),
             readiness: Some(http()),
             liveness: Some(ProbeSpec { fall: 4, ..check }),
+            agent: None,
         }),
     });
     let told = probing.change().await;
@@ -420,7 +425,7 @@ async fn a_question_does_not_wait_for_its_turn() {
         fall: 3,
         ..probe(ProbeKind::Tcp)
     };
-    let mut prober = Prober::start(sender, answers);
+    let mut prober = Prober::start(sender, mpsc::channel(64).0, answers);
     prober.set_targets([(key("b1"), ready(server.address, seldom))].into());
     let mut probing = Probing { prober, events };
     assert_eq!(probing.change().await.1, Health::Up);
@@ -468,6 +473,7 @@ async fn without_checks_a_backend_is_up() {
             startup: None,
             readiness: None,
             liveness: None,
+            agent: None,
         }),
     });
     assert_eq!(
@@ -562,7 +568,8 @@ async fn all_tasks_end_with_the_prober() {
 async fn more_targets_than_turns_are_all_probed() {
     let server = Server::start("", true).await;
     let (sender, mut events) = mpsc::channel(64);
-    let mut prober = Prober::with_turns(sender, mpsc::unbounded_channel().0, 2);
+    let mut prober =
+        Prober::with_turns(sender, mpsc::channel(64).0, mpsc::unbounded_channel().0, 2);
     let slow = ProbeSpec {
         timeout: Duration::from_millis(20),
         fall: 1,
@@ -605,3 +612,5 @@ async fn tcp_probes_leave_nothing_behind() {
         .filter(|line| line.contains(&server) && line.split_whitespace().nth(3) == Some("06"));
     assert_eq!(time_wait.count(), 0);
 }
+
+mod speech;

@@ -3,7 +3,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::Ordering,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -16,10 +19,10 @@ use lb_common::{
         BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, ServiceRecord, Slot,
         VlanDevice, jump,
     },
-    entry::{FlowEntry, Meta},
+    entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     full_nat::{PortEntry, Sources},
     index::{self, IndexEntry, Live, kind},
-    limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX},
+    limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX, WAYS},
     outcome::Outcome,
     trace::{TraceFilter, look},
 };
@@ -459,15 +462,17 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Loads a program. The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c, `do_check`),
-/// which says nothing about the program.
-fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 5;
-    let mut attempt = 1;
+/// which says nothing about the program. Whoever signals may go on for a while (a process that is stopped and continued,
+/// a profiler), so each attempt waits longer than the one before: 1 ms, then twice as much, three quarters of a second in all.
+pub(in crate::datapath) fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 10;
+    let mut attempt = 0;
     loop {
         match program.load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
             {
+                thread::sleep(Duration::from_millis(1 << attempt.min(8)));
                 attempt += 1;
             }
             result => return result,
@@ -588,6 +593,31 @@ fn scan_entry(
         }
     }
     Ok(())
+}
+
+/// The places that a flow can be in, with the programs that fill them at the same time.
+struct Group {
+    part: Mapped<FlowEntry>,
+    /// Entries of the whole table minus one.
+    mask: u32,
+}
+
+impl EntryTable for Group {
+    fn mask(&self) -> u32 {
+        self.mask
+    }
+
+    fn entry(&self, index: u32) -> Option<NonNull<FlowEntry>> {
+        let words = self.part.words(index).ok()?;
+        NonNull::new(words.as_ptr().cast_mut().cast())
+    }
+
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        // SAFETY: the caller vouches for the word; it is aligned and mapped for as long as the group lives.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .unwrap_or_else(|found| found)
+    }
 }
 
 fn mapped<T: mapped::Words>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>> {
@@ -776,6 +806,21 @@ impl Datapath for BpfDatapath {
             }
         }
         Ok(())
+    }
+
+    fn hear(
+        &mut self,
+        hash: u64,
+        key: &FlowKey,
+        new: &NewEntry,
+        policy: &FlowPolicy,
+    ) -> Result<bool> {
+        let first = (hash as u32 & (self.flows.len() - 1)) & !(WAYS - 1);
+        let group = Group {
+            part: self.flows.part(first..first + WAYS)?,
+            mask: self.flows.len() - 1,
+        };
+        Ok(entry::hear(&group, hash, key, new, policy))
     }
 
     fn backend_stats(&self, id: u32) -> Result<BackendStats> {

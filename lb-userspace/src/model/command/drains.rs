@@ -7,7 +7,7 @@ use std::{
 
 use super::{Ages, Observed, Refused, Result, State, Target, accepting, find, find_service};
 use crate::model::{
-    drain::{Admin, Drained, Draining, End, Ended, Progress, Reason, Sight, as_ms},
+    drain::{Admin, By, Drained, Draining, End, Ended, Progress, Reason, Sight, as_ms},
     refused::RefusedKind,
     spec::OnDeadline,
     state::{Backend, Forgiven, Op, Service},
@@ -22,6 +22,8 @@ pub struct Terms {
     pub on_deadline: Option<OnDeadline>,
     /// Even below `min_available`.
     pub force: bool,
+    /// Who asks.
+    pub by: By,
 }
 
 /// Longest drain.
@@ -60,6 +62,8 @@ pub struct Planned {
     pub ops: Vec<Op>,
     /// Service and id of every backend that was meant, each once.
     pub backends: Vec<(String, u32)>,
+    /// Of those that stay as they are although they were meant: why, for people.
+    pub kept: Vec<String>,
 }
 
 /// Begins the drains of a selection, or changes the terms of those under way. Of a pool, what is drained already stays
@@ -75,7 +79,10 @@ pub fn drain(
         let error = format!("drain {}: the timeout is too long", selection.words());
         return Err(Refused::invalid(error).hint("at most 7 days"));
     }
-    let wanted = |backend: &Backend| !matches!(backend.admin, Admin::Drained(_));
+    let wanted = |backend: &Backend| match &backend.admin {
+        Admin::Drained(drained) => terms.by.takes_over(drained.by),
+        _ => true,
+    };
     let none = "every backend of it is drained already";
     let (targets, mut problems) = select(state, selection, ("drain", none), wanted);
     let mut planned = Planned::default();
@@ -110,6 +117,11 @@ pub fn drain(
 fn drain_one(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Result<Option<Op>> {
     let path = target.path();
     match &target.backend.admin {
+        // Whoever asks need not know that it has ended.
+        Admin::Drained(drained) if terms.by.takes_over(drained.by) => {
+            Ok(Some(adopted(target, terms.by)))
+        }
+        Admin::Drained(_) if terms.by.is_backend() => Ok(None),
         Admin::Drained(drained) => {
             let error = format!(
                 "drain {path}: it is drained already ({})",
@@ -117,8 +129,13 @@ fn drain_one(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Resul
             );
             Err(Refused::conflict(error).hint(format!("`ebb undrain {path}` puts it back to work")))
         }
+        // The backend's own side has no say in a drain that is not its own.
+        Admin::Draining(running) if terms.by.is_backend() && !running.by.is_backend() => Ok(None),
         // Whoever only wants to wait for it again must not put its end off.
-        Admin::Draining(_) if terms.timeout.is_none() && terms.on_deadline.is_none() => Ok(None),
+        Admin::Draining(running) if terms.timeout.is_none() && terms.on_deadline.is_none() => {
+            let takes_over = terms.by.takes_over(running.by);
+            Ok(takes_over.then(|| adopted(target, terms.by)))
+        }
         Admin::Draining(running) => {
             let mut op = begin(state, target, terms, now_ms);
             if let Op::Drain { drain, .. } = &mut op {
@@ -126,12 +143,23 @@ fn drain_one(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Resul
                     drain.deadline_ms = running.deadline_ms;
                 }
                 drain.on_deadline = terms.on_deadline.unwrap_or(running.on_deadline);
+                if !terms.by.takes_over(running.by) {
+                    drain.by = running.by;
+                }
             }
             Ok(Some(op))
         }
         Admin::Active | Admin::Maintenance | Admin::Removed => {
             Ok(Some(begin(state, target, terms, now_ms)))
         }
+    }
+}
+
+fn adopted(target: &Target, by: By) -> Op {
+    Op::DrainAdopted {
+        service: target.name.to_owned(),
+        backend: target.id,
+        by,
     }
 }
 
@@ -241,6 +269,7 @@ pub fn begin(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Op {
         backend: target.id,
         drain: Draining {
             id: state.last_drain + 1,
+            by: terms.by,
             since_ms: now_ms,
             deadline_ms: now_ms.saturating_add(as_ms(terms.timeout.unwrap_or(own.timeout))),
             on_deadline: terms.on_deadline.unwrap_or(own.on_deadline),
@@ -303,6 +332,7 @@ pub fn end(
         backend: target.id,
         drained: Drained {
             id: drain.id,
+            by: drain.by,
             reason: end.reason,
             ended_ms: now_ms,
             flows_go_on: end.left > 0,
@@ -349,12 +379,27 @@ pub fn taken_back(target: &Target, now_ms: u64) -> Option<Box<Ended>> {
 pub type Seen<'a> = dyn Fn(&Target, &Draining) -> (Draining, Sight, Ages) + 'a;
 
 /// Takes the drains of a selection back, under way or ended. Of a pool, what is active already stays as it is.
-pub fn undrain(state: &State, selection: &Selection, seen: &Seen, now_ms: u64) -> Result<Planned> {
+///
+/// Of a backend's own side (`by`), only drains that it asked for itself; what else there is stays and is no error, since
+/// it asks each time that its service begins.
+pub fn undrain(
+    state: &State,
+    selection: &Selection,
+    by: By,
+    seen: &Seen,
+    now_ms: u64,
+) -> Result<Planned> {
     let wanted = |backend: &Backend| !matches!(backend.admin, Admin::Active);
     let none = "none of its backends is draining";
     let (targets, mut problems) = select(state, selection, ("undrain", none), wanted);
     let mut planned = Planned::default();
     for target in &targets {
+        if by.is_backend()
+            && let Some(why) = stays(target)
+        {
+            planned.kept.push(why);
+            continue;
+        }
         let receipt = match &target.backend.admin {
             Admin::Draining(drain) => {
                 let (drain, sight, ages) = seen(target, drain);
@@ -379,4 +424,19 @@ pub fn undrain(state: &State, selection: &Selection, seen: &Seen, now_ms: u64) -
         });
     }
     all_of(problems).map(|()| planned)
+}
+
+/// Why a backend's own side can not take its drain back; `None` where it can.
+fn stays(target: &Target) -> Option<String> {
+    let path = target.path();
+    match target.backend.admin.drained_by() {
+        None => Some(format!("{path} is {} already", target.backend.admin.name())),
+        Some(_) if target.backend.leaving => Some(format!(
+            "{path} stays drained: it has left the configuration"
+        )),
+        Some(by) if !by.is_backend() => {
+            Some(format!("{path} stays drained: {} asked for it", by.words()))
+        }
+        Some(_) => None,
+    }
 }
