@@ -232,7 +232,7 @@ pub struct AddRequest {
     /// Weight; 1 when absent.
     pub weight: Option<u32>,
     /// A backend of this name at this address is left as it is, and no error.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "drains::is_false")]
     pub if_absent: bool,
 }
 

@@ -455,6 +455,16 @@ async fn changes_send_what_was_said() {
             json!({ "backend": "web/blue/b4", "address": "10.0.0.14:80", "weight": 2 }),
         ),
         (
+            "add web/blue/b4 10.0.0.14:80 --if-absent",
+            "/v1/add",
+            json!({ "backend": "web/blue/b4", "address": "10.0.0.14:80", "weight": null, "if_absent": true }),
+        ),
+        (
+            "undrain web/b1 --as-backend",
+            "/v1/undrain",
+            json!({ "backend": "web/b1", "as_backend": true }),
+        ),
+        (
             "switch web green",
             "/v1/switch",
             json!({ "service": "web", "pool": "green", "force": false }),

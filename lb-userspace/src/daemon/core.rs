@@ -56,11 +56,6 @@ pub enum Event {
         /// Backend.
         backend: String,
     },
-    /// A backend has refused an opening.
-    Refused {
-        /// Its id.
-        backend: u32,
-    },
     /// A backend said something for itself.
     Said {
         /// Service.
@@ -82,6 +77,11 @@ pub enum Event {
         port: u16,
         /// The sequence number that the backend expects.
         sequence: u32,
+    },
+    /// A backend has refused an opening.
+    Refused {
+        /// Its id.
+        backend: u32,
     },
     /// The way to an address has changed.
     NextHop {

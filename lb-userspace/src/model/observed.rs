@@ -86,11 +86,11 @@ pub struct Observed {
     /// Health by backend id, and what the last probe said. Missing: [`Health::Unchecked`] or
     /// [`Health::Starting`], as the service has checks.
     pub health: BTreeMap<u32, (Health, Option<String>)>,
+    /// What backends say for themselves, by backend id.
+    pub heard: BTreeMap<u32, Heard>,
     /// Backends that may have died since they were last heard of, and are asked. They take no new flows meanwhile, while
     /// others do.
     pub suspects: BTreeSet<u32>,
-    /// What backends say for themselves, by backend id.
-    pub heard: BTreeMap<u32, Heard>,
     /// Backends that have fallen silent, by id.
     pub silence: BTreeMap<u32, Silence>,
     /// Ways by backend address.

@@ -19,6 +19,19 @@ use serde_json::Value;
 
 const TIE: &str = "ebb-backend@web.service";
 
+/// What the repository ships, and where it goes.
+const SHIPPED: [(&str, &str); 3] = [
+    ("dist/systemd/ebb-backend", "/usr/lib/ebb/ebb-backend"),
+    (
+        "dist/systemd/ebb-backend@.service",
+        "/usr/lib/systemd/system/ebb-backend@.service",
+    ),
+    (
+        "dist/systemd/ebb.service",
+        "/usr/lib/systemd/system/ebb.service",
+    ),
+];
+
 /// The scene with a systemd where b1 is; its server is the service `web`, tied to the backend.
 struct Tied {
     /// Ends first.
@@ -34,27 +47,8 @@ impl Tied {
         let mut scene = Scene::with(Way::Nat, &["b1", "b2", "b3"], edit, "")?;
         let port = scene.service.backend_port;
         scene.servers.remove("b1").context("its server")?.kill9();
-        let machine = Machine::boot(
-            &scene.lab,
-            "b1",
-            &[
-                ("dist/systemd/ebb-backend", "/usr/lib/ebb/ebb-backend"),
-                (
-                    "dist/systemd/ebb-backend@.service",
-                    "/usr/lib/systemd/system/ebb-backend@.service",
-                ),
-                (
-                    "dist/systemd/ebb.service",
-                    "/usr/lib/systemd/system/ebb.service",
-                ),
-            ],
-        )?;
-        let service = format!(
-            "[Service]\nType=exec\nRestart=always\nRestartSec=200ms\n\
-             ExecStart=/usr/bin/ebb-lab serve --name b1 --listen 0.0.0.0:{port} --listen [::]:{port}\n\
-             [Install]\nWantedBy=multi-user.target\n"
-        );
-        machine.write("/etc/systemd/system/web.service", &service)?;
+        let machine = Machine::boot(&scene.lab, "b1", &SHIPPED)?;
+        machine.write("/etc/systemd/system/web.service", &web(port, ""))?;
         let tied = Self { machine, scene };
         tied.set("")?;
         tied.machine.ok("systemctl daemon-reload")?;
@@ -82,6 +76,14 @@ impl Tied {
         let drains = self.scene.ok("drains web/b1 --json")?.json()?;
         drains.get(0).cloned().context("b1 was never drained")
     }
+}
+
+/// The unit of b1's server.
+fn web(port: u16, more: &str) -> String {
+    format!(
+        "[Service]\nType=exec\nRestart=always\nRestartSec=200ms\n{more}\n\
+         ExecStart=/usr/bin/ebb-lab serve --name b1 --listen 0.0.0.0:{port} --listen [::]:{port}\n"
+    )
 }
 
 /// A command that goes on while the test looks.
@@ -241,5 +243,82 @@ fn without_a_balancer(tied: &mut Tied) -> Result<()> {
     let said = machine.ok(&format!("journalctl --no-pager -u {TIE}"))?;
     let part = "web/b1 is not drained; web.service stops all the same";
     ensure!(said.contains(part), "{said}");
+    Ok(())
+}
+
+/// The balancer as a service, and b1's server with it on one machine: a restart of the balancer breaks nothing, and when both are
+/// stopped together, as at a shutdown, the drain comes first.
+#[test]
+#[ignore = "wants systemd-nspawn and a root file system with systemd"]
+fn the_balancer_is_a_service() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let edit = |service: &mut ebb_tests::config::Service| {
+        service.more = "drain = { timeout = \"1s\", spread = \"0s\" }".to_owned();
+    };
+    let mut scene = Scene::with(Way::Nat, &["b1", "b2", "b3"], edit, "")?;
+    let port = scene.service.backend_port;
+    let config = scene.config();
+    scene.ok("stop --detach")?;
+    scene.ebb.stop()?;
+    scene.servers.remove("b1").context("its server")?.kill9();
+
+    let mut binds = SHIPPED.to_vec();
+    binds.push(("/run/netns", "/lab-netns"));
+    let machine = Machine::boot(&scene.lab, "lb", &binds)?;
+    machine.ok("mount -t bpf bpf /sys/fs/bpf")?;
+    let seed = |line: &str| !line.starts_with("hash_seed_file");
+    let config: Vec<&str> = config.lines().filter(|line| seed(line)).collect();
+    machine.write("/etc/ebb/ebb.toml", &config.join("\n"))?;
+    // What stops the target stops both in one transaction, as a shutdown does.
+    machine.write(
+        "/etc/systemd/system/both.target",
+        "[Unit]\nWants=ebb.service web.service\n",
+    )?;
+    let part = "[Unit]\nPartOf=both.target\n";
+    let socket = format!("{part}[Service]\nEnvironment=EBB_SOCKET=/lab/ebb.sock\n");
+    machine.write("/etc/systemd/system/ebb.service.d/lab.conf", &socket)?;
+    machine.write("/etc/systemd/system/web.service.d/lab.conf", part)?;
+    let netns = scene.lab.netns("b1").name().to_owned();
+    let place = format!("NetworkNamespacePath=/lab-netns/{netns}");
+    machine.write("/etc/systemd/system/web.service", &web(port, &place))?;
+    let tie = "EBB_BACKEND=web/b1\nEBB_SOCKET=/lab/ebb.sock\n";
+    machine.write("/etc/ebb/backends/web.conf", tie)?;
+    machine.ok("systemctl daemon-reload")?;
+    machine.ok(&format!("systemctl enable {TIE}"))?;
+    machine.ok("systemctl start both.target")?;
+    scene.wait_all_up()?;
+    machine.wait(TIE, "ActiveState", &["active"])?;
+    eprintln!(
+        "{}",
+        machine.ok("systemd-analyze security --no-pager ebb.service | tail -1")?
+    );
+
+    let load = scene.load(60, 60.0)?;
+    let process = machine.property("ebb", "MainPID")?;
+    machine.ok("systemctl restart ebb")?;
+    assert_ne!(machine.property("ebb", "MainPID")?, process);
+    assert_eq!(
+        machine.property(TIE, "ActiveState")?,
+        "active",
+        "nobody drains for that"
+    );
+    scene.traffic(&load, 50)?;
+    machine.ok("systemctl reload ebb")?;
+    machine.ok("systemctl stop ebb")?;
+    scene.traffic(&load, 50)?;
+    machine.ok("systemctl start ebb")?;
+    scene.traffic(&load, 50)?;
+    let report = load.stop(Duration::from_millis(300));
+    assert!(report.is_clean(), "{}", report.summary());
+
+    machine.ok("systemctl stop both.target")?;
+    machine.wait("ebb", "ActiveState", &["inactive"])?;
+    machine.wait(TIE, "ActiveState", &["inactive", "failed"])?;
+    assert_eq!(machine.property(TIE, "Result")?, "success");
+    let said = machine.ok(&format!("journalctl --no-pager -u {TIE}"))?;
+    ensure!(said.contains("web/b1 is drained"), "{said}");
+    machine.ok("ebb stop --detach --socket /lab/ebb.sock || rm -rf /sys/fs/bpf/ebb")?;
     Ok(())
 }
