@@ -33,7 +33,7 @@ pub mod kind {
 }
 
 /// Most clients' resets that a CPU tells the daemon of in a tick of the kernel's clock.
-pub const CUTS_PER_TICK: u32 = 4;
+pub const CUTS_PER_TICK: u32 = 32;
 
 /// What a CPU has said lately.
 #[repr(C)]

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     sync::mpsc::{Receiver, Sender, channel},
     thread,
+    time::Duration,
 };
 
 use nix::sys::socket::{
@@ -13,6 +14,12 @@ use nix::sys::socket::{
 };
 
 use crate::datapath::segment::Segment;
+
+/// Segments that are sent in a row, and the pause after them: the answers to more would come faster than a core tells
+/// of them ([`lb_common::alert::CUTS_PER_TICK`]), and 8000 clients a second are enough.
+const AT_ONCE: usize = 8;
+/// See there.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Starts the thread; it ends with the sender.
 ///
@@ -29,11 +36,16 @@ pub fn start() -> std::io::Result<Sender<Vec<Segment>>> {
 fn run(segments: &Receiver<Vec<Segment>>) {
     let mut sockets = [None, None];
     while let Ok(batch) = segments.recv() {
-        let failed = batch
-            .iter()
-            .filter_map(|segment| send(&mut sockets, segment).err());
-        // One of them says it all.
-        if let Some(error) = failed.last() {
+        let mut failed = None;
+        for few in batch.chunks(AT_ONCE) {
+            let errors = few
+                .iter()
+                .filter_map(|segment| send(&mut sockets, segment).err());
+            // One of them says it all.
+            failed = errors.last().or(failed);
+            thread::sleep(PAUSE);
+        }
+        if let Some(error) = failed {
             tracing::warn!("segments could not be sent: {error}");
         }
     }

@@ -219,7 +219,8 @@ fn idle_at_a_deadline(way: Way) -> Result<()> {
     assert_eq!(
         (open, others),
         (BTreeSet::new(), on_b2),
-        "as the servers know it"
+        "as the servers know it; {}",
+        scene.ebb.log_tail()
     );
     for mut stream in streams {
         let was_cut = on_b1.contains(&stream.local_addr()?);
