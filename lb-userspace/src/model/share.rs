@@ -123,7 +123,7 @@ impl Message {
     /// It is no message of a node with this key.
     pub fn decode(datagram: &[u8], key: &Key) -> Result<Self, NoMessage> {
         let length = datagram.len();
-        if length < HEAD + TAG || length > BYTES_MAX || datagram[..MAGIC.len()] != MAGIC {
+        if !(HEAD + TAG..=BYTES_MAX).contains(&length) || datagram[..MAGIC.len()] != MAGIC {
             return Err(NoMessage::Strange);
         }
         if datagram[MAGIC.len()] != VERSION {
