@@ -13,6 +13,7 @@ extern crate std;
 
 pub mod abi;
 pub mod address;
+pub mod alert;
 pub mod checksum;
 pub mod entry;
 pub mod fragment;

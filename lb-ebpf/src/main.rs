@@ -22,7 +22,7 @@ use lb_common::{
     full_nat::Handed,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
-    steer::{self, Decision},
+    steer::{self, Decision, tcp},
 };
 
 mod alert;
@@ -193,8 +193,9 @@ fn send(
     };
     if backend.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0
         && (cut_position(decision.hash) < backend.cut || backend.cut == u32::MAX)
+        && !tells_of_reset(packet, backend)
     {
-        return cut(ctx, packet, id, backend);
+        return cut(ctx, packet, id, decision.backend, backend);
     }
     if backend.flags & backend_flags::NEXT_HOP == 0 {
         return drop(ctx, id, Outcome::DropNoNextHop);
@@ -314,9 +315,15 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
     end(ctx, entry.service, sent, outcome, entry.backend)
 }
 
+/// Whether a packet of a flow that is cut goes on: a client's reset tells the backend what became of the flow.
+#[inline(always)]
+fn tells_of_reset(packet: &Parsed, backend: &BackendRecord) -> bool {
+    packet.flags & tcp::RST != 0 && backend.flags & backend_flags::CUT_RESET != 0
+}
+
 /// The backend's drain is past its deadline, or it has died.
 #[inline(always)]
-fn cut(ctx: &XdpContext, packet: &Parsed, service: u32, backend: &BackendRecord) -> u32 {
+fn cut(ctx: &XdpContext, packet: &Parsed, service: u32, id: u32, backend: &BackendRecord) -> u32 {
     if backend.flags & backend_flags::CUT_RESET == 0 {
         return drop(ctx, service, Outcome::DropDeadline);
     }
@@ -324,6 +331,7 @@ fn cut(ctx: &XdpContext, packet: &Parsed, service: u32, backend: &BackendRecord)
         return drop(ctx, service, Outcome::DropNoReset);
     }
     let outcome = if backend.flags & backend_flags::DEAD == 0 {
+        alert::cut(packet, service, id);
         Outcome::ResetDeadline
     } else {
         Outcome::ResetDead

@@ -13,6 +13,7 @@ use lb_common::{
         Allowance, BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation,
         ServiceRecord, Slot, TooBig, VlanDevice, jump,
     },
+    alert::Said,
     entry::FlowEntry,
     fragment,
     full_nat::{Handed, PortEntry, Sources},
@@ -80,13 +81,13 @@ pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::pinned(1024 * OUTCOMES_MAX,
 #[map]
 pub static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::pinned(16_384, 0);
 
-/// Backends that have refused an opening, by id. Pinned: programs that trace write to it as well.
+/// [`lb_common::alert::Alert`]s. Pinned: programs that trace write to it as well. (The loader gives it its size.)
 #[map]
 pub static ALERTS: RingBuf = RingBuf::pinned(4096, 0);
 
-/// The tick at which a CPU wrote to it last.
+/// What each CPU wrote to it lately.
 #[map]
-pub static ALERTED: PerCpuArray<u32> = PerCpuArray::pinned(1, 0);
+pub static SAID: PerCpuArray<Said> = PerCpuArray::pinned(1, 0);
 
 /// Allowance of new entries.
 #[map]

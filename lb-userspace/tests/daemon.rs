@@ -92,6 +92,7 @@ impl World {
                 }
             }),
             probe_now: Box::new(|_, _| {}),
+            send: Box::new(drop),
             set_targets: Box::new(move |targets: Vec<ProbeTarget>| {
                 for target in targets.into_iter().filter(|_| up) {
                     healths

@@ -676,8 +676,11 @@ fn deadline_reset_is_acceptable_to_the_client() -> Result<()> {
         assert_eq!((verdict, outcome), (Verdict::Tx, Outcome::ResetDead));
         assert_eq!(Segment::parse(&out).unwrap(), expected);
         // No reset is answered with a reset.
-        let (verdict, _, outcome) = rig.run(&segment(&service, 1000, RST).build())?;
+        let (verdict, _, outcome) = rig.run(&segment(&service, 1000, 0).build())?;
         assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropNoReset));
+        // A client's own tells the backend.
+        let (outcome, backend) = send(&mut rig, &segment(&service, 1000, RST))?;
+        assert!(outcome.is_forward() && backend == OLD, "{outcome:?}");
     }
     Ok(())
 }

@@ -1,14 +1,15 @@
 //! What the data plane has to say at once, from the ring in the kernel to the core.
 
-use std::os::fd::AsFd as _;
+use std::{collections::BTreeSet, net::SocketAddr, os::fd::AsFd as _};
 
 use anyhow::Context as _;
+use lb_common::alert::{Alert, kind};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 use super::core::Event;
 use crate::datapath::bpf::BpfDatapath;
 
-/// Has the backends that refuse openings reported as [`Event::Refused`].
+/// Has what the programs say reported as [`Event::Refused`] and [`Event::Cut`].
 ///
 /// # Errors
 /// There is no ring, or it can not be waited for.
@@ -21,12 +22,23 @@ pub fn start(datapath: &mut BpfDatapath, events: mpsc::Sender<Event>) -> anyhow:
         .context("waiting for the ring")?;
     tokio::spawn(async move {
         loop {
-            let mut refusing = std::collections::BTreeSet::new();
+            let mut refusing = BTreeSet::new();
+            let mut said = Vec::new();
             while let Some(item) = ring.next() {
-                refusing.extend(<[u8; 4]>::try_from(&*item).map(u32::from_ne_bytes));
+                match parse(&item) {
+                    Some(alert) if alert.kind == kind::REFUSED => {
+                        refusing.insert(alert.backend);
+                    }
+                    Some(alert) if alert.kind == kind::CUT => said.push(cut(&alert)),
+                    // Of another version's programs, while they are replaced.
+                    Some(_) | None => {}
+                }
             }
-            for backend in refusing {
-                if events.send(Event::Refused { backend }).await.is_err() {
+            let refused = refusing
+                .into_iter()
+                .map(|backend| Event::Refused { backend });
+            for event in refused.chain(said) {
+                if events.send(event).await.is_err() {
                     return;
                 }
             }
@@ -41,4 +53,19 @@ pub fn start(datapath: &mut BpfDatapath, events: mpsc::Sender<Event>) -> anyhow:
         }
     });
     Ok(())
+}
+
+fn parse(item: &[u8]) -> Option<Alert> {
+    let is_whole = item.len() == size_of::<Alert>();
+    // SAFETY: so many bytes, all of integers; read without a need for alignment.
+    is_whole.then(|| unsafe { item.as_ptr().cast::<Alert>().read_unaligned() })
+}
+
+fn cut(alert: &Alert) -> Event {
+    Event::Cut {
+        service: alert.service,
+        client: SocketAddr::new(alert.client.into(), u16::from_be(alert.client_port)),
+        port: u16::from_be(alert.service_port),
+        sequence: alert.sequence,
+    }
 }

@@ -238,7 +238,10 @@ fn ports() -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
             }
         }
     });
+    let segments = super::raw::start().context("a thread for raw sockets")?;
     let ports = Ports {
+        // The thread ends after whoever gives it work.
+        send: Box::new(move |batch| drop(segments.send(batch))),
         events: receiver,
         watch_addresses: Box::new(move |addresses: BTreeSet<IpAddr>| resolver.watch(addresses)),
         set_targets: Box::new(move |targets| lock(&prober).set_targets(keyed(targets))),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use super::{
     engine::{Engine, Suspicion, commands::ProbeTarget},
     heap::Heap,
 };
+use crate::datapath::segment::Segment;
 use crate::model::{
     observed::{Health, Silence, Vlans, Way},
     refused::{Refused, RefusedKind},
@@ -66,6 +67,17 @@ pub enum Event {
         /// Words that were not understood.
         not_understood: String,
     },
+    /// A client was reset at a deadline, and the backend is to be told.
+    Cut {
+        /// Service id.
+        service: u32,
+        /// The client.
+        client: SocketAddr,
+        /// The service's port.
+        port: u16,
+        /// The sequence number that the backend expects.
+        sequence: u32,
+    },
     /// A backend has refused an opening.
     Refused {
         /// Its id.
@@ -93,6 +105,8 @@ pub struct Ports {
     pub watch_addresses: Box<dyn FnMut(BTreeSet<IpAddr>) + Send>,
     /// Told the backends to check, whenever they may have changed.
     pub set_targets: Box<dyn FnMut(Vec<ProbeTarget>) + Send>,
+    /// Given segments to send.
+    pub send: Box<dyn FnMut(Vec<Segment>) + Send>,
     /// Asked to probe a backend (service and name) now. It says [`Event::Answered`] once it is answered.
     pub probe_now: Box<dyn FnMut(String, String) + Send>,
 }
@@ -236,6 +250,16 @@ impl Core {
                 let now_ms = self.clock.now_ms();
                 self.engine.note_answer(&service, &backend, now_ms)
             }
+            Event::Cut {
+                service,
+                client,
+                port,
+                sequence,
+            } => {
+                self.engine
+                    .reset_backend_of(service, client, port, sequence);
+                false
+            }
             Event::Refused { backend } => {
                 let now_ms = self.clock.now_ms();
                 self.engine.suspect(backend, Suspicion::Refused, now_ms)
@@ -250,6 +274,10 @@ impl Core {
 
     /// Tells everybody what has changed.
     fn announce(&mut self) {
+        let segments = self.engine.take_segments();
+        if !segments.is_empty() {
+            (self.ports.send)(segments);
+        }
         for (service, backend) in self.engine.take_questions() {
             (self.ports.probe_now)(service, backend);
         }

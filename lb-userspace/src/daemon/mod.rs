@@ -11,6 +11,7 @@ pub mod journal;
 pub mod nexthop;
 mod own_ports;
 pub mod prober;
+mod raw;
 pub mod seed;
 pub mod share;
 pub mod socket;

@@ -669,6 +669,10 @@ impl Datapath for Fake {
 
     fn follow_interfaces(&mut self) {}
 
+    fn inject(&self, _frame: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
     fn prepare_trace(&self) -> Result<Prepare> {
         let fake = self.clone();
         Ok(Box::new(move || {

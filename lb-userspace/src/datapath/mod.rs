@@ -24,6 +24,7 @@ pub mod decap;
 pub mod fake;
 pub mod object;
 pub mod pass;
+pub mod segment;
 pub mod trace;
 mod xdp_link;
 
@@ -229,6 +230,9 @@ pub trait Datapath: Send {
     /// The same of a QUIC service: for the first packet of a new connection, or for a later one with the connection id `id`,
     /// of at most 20 bytes.
     fn explain_quic(&self, question: &Question, id: &[u8]) -> Result<Explanation>;
+
+    /// Has the program take this frame as if it had just come, and send it on (kernel 5.18).
+    fn inject(&self, frame: &[u8]) -> Result<()>;
 
     /// What loads a tracing program for these maps.
     fn prepare_trace(&self) -> Result<trace::Prepare>;

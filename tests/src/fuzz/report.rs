@@ -174,10 +174,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::DropDeadline,
         ],
     ),
-    (
-        Shape::Close,
-        &[Outcome::ForwardSteady, Outcome::DropNoReset],
-    ),
+    (Shape::Close, &[Outcome::ForwardSteady]),
     (
         Shape::Options,
         &[

@@ -1,7 +1,12 @@
 //! Backends that die: what their connections are told, where new ones go, and what a drain says of it.
 
 use std::{
-    collections::BTreeSet, net::SocketAddr, process::Stdio, thread::JoinHandle, time::Duration,
+    collections::BTreeSet,
+    io::{ErrorKind, Read as _},
+    net::{SocketAddr, TcpStream},
+    process::Stdio,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -182,4 +187,73 @@ fn killed_nat() -> Result<()> {
 #[test]
 fn killed_l2() -> Result<()> {
     killed(Way::L2, Duration::from_millis(1500))
+}
+
+/// Connections that nobody says anything on, at a deadline: both ends are reset all the same, the client's because it is
+/// asked for a packet, the server's because the client's was; and no others.
+fn idle_at_a_deadline(way: Way) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let edit = |service: &mut ebb_tests::config::Service| {
+        service.more.push_str("\ntracking = \"full\"");
+    };
+    let scene = Scene::with(way, &["b1", "b2"], edit, "")?;
+    let target = scene.target();
+    let connect = || TcpStream::connect_timeout(&target, LIMIT);
+    let streams = scene
+        .lab
+        .netns("client")
+        .run(|| (0..40).map(|_| connect()).collect::<Result<Vec<_>, _>>())??;
+    let all = |scene: &Scene| -> Result<(BTreeSet<_>, BTreeSet<_>)> {
+        Ok((scene.open_on("b1")?, scene.open_on("b2")?))
+    };
+    let (on_b1, on_b2) = await_that(|| all(&scene), |(b1, b2)| b1.len() + b2.len() == 40)?;
+    let drained = scene.run("drain web/b1 --timeout 1s --on-deadline reset --wait --json")?;
+    assert_eq!(drained.code, Some(3), "{drained}");
+    let receipt = drained.json()?;
+    check_sum(&receipt)?;
+    assert_eq!(receipt["reset"], on_b1.len(), "{receipt}");
+
+    let (open, others) = await_that(|| all(&scene), |(b1, _)| b1.is_empty())?;
+    assert_eq!(
+        (open, others),
+        (BTreeSet::new(), on_b2),
+        "as the servers know it; {}",
+        scene.ebb.log_tail()
+    );
+    for mut stream in streams {
+        let was_cut = on_b1.contains(&stream.local_addr()?);
+        stream.set_nonblocking(!was_cut)?;
+        stream.set_read_timeout(was_cut.then_some(LIMIT))?;
+        let found = stream.read(&mut [0]).map_err(|error| error.kind());
+        let expected = if was_cut {
+            ErrorKind::ConnectionReset
+        } else {
+            ErrorKind::WouldBlock
+        };
+        assert_eq!(found, Err(expected), "{:?}", stream.local_addr());
+    }
+    Ok(())
+}
+
+/// Looks until something is so; what it was last.
+fn await_that<T>(mut look: impl FnMut() -> Result<T>, is_so: impl Fn(&T) -> bool) -> Result<T> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = look()?;
+        if is_so(&found) || Instant::now() > deadline {
+            return Ok(found);
+        }
+    }
+}
+
+#[test]
+fn idle_at_a_deadline_nat() -> Result<()> {
+    idle_at_a_deadline(Way::Nat)
+}
+
+#[test]
+fn idle_at_a_deadline_l2() -> Result<()> {
+    idle_at_a_deadline(Way::L2)
 }

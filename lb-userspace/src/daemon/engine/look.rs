@@ -76,6 +76,7 @@ impl Engine {
             self.commit(Vec::new(), now_ms)?;
         }
         self.weigh_openings(now_ms)?;
+        self.nudge(now_ms)?;
         self.finish_trace();
         if now_ms < self.next_look_ms {
             return Ok(());

@@ -7,6 +7,7 @@ mod doubt;
 mod drain_views;
 mod drains;
 mod look;
+mod nudge;
 mod share;
 mod speech;
 mod suspect;
@@ -85,6 +86,8 @@ pub struct Engine {
     next_sweep_ms: u64,
     /// What is seen of the drains under way, by their numbers.
     watches: BTreeMap<u64, watch::Watch>,
+    /// Clients that are asked for a packet.
+    nudges: nudge::Nudges,
     /// What is known of openings that met nobody.
     suspects: suspect::Suspects,
     /// What the prober is asked.
@@ -131,6 +134,7 @@ impl Engine {
             next_look_ms: 0,
             next_sweep_ms: 0,
             watches: BTreeMap::new(),
+            nudges: nudge::Nudges::default(),
             suspects: suspect::Suspects::default(),
             doubts: doubt::Doubts::default(),
             trouble: None,

@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray},
-    programs::{ProgramError, ProgramFd, TestRun, TestRunOptions, Xdp},
+    programs::{ProgramError, ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
@@ -369,7 +369,7 @@ impl BpfDatapath {
     }
 
     /// The object itself: for its log, and for whoever attaches its programs by hand.
-    /// The ring of backends that have refused an opening, once: each item is an id in four bytes, host order.
+    /// The ring of [`lb_common::alert::Alert`]s, once.
     pub fn take_alerts(&mut self) -> Result<aya::maps::RingBuf<aya::maps::MapData>> {
         aya::maps::RingBuf::try_from(take(&mut self.ebpf, "ALERTS")?).map_err(map_error)
     }
@@ -898,6 +898,18 @@ impl Datapath for BpfDatapath {
         if let (Some(interfaces), Ok(program)) = (&mut self.interfaces, program) {
             interfaces.follow(program);
         }
+    }
+
+    fn inject(&self, frame: &[u8]) -> Result<()> {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            repeat: 1,
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::default()
+        };
+        let sent = self.program()?.test_run(options);
+        sent.map(drop)
+            .map_err(|error| Error::Other(format!("sending a frame: {}", chain(&error))))
     }
 
     fn prepare_trace(&self) -> Result<Prepare> {

@@ -17,6 +17,9 @@ use crate::{
     rig::{Verdict, backend_macs},
 };
 
+/// RST (RFC 9293 section 3.1).
+const RST: u8 = 4;
+
 /// A packet from a client to `service`.
 pub fn from_client(
     world: &World,
@@ -154,7 +157,11 @@ fn allowed(
     let reachable = match backend.role {
         Role::Old | Role::New | Role::Elsewhere => true,
         Role::Dropped => !is_cut(service, client),
-        Role::NoNextHop | Role::Reset | Role::Ended | Role::Dead => false,
+        // A client's reset tells the backend.
+        Role::Reset | Role::Dead => {
+            view.protocol == TCP && run.input[view.transport + 13] & RST != 0
+        }
+        Role::NoNextHop | Role::Ended => false,
     };
     rule!(
         reachable,
