@@ -85,16 +85,11 @@ impl Stage {
                 .args(["test", "--no-fail-fast", "-p", "lb-common"])
                 .args(["-p", "lb-userspace", "-p", "xtask", "--"])
                 .args(filter),
+            // The selection of packages is that of `build::daemon_and_lab`: for another one cargo would build most of them anew.
             Self::Simulate => cargo
-                .args([
-                    "test",
-                    "--release",
-                    "-p",
-                    "lb-userspace",
-                    "--test",
-                    "simulator",
-                ])
-                .args(["ten_million", "--", "--ignored", "--nocapture"])
+                .args(["test", "--release", "-p", "lb-userspace", "-p", "ebb-tests"])
+                .args(["--test", "simulator", "ten_million"])
+                .args(["--", "--ignored", "--nocapture"])
                 .args(filter),
             // Each loads programs of its own in a namespace of its own, and the kernel's verifier takes most of the time.
             Self::Packet => live_tests(&mut cargo, &PACKET_TESTS)
