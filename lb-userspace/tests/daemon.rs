@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use common::{service, spec};
+use common::{hop, service, spec};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, body::Bytes};
 use hyper_util::rt::TokioIo;
@@ -26,7 +26,7 @@ use lb_userspace::{
     },
     datapath::fake::{Fake, Sizes},
     model::{
-        observed::{Health, Hop, Way},
+        observed::{Health, Way},
         spec::Spec,
     },
 };
@@ -142,14 +142,7 @@ impl World {
 }
 
 fn way() -> Way {
-    Way::Known(Hop {
-        ifindex: 1,
-        source_mac: [2; 6],
-        destination_mac: [4; 6],
-        mtu: 1500,
-        source: None,
-        vlan: 0,
-    })
+    Way::Known(hop())
 }
 
 fn is(service: &str, backend: &str, health: Health) -> Event {

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{IDLE, address, service, spec};
+use common::{IDLE, address, hop, service, spec};
 use lb_common::{
     Addr,
     abi::{Slot, backend_flags},
@@ -23,7 +23,7 @@ use lb_userspace::{
     model::{
         command::Terms,
         drain::Admin,
-        observed::{Health, Hop, Way},
+        observed::{Health, Way},
         spec::{BackendSpec, OnDeadline, Protocol, Spec, Tracking},
         state::State,
     },
@@ -69,15 +69,7 @@ impl Node {
 
     fn ways(&mut self) {
         for ip in self.engine.addresses() {
-            let hop = Hop {
-                ifindex: 3,
-                source_mac: [2; 6],
-                destination_mac: [4; 6],
-                mtu: 1500,
-                source: None,
-                vlan: 0,
-            };
-            self.engine.way(ip, Way::Known(hop), self.now_ms);
+            self.engine.way(ip, Way::Known(hop()), self.now_ms);
         }
     }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::{service, spec};
+use common::{hop, service, spec};
 use lb_common::{
     Addr,
     steer::{Packet, tcp},
@@ -17,7 +17,7 @@ use lb_userspace::{
     },
     model::{
         command::Terms,
-        observed::{Health, Hop, Way},
+        observed::{Health, Way},
         share::{SharedFlow, backend_digest},
         spec::{Forward, OnDeadline},
         state::State,
@@ -54,16 +54,8 @@ impl Node {
             told,
             now_ms: 1_000_000,
         };
-        let hop = Hop {
-            ifindex: 3,
-            source_mac: [2; 6],
-            destination_mac: [4; 6],
-            mtu: 1500,
-            source: None,
-            vlan: 0,
-        };
         for ip in node.engine.addresses() {
-            node.engine.way(ip, Way::Known(hop), node.now_ms);
+            node.engine.way(ip, Way::Known(hop()), node.now_ms);
         }
         for target in node.engine.targets() {
             let (service, backend) = (&target.service, &target.backend);

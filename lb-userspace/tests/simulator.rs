@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use common::{IDLE, address, service, spec};
+use common::{IDLE, address, hop, service, spec};
 use lb_common::{
     Addr,
     entry::Meta,
@@ -30,7 +30,7 @@ use lb_userspace::{
         command::{Selection, Terms},
         compose,
         drain::{Admin, Reason},
-        observed::{Health, Hop, Way},
+        observed::{Health, Way},
         refused::{Refused, RefusedKind},
         spec::{BackendSpec, OnDeadline, Spec},
         state::Backend,
@@ -219,15 +219,7 @@ impl Simulator {
     /// Every address has a way; every backend without a verdict is up.
     fn see_the_world(&mut self) {
         for ip in self.engine.addresses() {
-            let hop = Hop {
-                ifindex: 1,
-                source_mac: [2; 6],
-                destination_mac: [4; 6],
-                mtu: 1500,
-                source: None,
-                vlan: 0,
-            };
-            self.engine.way(ip, Way::Known(hop), self.now_ms);
+            self.engine.way(ip, Way::Known(hop()), self.now_ms);
         }
         if self.plan.health {
             for target in self.engine.targets() {

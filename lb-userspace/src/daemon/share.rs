@@ -30,18 +30,24 @@ pub const BATCHES_WAITING: usize = 16;
 pub struct Counts {
     told: AtomicU64,
     heard: AtomicU64,
+    entered: AtomicU64,
     refused: AtomicU64,
 }
 
 impl Counts {
+    /// Notes a flow that was entered.
+    pub fn entered(&self) {
+        self.entered.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// For the status.
-    pub fn status(&self, settings: &Share, entered: u64) -> ShareStatus {
+    pub fn status(&self, settings: &Share) -> ShareStatus {
         ShareStatus {
             listen: settings.listen,
             peers: settings.peers.clone(),
             told: self.told.load(Ordering::Relaxed),
             heard: self.heard.load(Ordering::Relaxed),
-            entered,
+            entered: self.entered.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
         }
     }

@@ -5,10 +5,7 @@ use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::{BTreeMap, HashMap},
     ptr::NonNull,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -31,6 +28,7 @@ use crate::model::{
 
 use super::{
     Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict,
+    compare_exchange,
     trace::{Prepare, Tracer, TracingProgram},
 };
 use crate::model::spec::Protocol;
@@ -135,10 +133,8 @@ impl EntryTable for Entries {
     }
 
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
-        // SAFETY: the caller vouches for the word; it is aligned and lives as long as the table.
-        let word = unsafe { AtomicU64::from_ptr(word) };
-        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
-            .unwrap_or_else(|found| found)
+        // SAFETY: the caller vouches for the word; it lives as long as the table.
+        unsafe { compare_exchange(word, old, new) }
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! The daemon speaks only to [`Datapath`]: `bpf` is the real one, `fake` lives in memory and can be told to fail.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use lb_common::{
     abi::{BackendRecord, BackendStats, Explanation, ServiceRecord, Slot},
@@ -95,6 +98,17 @@ pub enum Table {
     Flows,
     /// Openings.
     Handshakes,
+}
+
+/// [`lb_common::entry::EntryTable::compare_exchange`] over this process's memory.
+///
+/// # Safety
+/// `word` is aligned and valid, and whoever else uses it meanwhile does so by atomic accesses.
+unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    // SAFETY: the caller vouches for the word.
+    let word = unsafe { AtomicU64::from_ptr(word) };
+    word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+        .unwrap_or_else(|found| found)
 }
 
 /// What a scan does with an entry.

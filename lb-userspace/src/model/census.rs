@@ -29,6 +29,9 @@ pub enum Fate {
     Mark,
 }
 
+/// A flow that the tables alone would take elsewhere: client, [`FlowKey::ports`], backend.
+pub type Exception = (Addr, u64, u32);
+
 /// Times, in ticks of the kernel's clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
@@ -127,8 +130,8 @@ pub struct Census<'a> {
     pub exceptional: BTreeSet<(u32, u32)>,
     /// Whether [`Self::exceptions`] are wanted.
     pub lists_exceptions: bool,
-    /// Live flows of this node's own that are not their base's: client, [`FlowKey::ports`], backend.
-    pub exceptions: Vec<(Addr, u64, u32)>,
+    /// Live flows of this node's own that are not their base's.
+    pub exceptions: Vec<Exception>,
     /// Entries in use in the flow table.
     pub flows: u64,
     /// Entries in use in the handshake table.

@@ -4,9 +4,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use lb_userspace::model::spec::{
-    Affinity, BackendSpec, Capacity, DrainSpec, Forward, HealthSpec, NodeSpec, OnDeadline,
-    PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Spec, Tracking, Vip, XdpMode,
+use lb_userspace::model::{
+    observed::Hop,
+    spec::{
+        Affinity, BackendSpec, Capacity, DrainSpec, Forward, HealthSpec, NodeSpec, OnDeadline,
+        PoolSpec, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Spec, Tracking, Vip, XdpMode,
+    },
 };
 
 /// Idle timeout of the service made here.
@@ -15,6 +18,18 @@ pub const IDLE: Duration = Duration::from_secs(20);
 /// The address of a backend by its number.
 pub fn address(number: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, (number >> 8) as u8, number as u8], 8080))
+}
+
+/// The way to every backend.
+pub const fn hop() -> Hop {
+    Hop {
+        ifindex: 3,
+        source_mac: [2; 6],
+        destination_mac: [4; 6],
+        mtu: 1500,
+        source: None,
+        vlan: 0,
+    }
 }
 
 /// A pool of backends `{prefix}1..`, whose addresses begin after `first`.

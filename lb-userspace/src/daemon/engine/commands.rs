@@ -272,12 +272,9 @@ impl Engine {
         health: Health,
         reason: Option<String>,
     ) -> bool {
-        let found = self
-            .state
-            .services
-            .get(service)
-            .and_then(|service| service.backend(backend));
-        let Some((id, _)) = found else { return false };
+        let Some(id) = self.id_of(service, backend) else {
+            return false;
+        };
         let known = self.observed.health.get(&id).map(|(health, _)| *health);
         if health == Health::Starting && known == Some(Health::Presumed) {
             return false;

@@ -69,7 +69,7 @@ impl Engine {
         self.trust(id, now_ms)
     }
 
-    fn id_of(&self, service: &str, backend: &str) -> Option<u32> {
+    pub(super) fn id_of(&self, service: &str, backend: &str) -> Option<u32> {
         let service = self.state.services.get(service)?;
         service.backend(backend).map(|(id, _)| id)
     }

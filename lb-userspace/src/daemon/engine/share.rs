@@ -16,7 +16,9 @@ use super::Engine;
 use crate::{
     api::ShareStatus,
     daemon::share::Counts,
+    datapath,
     model::{
+        census::Exception,
         share::{SharedFlow, backend_digest, service_digest},
         spec::Forward,
     },
@@ -31,17 +33,12 @@ const AT_ONCE: usize = 4_096;
 /// Flows of which is remembered when they were told. More exceptional ones are told at each look, as far as there is room.
 const REMEMBERED: usize = 1 << 18;
 
-/// A flow that the tables alone would take elsewhere: client, [`FlowKey::ports`], backend.
-pub type Exception = (Addr, u64, u32);
-
 /// What the engine needs for it.
 pub(super) struct Sharing {
     outbox: mpsc::Sender<Vec<SharedFlow>>,
     counts: Arc<Counts>,
     /// When each flow was told of, Unix milliseconds.
     told: HashMap<(Addr, u64), u64>,
-    /// Flows entered that others told of, each time.
-    entered: u64,
     names: Names,
 }
 
@@ -63,7 +60,6 @@ impl Engine {
             outbox,
             counts,
             told: HashMap::new(),
-            entered: 0,
             names: Names::default(),
         });
     }
@@ -72,7 +68,7 @@ impl Engine {
     pub(super) fn share_status(&self) -> Option<ShareStatus> {
         let sharing = self.sharing.as_ref()?;
         let settings = self.spec.node.share.as_ref()?;
-        Some(sharing.counts.status(settings, sharing.entered))
+        Some(sharing.counts.status(settings))
     }
 
     /// Tells other nodes of what a look has found.
@@ -110,28 +106,21 @@ impl Engine {
     pub fn hear(&mut self, flows: &[SharedFlow]) {
         self.renew_names();
         for flow in flows {
-            match self.hear_one(flow) {
-                Ok(entered) => {
-                    if let Some(sharing) = &mut self.sharing {
-                        sharing.entered += u64::from(entered);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!("share: {error}");
-                    self.trouble = Some(error.to_string());
-                    return;
-                }
+            if let Err(error) = self.hear_one(flow) {
+                tracing::warn!("share: {error}");
+                self.trouble = Some(error.to_string());
+                return;
             }
         }
     }
 
-    fn hear_one(&mut self, flow: &SharedFlow) -> Result<bool, crate::datapath::Error> {
+    fn hear_one(&mut self, flow: &SharedFlow) -> Result<(), datapath::Error> {
         let Some((service, backend)) = self.sharing.as_ref().and_then(|it| it.names.ids(flow))
         else {
-            return Ok(false);
+            return Ok(());
         };
         let Some(record) = self.installed.services.get(&service) else {
-            return Ok(false);
+            return Ok(());
         };
         let key = FlowKey {
             client: flow.client,
@@ -141,11 +130,11 @@ impl Engine {
         let index = slot_index(record, &key, hash);
         let table = self.installed.tables.get(&service);
         let Some(slot) = table.and_then(|table| table.get(index as usize)) else {
-            return Ok(false);
+            return Ok(());
         };
         // Nobody would ask for an entry in a slot that is not tracked; if a change is on its way here, it is told again.
         if !slot.is_tracked() || unlisted_owner(record, slot) == backend {
-            return Ok(false);
+            return Ok(());
         }
         let now = self.datapath.now_ticks();
         let new = NewEntry {
@@ -158,7 +147,11 @@ impl Engine {
             linger_ticks: record.linger_ticks,
             is_urgent: true,
         };
-        self.datapath.hear(hash, &key, &new, &policy)
+        let entered = self.datapath.hear(hash, &key, &new, &policy)?;
+        if entered && let Some(sharing) = &self.sharing {
+            sharing.counts.entered();
+        }
+        Ok(())
     }
 
     fn renew_names(&mut self) {

@@ -21,8 +21,7 @@ impl Engine {
         wish: Option<Wish>,
         not_understood: &str,
     ) -> bool {
-        let found = self.state.services.get(service);
-        let Some((id, _)) = found.and_then(|service| service.backend(backend)) else {
+        let Some(id) = self.id_of(service, backend) else {
             return false;
         };
         let heard = self.observed.heard.entry(id).or_default();

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::Ordering,
     thread,
     time::Duration,
 };
@@ -29,6 +29,7 @@ use lb_common::{
 
 use super::{
     Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict,
+    compare_exchange,
     trace::{Prepare, TracingProgram},
 };
 use crate::model::{
@@ -613,10 +614,8 @@ impl EntryTable for Group {
     }
 
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
-        // SAFETY: the caller vouches for the word; it is aligned and mapped for as long as the group lives.
-        let word = unsafe { AtomicU64::from_ptr(word) };
-        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
-            .unwrap_or_else(|found| found)
+        // SAFETY: the caller vouches for the word; it is mapped for as long as the group lives.
+        unsafe { compare_exchange(word, old, new) }
     }
 }
 
