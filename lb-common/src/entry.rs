@@ -258,8 +258,12 @@ pub trait Policy {
     fn score(&self, meta: Meta, age: u32) -> Score;
 }
 
-/// Handshakes: closed flows first, then the oldest.
-pub struct HandshakePolicy;
+/// Handshakes: closed flows first, then the oldest. One that stands for an established flow, because the flow table had
+/// no room, never gives way while that lives: a flood of openings would break it.
+pub struct HandshakePolicy {
+    /// Ticks after which an unseen flow has ended.
+    pub idle_ticks: u32,
+}
 
 impl Policy for HandshakePolicy {
     #[inline(always)]
@@ -267,9 +271,21 @@ impl Policy for HandshakePolicy {
         let base = (age & (SCORE_DEAD - 1)) | 1;
         if meta.has(state::CLOSE_COUNTED) {
             base | SCORE_DEAD
+        } else if meta.has(state::ESTABLISHED) && age <= self.idle_ticks {
+            0
         } else {
             base
         }
+    }
+}
+
+/// Whatever is the oldest.
+pub struct OldestPolicy;
+
+impl Policy for OldestPolicy {
+    #[inline(always)]
+    fn score(&self, _: Meta, age: u32) -> Score {
+        (age & (SCORE_DEAD - 1)) | 1
     }
 }
 

@@ -676,7 +676,9 @@ impl<'a, E: Env> Flow<'a, E> {
                 self.hash,
                 &self.key,
                 &new,
-                &HandshakePolicy,
+                &HandshakePolicy {
+                    idle_ticks: self.service.idle_ticks,
+                },
             )
             .is_some()
     }

@@ -6,7 +6,7 @@
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext};
 use lb_common::{
     abi::{backend_flags, control_flags, jump, mode},
-    entry::{self, HandshakePolicy, Meta, NewEntry},
+    entry::{self, OldestPolicy, Meta, NewEntry},
     fragment::{self as rule, Key, TO_CLIENT},
     index::{self, kind},
     outcome::Outcome,
@@ -146,7 +146,7 @@ pub fn remember(packet: &Parsed, service: u32, backend: u32, way: u64) {
         seen: now,
     };
     // Where another CPU was faster, the later fragments are early ones.
-    let _ = entry::insert(&Fragments, key.hash, &key.flow, &new, &HandshakePolicy);
+    let _ = entry::insert(&Fragments, key.hash, &key.flow, &new, &OldestPolicy);
 }
 
 /// Where a packet's first fragment went.

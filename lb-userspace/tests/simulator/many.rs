@@ -50,9 +50,9 @@ fn plans() -> [Plan; 6] {
         Plan {
             name: "flood",
             flood: true,
-            // With room in every bucket: a flow that finds none keeps the place of its handshake, which a flood may need.
+            // So small that flows find their bucket full, and keep the place of their handshake.
             sizes: Sizes {
-                flows: 1 << 13,
+                flows: 1 << 11,
                 handshakes: 1 << 11,
             },
             ..usual
