@@ -23,7 +23,7 @@ pub struct FlowEntry {
     pub ports: u64,
     /// Initial sequence number, backend and state, see [`Meta`]. One word, so that they change together.
     pub meta: u64,
-    /// Tick of its last packet; while it is not closing, up to 1/256 of the idle timeout early.
+    /// Tick of its last packet; while it is not closing, up to 1/64 of the idle timeout early.
     pub seen: u32,
     /// Tick of its first packet.
     pub opened: u32,
@@ -225,6 +225,19 @@ pub const fn tag(hash: u64) -> u64 {
 /// Finds a flow.
 #[inline(always)]
 pub fn find<T: EntryTable>(table: &T, hash: u64, key: &FlowKey) -> Option<NonNull<FlowEntry>> {
+    match locate(table, hash, key) {
+        Some((_, entry)) => Some(entry),
+        None => None,
+    }
+}
+
+/// Finds a flow, and the index of its entry.
+#[inline(always)]
+pub fn locate<T: EntryTable>(
+    table: &T,
+    hash: u64,
+    key: &FlowKey,
+) -> Option<(u32, NonNull<FlowEntry>)> {
     let start = hash as u32 & table.mask();
     let wanted = tag(hash);
     let mut way = 0;
@@ -238,7 +251,7 @@ pub fn find<T: EntryTable>(table: &T, hash: u64, key: &FlowKey) -> Option<NonNul
                 && (*place).ports == key.ports
                 && (*place).client.high == key.client.high
             {
-                return Some(entry);
+                return Some((start ^ way, entry));
             }
         }
         way += 1;

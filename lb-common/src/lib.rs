@@ -24,6 +24,7 @@ pub mod limits;
 pub mod outcome;
 pub mod protect;
 pub mod quic;
+pub mod recent;
 pub mod steer;
 pub mod trace;
 pub mod tunnel;

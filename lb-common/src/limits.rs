@@ -12,12 +12,12 @@ pub const SERVICES_MAX: u32 = 4096;
 /// Entries of the flow and handshake tables that share a hash bucket.
 pub const WAYS: u32 = 4;
 
-/// An entry's time of its flow's last packet may be late by the idle timeout shifted right by this (1/256).
-pub const SEEN_SHIFT: u32 = 8;
+/// An entry's time of its flow's last packet may be late by the idle timeout shifted right by this (1/64).
+pub const SEEN_SHIFT: u32 = 6;
 
 /// An entry whose flow the base steers as well is not replaced by another such while it was seen within the idle
-/// timeout shifted right by this (1/64; 5 s of 5 minutes). Longer than `seen` may be late.
-pub const RECENT_SHIFT: u32 = 6;
+/// timeout shifted right by this (1/32; 9 s of 5 minutes). Longer than `seen` may be late.
+pub const RECENT_SHIFT: u32 = 5;
 
 /// Longest probe in the address index, in entries.
 pub const INDEX_PROBES: u32 = 8;

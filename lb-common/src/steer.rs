@@ -34,6 +34,7 @@ use crate::{
     hash,
     limits::{HANDSHAKE_WINDOW, SEEN_SHIFT},
     outcome::Outcome,
+    recent,
 };
 
 /// How often a change of an entry's state is tried while others change it too.
@@ -102,6 +103,8 @@ pub trait Env {
     fn flows(&self) -> &Self::Flows;
     /// The handshake table.
     fn handshakes(&self) -> &Self::Handshakes;
+    /// What is noted beside a group of the flow table's entries, see [`recent`].
+    fn recent(&self, group: u32) -> Option<NonNull<recent::Group>>;
     /// A slot, counted over all services.
     fn slot(&self, index: u32) -> Option<Slot>;
     /// A backend's [`backend_flags`]; 0 when there is no such backend.
@@ -598,6 +601,7 @@ impl<'a, E: Env> Flow<'a, E> {
             stale = true;
             if E::WRITES {
                 unsafe { entry::set_meta(flow, meta.with(state::REOPENED)) };
+                self.forget_recent();
             }
         }
         let current = self.slot.current();
@@ -739,6 +743,7 @@ impl<'a, E: Env> Flow<'a, E> {
                 return;
             }
             entry::touch(entry, now, 0);
+            self.forget_recent();
             // Both sides may close at once, on two CPUs. Neither bit may be lost: once it is acknowledged, a FIN does
             // not come again. Each side changes the word twice at most, so whoever loses soon wins.
             let word = &raw mut (*entry.as_ptr()).meta;
@@ -768,6 +773,19 @@ impl<'a, E: Env> Flow<'a, E> {
                 old = found;
                 attempt += 1;
             }
+        }
+    }
+
+    /// The flow's packets have to be seen at its entry.
+    #[inline(always)]
+    fn forget_recent(&self) {
+        if self.service.flags & service_flags::TRACK_ALL == 0 {
+            return;
+        }
+        let group = recent::group(self.hash, self.env.flows().mask());
+        if let Some(words) = self.env.recent(group) {
+            // SAFETY: words that all CPUs write whole.
+            unsafe { recent::forget(words.as_ptr()) };
         }
     }
 

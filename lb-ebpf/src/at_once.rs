@@ -18,6 +18,7 @@ use crate::{
     parse::{Parsed, Then},
     protect, ranges,
     tables::Kernel,
+    tunnel::{self, Carried},
 };
 
 /// To a service, from a backend, or neither.
@@ -45,12 +46,15 @@ impl Then for AtOnce {
 #[inline(always)]
 fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u32) -> Option<u32> {
     let service = maps::SERVICES.get(id)?;
-    if service.flags & service_flags::QUIC != 0 || service.mode > mode::NAT {
+    if service.flags & service_flags::QUIC != 0 || service.mode == mode::FULL_NAT {
         return None;
     }
+    let is_tunnel = mode::is_tunnel(service.mode);
     let is_ready = |backend| {
         let record = maps::BACKENDS.get(backend)?;
-        backend_flags::is_ready(record.flags).then_some(record)
+        let takes = backend_flags::is_ready(record.flags)
+            && (!is_tunnel || tunnel::fits(packet, service, record));
+        takes.then_some(record)
     };
     let (decision, backend) = steer::at_once(
         &Kernel::<true>,
@@ -62,6 +66,15 @@ fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u3
     // It counts, so it comes where nothing goes to the whole program any more.
     if protect::denies_in(control, &packet.source) {
         return Some(drop(ctx, id, Outcome::DropClient));
+    }
+    if is_tunnel {
+        let carried = Carried::from(packet);
+        if let Err(outcome) = tunnel::encapsulate(ctx, &carried, service, backend, decision.hash) {
+            return Some(drop(ctx, id, outcome));
+        }
+        count::packet_to(decision.backend, packet.length);
+        count::outcome(id, decision.outcome);
+        return Some(forward::leave_by(ctx, backend.ifindex));
     }
     count::packet_to(decision.backend, packet.length);
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {

@@ -394,12 +394,18 @@ pub fn out(ctx: &XdpContext, link: &Link, exit: &Exit) -> Result<u32, Outcome> {
     Ok(leave(is_same, exit.ifindex))
 }
 
+/// Sends a frame out that is as it has to be.
+#[inline(always)]
+pub fn leave_by(ctx: &XdpContext, ifindex: u32) -> u32 {
+    leave(ifindex == ctx.ingress_ifindex() as u32, ifindex)
+}
+
 /// Sends a frame without tags out by an exit without one.
 #[inline(always)]
 pub fn out_untagged(ctx: &XdpContext, link: &Link, exit: &Exit) -> u32 {
     // SAFETY: the Ethernet header was checked by `parse`.
     unsafe { exit.address(link.ethernet) };
-    leave(exit.ifindex == ctx.ingress_ifindex() as u32, exit.ifindex)
+    leave_by(ctx, exit.ifindex)
 }
 
 /// Sends a frame out that was written anew for its backend, without tags.

@@ -6,7 +6,7 @@
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext};
 use lb_common::{
     abi::{backend_flags, control_flags, jump, mode},
-    entry::{self, OldestPolicy, Meta, NewEntry},
+    entry::{self, Meta, NewEntry, OldestPolicy},
     fragment::{self as rule, Key, TO_CLIENT},
     index::{self, kind},
     outcome::Outcome,

@@ -20,6 +20,7 @@ use lb_common::{
     index::IndexEntry,
     limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
+    recent,
     trace::{TraceCounts, TraceFilter},
 };
 
@@ -48,6 +49,11 @@ pub static SLOTS: Array<Slot> = Array::pinned(1 << 20, BPF_F_MMAPABLE);
 /// The flow table.
 #[map]
 pub static FLOWS: Array<FlowEntry> = Array::pinned(1 << 18, BPF_F_MMAPABLE);
+
+/// Beside the flow table: of which flows the entries were seen to a moment ago. (Mapped into memory by nobody, but only
+/// such an array begins at a page, so that a group never lies on two cache lines.)
+#[map]
+pub static RECENT: Array<recent::Group> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 
 /// The handshake table.
 #[map]

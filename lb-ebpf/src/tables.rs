@@ -9,6 +9,7 @@ use lb_common::{
     fragment,
     full_nat::{PortEntry, PortTable},
     limits::ANSWERS_PER_TICK,
+    recent,
     steer::{Count, Env},
 };
 
@@ -152,6 +153,11 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
     #[inline(always)]
     fn handshakes(&self) -> &Handshakes {
         &Handshakes
+    }
+
+    #[inline(always)]
+    fn recent(&self, group: u32) -> Option<NonNull<recent::Group>> {
+        maps::RECENT.get_ptr_mut(group).and_then(NonNull::new)
     }
 
     #[inline(always)]

@@ -25,6 +25,12 @@ pub fn room(service: &ServiceRecord, backend: &BackendRecord) -> u16 {
     backend.mtu.saturating_sub(overhead)
 }
 
+/// Whether the packet fits the tunnel to this backend.
+#[inline(always)]
+pub fn fits(packet: &Parsed, service: &ServiceRecord, backend: &BackendRecord) -> bool {
+    inner(packet.network).length <= room(service, backend)
+}
+
 /// A packet for a tunnel.
 pub struct Carried<'a> {
     /// How it came.

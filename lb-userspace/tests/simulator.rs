@@ -32,7 +32,7 @@ use lb_userspace::{
         drain::{Admin, Reason},
         observed::{Health, Way},
         refused::{Refused, RefusedKind},
-        spec::{BackendSpec, OnDeadline, Spec},
+        spec::{BackendSpec, OnDeadline, ServiceSpec, Spec, Tracking},
         state::Backend,
     },
 };
@@ -88,7 +88,19 @@ struct Plan {
     health: bool,
     /// Openings from addresses that nobody has, one in four packets.
     flood: bool,
+    /// Every flow is listed.
+    full: bool,
     sizes: Sizes,
+}
+
+impl Plan {
+    fn service(&self) -> ServiceSpec {
+        let mut service = service("web", self.health);
+        if self.full {
+            service.tracking = Tracking::Full;
+        }
+        service
+    }
 }
 
 impl Default for Plan {
@@ -103,6 +115,7 @@ impl Default for Plan {
             restarts: false,
             health: false,
             flood: false,
+            full: false,
             sizes: Sizes {
                 flows: 1 << 11,
                 handshakes: 1 << 11,
@@ -179,7 +192,7 @@ impl Simulator {
     fn new(seed: u64, plan: Plan) -> Self {
         let fake = Fake::new(plan.sizes);
         let state = Default::default();
-        let spec = spec([service("web", plan.health)]);
+        let spec = spec([plan.service()]);
         let engine = Engine::new(
             state,
             spec.clone(),
@@ -636,7 +649,7 @@ impl Simulator {
 
     /// Another configuration: other weights, and a backend that leaves it or comes back.
     fn reload(&mut self) {
-        let mut next = spec([service("web", self.plan.health)]);
+        let mut next = spec([self.plan.service()]);
         let web = next.services.get_mut("web").unwrap();
         for pool in web.pools.values_mut() {
             for backend in pool.backends.values_mut() {

@@ -5,11 +5,15 @@
 //! A program with no more than this in it stays small: what the rare packets need would cost every packet, because
 //! the machine has ten registers, and values that only a rare branch wants are written to the stack before it.
 
+use core::ptr::{self, NonNull};
+
 use super::{Decision, Env, Flow, Packet, tcp};
 use crate::{
     abi::ServiceRecord,
-    entry::{self, state},
+    entry::{self, EntryTable as _, FlowEntry, Meta, state},
+    limits::SEEN_SHIFT,
     outcome::Outcome,
+    recent,
 };
 
 /// Whether a packet with these TCP flags neither opens nor closes a flow. None other is steered at once.
@@ -37,7 +41,13 @@ pub fn at_once<E: Env, B>(
         let record = backend(base)?;
         return Some((flow.decision(Outcome::ForwardSteady, base), record));
     }
-    let entry = entry::find(env.flows(), flow.hash, &flow.key)?;
+    let recent = flow.recent();
+    if flow.is_recent(recent) {
+        let base = flow.slot.base();
+        let record = backend(base)?;
+        return Some((flow.decision(Outcome::ForwardFlow, base), record));
+    }
+    let (index, entry) = entry::locate(env.flows(), flow.hash, &flow.key)?;
     // SAFETY: the entry was found for this packet.
     let meta = unsafe { entry::meta(entry) };
     if meta.has(state::REOPENED) {
@@ -45,7 +55,56 @@ pub fn at_once<E: Env, B>(
     }
     let record = backend(meta.backend())?;
     flow.note(entry, 0);
+    flow.note_recent(recent, index, entry, meta);
     Some((flow.decision(Outcome::ForwardFlow, meta.backend()), record))
+}
+
+impl<E: Env> Flow<'_, E> {
+    /// What is noted beside the flow's group of entries, in a slot where that is enough to know.
+    #[inline(always)]
+    fn recent(&self) -> Option<NonNull<recent::Group>> {
+        if self.slot.is_tracked() {
+            return None;
+        }
+        let group = recent::group(self.hash, self.env.flows().mask());
+        self.env.recent(group)
+    }
+
+    /// Whether the flow's entry names the slot's base, and was seen to a moment ago.
+    #[inline(always)]
+    fn is_recent(&self, words: Option<NonNull<recent::Group>>) -> bool {
+        let Some(words) = words else {
+            return false;
+        };
+        let mark = recent::mark(self.hash, self.slot.base());
+        let grain = self.service.idle_ticks >> SEEN_SHIFT;
+        // SAFETY: words that all CPUs read and write whole.
+        unsafe { recent::holds(words.as_ptr(), self.hash, mark, self.env.now(), grain) }
+    }
+
+    /// Notes that the entry was seen to, for the next packets.
+    #[inline(always)]
+    fn note_recent(
+        &self,
+        words: Option<NonNull<recent::Group>>,
+        index: u32,
+        entry: NonNull<FlowEntry>,
+        meta: Meta,
+    ) {
+        let unsettled = state::CLOSING | state::REOPENED | state::GUESSED;
+        let Some(words) = words else {
+            return;
+        };
+        if !E::WRITES || meta.has(unsettled) || meta.backend() != self.slot.base() {
+            return;
+        }
+        let mark = recent::mark(self.hash, meta.backend());
+        // SAFETY: the entry was found for this packet; words as above.
+        unsafe {
+            let seen = ptr::read_volatile(&raw const (*entry.as_ptr()).seen);
+            recent::note(words.as_ptr(), index, recent::word(mark, seen));
+        }
+    }
 }
 
 /// Notes a backend's answer as [`super::note_reply`] does, if it can be done at once; else says false.
@@ -65,12 +124,18 @@ pub fn note_reply_at_once<E: Env>(
         return false;
     };
     if flow.is_tracked() {
-        if let Some(entry) = entry::find(env.flows(), flow.hash, &flow.key) {
+        let recent = flow.recent();
+        if flow.is_recent(recent) {
+            return true;
+        }
+        if let Some((index, entry)) = entry::locate(env.flows(), flow.hash, &flow.key) {
             // SAFETY: the entry was found for this packet.
-            if unsafe { entry::meta(entry) }.has(state::GUESSED) {
+            let meta = unsafe { entry::meta(entry) };
+            if meta.has(state::GUESSED) {
                 return false;
             }
             flow.note(entry, 0);
+            flow.note_recent(recent, index, entry, meta);
         } else if flow.slot.is_moved() && backend == flow.slot.current() {
             // It shows where its flow is.
             return false;

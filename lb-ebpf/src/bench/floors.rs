@@ -3,15 +3,19 @@
 //!
 //! `#[inline(always)]`: else the program is a call of a function that does the work, which costs some 7 ns.
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext as _, bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head, macros::xdp,
+    programs::XdpContext,
+};
 use lb_common::{
     Addr,
+    checksum::fold,
     hash::{keyed, reduce},
 };
 
 use crate::{
     maps, parse,
-    shared::{LARGE, TABLE_SLOTS, floor_hash},
+    shared::{LARGE, OUTER_LENGTH, TABLE_SLOTS, floor_hash},
     word::{load8, load16, load32, load64},
 };
 
@@ -82,6 +86,46 @@ impl Flow {
     }
 }
 
+/// An Ethernet header and the IPv4 header of a tunnel, in the words they are stored in.
+#[repr(C, packed)]
+struct Outer(Macs, u16, [u64; 2], u32);
+
+/// Makes room for a tunnel's header.
+#[inline(always)]
+fn grow(ctx: &XdpContext) -> bool {
+    // SAFETY: the context is the kernel's own.
+    unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), -(OUTER_LENGTH as i32)) == 0 }
+}
+
+/// Puts a header in front of the packet, of which all but the length is as it stands in the map.
+#[inline(always)]
+fn encapsulate(ctx: &XdpContext, backend: u64) -> Option<u32> {
+    let length = (ctx.data_end() - ctx.data()) - 14 + OUTER_LENGTH;
+    let length = u64::from((length as u16).to_be());
+    if !grow(ctx) {
+        return None;
+    }
+    let [a, b, c, _] = *maps::BACKENDS.get(backend as u32)?;
+    let outer = maps::OUTER.get(0)?;
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + size_of::<Outer>() > end {
+        return None;
+    }
+    let check = !fold(outer[3] + length);
+    let first = outer[0] | (length << 16);
+    let second = outer[1] | (u64::from(check) << 16);
+    // SAFETY: it lies before the `end` that was compared with.
+    unsafe {
+        (start as *mut Outer).write_unaligned(Outer(
+            [a, b, c],
+            IPV4,
+            [first, second],
+            outer[2] as u32,
+        ));
+    }
+    Some(xdp_action::XDP_TX)
+}
+
 #[inline(always)]
 unsafe fn swap(ethernet: *mut Macs) -> u32 {
     unsafe {
@@ -124,6 +168,13 @@ fn small(hash: u64) -> Option<u64> {
 #[inline(always)]
 pub fn floor_tx(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
+}
+
+/// Room for a tunnel's header and nothing else: what the driver costs where it gives that room back.
+#[xdp]
+#[inline(always)]
+pub fn floor_grow(ctx: XdpContext) -> u32 {
+    or_miss(grow(&ctx).then_some(xdp_action::XDP_TX))
 }
 
 /// Parse, MAC swap.
@@ -173,6 +224,17 @@ pub fn floor_array_1m(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn floor_mac(ctx: XdpContext) -> u32 {
     or_miss(Flow::parse(&ctx).and_then(|flow| flow.send(small(flow.hash())?)))
+}
+
+/// Parse, hash, slot, backend, an IPv4 header in front: the least that a tunnel takes.
+#[xdp]
+#[inline(always)]
+pub fn floor_tunnel(ctx: XdpContext) -> u32 {
+    or_miss(
+        Flow::parse(&ctx)
+            .and_then(|flow| small(flow.hash()))
+            .and_then(|backend| encapsulate(&ctx, backend)),
+    )
 }
 
 /// The same with the keyed hash that ebb uses.

@@ -42,6 +42,10 @@ pub static KEY: Array<HashKey> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static BACKENDS: Array<[u32; 4]> = Array::with_max_entries(FLOOR_BACKENDS, BPF_F_MMAPABLE);
 
+/// The floor's tunnel header without its length: two words of eight bytes, the destination, and the sum of its words.
+#[map]
+pub static OUTER: Array<[u64; 4]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Every flow's backend in the kernel's hash map: client address (two words), ports.
 #[map]
 pub static FLOWS: HashMap<[u64; 3], u64> = HashMap::with_max_entries(LARGE, 0);

@@ -9,6 +9,9 @@ pub const V4_LENGTH: usize = 64;
 /// Length of an IPv6 frame of the bench in bytes: headers and 14 bytes of data.
 pub const V6_LENGTH: usize = 88;
 
+/// Length of the header that the tunnel's floor puts in front, in bytes.
+pub const OUTER_LENGTH: usize = 20;
+
 /// Slots of a table in the floor programs, as of a service of ebb.
 pub const TABLE_SLOTS: u32 = 65537;
 

@@ -16,7 +16,9 @@ use lb_common::{
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     full_nat::Sources,
     index::IndexEntry,
+    limits::WAYS,
     outcome::Outcome,
+    recent,
     steer::{Count, Decision, Env, Packet, at_once, note_reply, steer, tcp},
     trace::TraceFilter,
 };
@@ -81,6 +83,8 @@ struct Memory {
     index: Vec<IndexEntry>,
     clients: ClientRules,
     flows: Entries,
+    /// Beside them.
+    recent: Box<[UnsafeCell<recent::Group>]>,
     handshakes: Entries,
     stats: RefCell<HashMap<u32, BackendStats>>,
     outcomes: RefCell<HashMap<u32, Outcomes>>,
@@ -110,7 +114,7 @@ struct Entries(Box<[UnsafeCell<FlowEntry>]>);
 
 impl Entries {
     fn new(size: u32) -> Self {
-        let size = size.next_power_of_two().max(lb_common::limits::WAYS);
+        let size = size.next_power_of_two().max(WAYS);
         Self(
             (0..size)
                 .map(|_| UnsafeCell::new(FlowEntry::default()))
@@ -152,6 +156,10 @@ impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
 
     fn handshakes(&self) -> &Entries {
         &self.0.handshakes
+    }
+
+    fn recent(&self, group: u32) -> Option<NonNull<recent::Group>> {
+        NonNull::new(self.0.recent.get(group as usize)?.get())
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {
@@ -303,13 +311,16 @@ impl Memory {
 impl Fake {
     /// An empty one, whose clock stands at tick 1000 until it is moved.
     pub fn new(sizes: Sizes) -> Self {
+        let flows = Entries::new(sizes.flows);
+        let groups = 0..flows.0.len() / WAYS as usize;
         Self(Arc::new(Mutex::new(Memory {
             backends: HashMap::new(),
             services: BTreeMap::new(),
             tables: BTreeMap::new(),
             index: Vec::new(),
             clients: ClientRules::default(),
-            flows: Entries::new(sizes.flows),
+            flows,
+            recent: groups.map(|_| UnsafeCell::default()).collect(),
             handshakes: Entries::new(sizes.handshakes),
             stats: RefCell::default(),
             outcomes: RefCell::default(),
@@ -553,15 +564,22 @@ impl Datapath for Fake {
     fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
         let mut memory = self.memory();
         memory.write("scan")?;
-        for entry in memory
-            .table_of(table)
-            .get_mut()
-            .filter(|entry| entry.tag != 0)
-        {
+        let mut removed = Vec::new();
+        let entries = memory.table_of(table).get_mut();
+        for (index, entry) in entries.enumerate().filter(|(_, entry)| entry.tag != 0) {
             match visit(entry) {
                 Verdict::Keep => {}
-                Verdict::Remove => *entry = FlowEntry::default(),
+                Verdict::Remove => {
+                    *entry = FlowEntry::default();
+                    removed.push(index);
+                }
                 Verdict::Set(bits) => entry.meta = Meta(entry.meta).with(bits).0,
+            }
+        }
+        if table == Table::Flows {
+            let ways = WAYS as usize;
+            for index in removed {
+                memory.recent[index / ways].get_mut()[index % ways] = 0;
             }
         }
         Ok(())

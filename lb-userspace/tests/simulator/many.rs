@@ -15,7 +15,7 @@ use super::*;
 const EVENTS: u64 = 10_000_000;
 
 /// The kinds of runs.
-fn plans() -> [Plan; 6] {
+fn plans() -> [Plan; 7] {
     let usual = Plan {
         name: "changes",
         packets_a_step: 60,
@@ -34,6 +34,11 @@ fn plans() -> [Plan; 6] {
             fault_one_in: Some(15),
             restarts: true,
             health: true,
+            ..usual
+        },
+        Plan {
+            name: "full",
+            full: true,
             ..usual
         },
         Plan {

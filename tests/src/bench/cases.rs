@@ -100,6 +100,9 @@ const KINDS: [Kind; 7] = [
 /// All rows of a family with this many flows.
 pub fn rows(node: &Node, family: Family, flows: u32) -> Result<Vec<Row>> {
     let mut rows = vec![pass(family, flows)];
+    for mode in [mode::IPIP, mode::GUE] {
+        rows.push(to_service(node, family, mode, &STEADY, flows)?);
+    }
     for mode in [mode::L2, mode::NAT] {
         for kind in KINDS.iter().filter(|kind| (kind.flows)(flows)) {
             rows.push(to_service(node, family, mode, kind, flows)?);
@@ -111,7 +114,12 @@ pub fn rows(node: &Node, family: Family, flows: u32) -> Result<Vec<Row>> {
 }
 
 fn mode_name(number: u8) -> &'static str {
-    if number == mode::NAT { "nat" } else { "l2" }
+    match number {
+        mode::NAT => "nat",
+        mode::IPIP => "ipip",
+        mode::GUE => "gue",
+        _ => "l2",
+    }
 }
 
 fn to_service(node: &Node, family: Family, mode: u8, kind: &Kind, flows: u32) -> Result<Row> {
@@ -132,6 +140,7 @@ fn to_service(node: &Node, family: Family, mode: u8, kind: &Kind, flows: u32) ->
         flows,
         tables: kind.tables,
         fill: None,
+        is_tunnelled: mode::is_tunnel(mode),
         verdict: Verdict::Tx,
         expect: forwarded(service, opening),
     })
@@ -170,6 +179,7 @@ fn pass(family: Family, flows: u32) -> Row {
         flows,
         tables: Tables::Any,
         fill: None,
+        is_tunnelled: false,
         verdict: Verdict::Pass,
         expect: Box::new(|_, _, segment| Ok(segment)),
     }
@@ -195,6 +205,7 @@ fn reply(node: &Node, family: Family, flows: u32, standing: Standing) -> Result<
         flows,
         tables: if full { Tables::Filled } else { Tables::Any },
         fill: full.then(|| Frames::to(vip, ACK)),
+        is_tunnelled: false,
         verdict: Verdict::Redirect,
         expect: Box::new(move |_, _, mut segment| {
             (segment.to_mac, segment.from_mac) = GATEWAY;

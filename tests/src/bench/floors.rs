@@ -6,12 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ArrayOfMaps, MapData};
 use lb_common::{
     Addr,
+    checksum::sum_bytes,
     hash::{HashKey, keyed, reduce},
     steer::tcp::ACK,
 };
 
 use super::{
-    Family, REFERENCE,
+    Family, LINE_REFERENCE, REFERENCE, TUNNEL_REFERENCE,
     driver::Driver,
     frames::Frames,
     memory::Memory,
@@ -33,10 +34,12 @@ enum Out {
     Backend(u32),
     /// The same, by the keyed hash.
     BackendByKeyed,
+    /// To the backend, in a tunnel.
+    Tunnelled,
 }
 
 /// Name, program, what comes out, whether it is also run with IPv6.
-const FLOORS: [(&str, &str, Out, bool); 13] = [
+const FLOORS: [(&str, &str, Out, bool); 14] = [
     ("XDP_TX only", "floor_tx", Out::Same, true),
     ("parse + MAC swap", "floor_swap", Out::Swapped, true),
     (
@@ -58,6 +61,7 @@ const FLOORS: [(&str, &str, Out, bool); 13] = [
         false,
     ),
     (REFERENCE, "floor_mac", Out::Backend(TABLE_SLOTS), true),
+    (TUNNEL_REFERENCE, "floor_tunnel", Out::Tunnelled, true),
     (
         "keyed hash + array + MAC rewrite",
         "floor_keyed",
@@ -88,12 +92,7 @@ const FLOORS: [(&str, &str, Out, bool); 13] = [
         Out::Backend(TABLE_SLOTS),
         false,
     ),
-    (
-        "cache line of a 1M table + MAC rewrite",
-        "floor_line",
-        Out::Backend(LARGE),
-        false,
-    ),
+    (LINE_REFERENCE, "floor_line", Out::Backend(LARGE), true),
     (
         "hash map hit + MAC rewrite",
         "floor_hash_map",
@@ -128,6 +127,7 @@ pub fn rows(family: Family, flows: u32) -> Vec<Row> {
             flows,
             tables: Tables::Any,
             fill: None,
+            is_tunnelled: matches!(out, Out::Tunnelled),
             verdict: Verdict::Tx,
             expect: Box::new(move |_, _, segment| Ok(expected(out, segment))),
         })
@@ -162,7 +162,7 @@ fn expected(out: Out, mut segment: Segment) -> Segment {
         Out::Same => {}
         Out::Swapped => std::mem::swap(&mut segment.to_mac, &mut segment.from_mac),
         Out::Backend(slots) => to(&mut segment, slots),
-        Out::BackendByKeyed => to(&mut segment, TABLE_SLOTS),
+        Out::BackendByKeyed | Out::Tunnelled => to(&mut segment, TABLE_SLOTS),
     }
     segment
 }
@@ -189,6 +189,8 @@ pub fn prepare(driver: &mut Driver, rows: &[Row]) -> Result<()> {
         record[6..12].copy_from_slice(&from);
         backends.set(backend as usize, record);
     }
+    let mut outer: Memory<[u64; 4]> = Memory::new(&driver.ebpf, "OUTER")?;
+    outer.set(0, outer_header());
     let mut lines: Memory<[u64; 8]> = Memory::new(&driver.ebpf, "LINES")?;
     for index in 0..lines.len() {
         let backend = u64::from(floor_backend(index as u32));
@@ -205,6 +207,15 @@ pub fn prepare(driver: &mut Driver, rows: &[Row]) -> Result<()> {
         fill_hash_map(driver, flows)?;
     }
     Ok(())
+}
+
+/// The tunnel's header in words, with neither length nor checksum, and the sum of its 16-bit words.
+fn outer_header() -> [u64; 4] {
+    let mut header = [0; 24];
+    header[..12].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0]);
+    header[12..20].copy_from_slice(&[192, 0, 2, 2, 10, 0, 0, 1]);
+    let word = |at: usize| u64::from_ne_bytes(header[at..at + 8].try_into().expect("eight bytes"));
+    [word(0), word(8), word(16), sum_bytes(&header)]
 }
 
 fn nested(driver: &mut Driver, name: &str, flags: u32) -> Result<()> {

@@ -35,6 +35,14 @@ use services::Node;
 /// The floor that ratios are taken against.
 pub const REFERENCE: &str = "hash + array + MAC rewrite";
 
+/// The floor of what leaves in a tunnel.
+pub const TUNNEL_REFERENCE: &str = "hash + array + 20-byte tunnel header";
+
+/// The floor of what needs a flow's entry.
+pub const LINE_REFERENCE: &str = "cache line of a 1M table + MAC rewrite";
+
+const REFERENCES: [&str; 3] = [REFERENCE, TUNNEL_REFERENCE, LINE_REFERENCE];
+
 /// Address family of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -63,7 +71,7 @@ pub struct Settings {
     pub flows: Vec<u32>,
     /// Address families.
     pub families: Vec<Family>,
-    /// Only rows whose name contains one of these (and the reference floor); empty: all.
+    /// Only rows whose name contains one of these (and the reference floors); empty: all.
     pub only: Vec<String>,
     /// CPU to run on; else the last one allowed.
     pub cpu: Option<usize>,
@@ -141,7 +149,7 @@ fn all_rows(settings: &Settings, node: &Node, driver: &mut Driver) -> Result<Vec
     }
     rows.retain(|row| {
         settings.wants(&row.label())
-            || matches!(&row.what, rows::What::Floor(name) if *name == REFERENCE)
+            || matches!(&row.what, rows::What::Floor(name) if REFERENCES.contains(name))
     });
     floors::prepare(driver, &rows)?;
     Ok(rows)

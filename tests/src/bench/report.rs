@@ -4,10 +4,11 @@ use std::fmt;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
+use lb_common::outcome::Outcome;
 use serde::Serialize;
 
 use super::{
-    Family, REFERENCE,
+    Family, LINE_REFERENCE, REFERENCE, TUNNEL_REFERENCE,
     rows::{Measured, Row, What, flows_name},
     services::Node,
     tables::TableCost,
@@ -78,7 +79,7 @@ pub struct Floor {
 pub struct Case {
     /// Kind of packet.
     pub kind: &'static str,
-    /// `l2`, `nat` or `none`.
+    /// `l2`, `nat`, `ipip`, `gue` or `none`.
     pub mode: &'static str,
     /// `v4` or `v6`.
     pub family: &'static str,
@@ -201,7 +202,7 @@ pub fn build(
                 net_ns,
                 quartiles_ns,
                 ratio: ratio(row, &values, rows, measured),
-                floor: REFERENCE,
+                floor: floor_of(row),
                 outcome: outcome.name(),
             }),
         }
@@ -209,9 +210,18 @@ pub fn build(
     Ok(report)
 }
 
+/// The floor that a row is compared with.
+fn floor_of(row: &Row) -> &'static str {
+    match row.what {
+        _ if row.is_tunnelled => TUNNEL_REFERENCE,
+        What::Case { outcome, .. } if outcome == Outcome::ForwardFlow => LINE_REFERENCE,
+        _ => REFERENCE,
+    }
+}
+
 fn ratio(row: &Row, values: &[f64], rows: &[Row], measured: &[Vec<Measured>]) -> f64 {
     let reference = rows.iter().zip(measured).find(|(other, _)| {
-        matches!(other.what, What::Floor(REFERENCE))
+        matches!(other.what, What::Floor(name) if name == floor_of(row))
             && other.flows == row.flows
             && other.family() == row.family()
     });
@@ -275,7 +285,8 @@ impl fmt::Display for Report {
         if !self.cases.is_empty() {
             writeln!(
                 out,
-                "\n{}\n(x: times the floor \"{REFERENCE}\" with as many flows)",
+                "\n{}\n(x: times the floor \"{REFERENCE}\" with as many flows; tunnels: \"{TUNNEL_REFERENCE}\"; \
+                 flows with an entry: \"{LINE_REFERENCE}\")",
                 self.case_table(&flows)
             )?;
         }

@@ -25,6 +25,9 @@ use crate::rig::{INGRESS, Rig, ServiceSetup, at};
 /// Backends of a service; the first half own the slots, the second half get them in a moved table.
 pub const BACKENDS: u32 = 16;
 
+/// Room for services: one more than there are.
+const SERVICES: u32 = 19;
+
 /// Entries of the flow table and of the handshake table: half full with the most flows.
 pub const ENTRIES: u32 = 2 * LARGE;
 
@@ -78,8 +81,8 @@ impl Node {
         let mut rig = Rig::with_object(
             file.as_deref().unwrap_or(object::XDP),
             Capacity {
-                services: 15,
-                backends: 15 * BACKENDS,
+                services: SERVICES,
+                backends: SERVICES * BACKENDS,
                 slots: 1 << 21,
                 flows: ENTRIES,
                 handshakes: ENTRIES,
@@ -108,6 +111,11 @@ impl Node {
         }
         for mode in [mode::L2, mode::NAT] {
             node.add(Family::V4, mode, Standing::Live)?;
+        }
+        for family in [Family::V4, Family::V6] {
+            for mode in [mode::IPIP, mode::GUE] {
+                node.add(family, mode, Standing::Steady)?;
+            }
         }
         Ok(node)
     }
@@ -254,7 +262,7 @@ fn backend_address(setup: &ServiceSetup, backend: u32) -> SocketAddr {
         _ => setup.vip.port(),
     };
     match setup.vip {
-        SocketAddr::V4(_) => at(&format!("10.0.0.{backend}"), port),
+        SocketAddr::V4(_) => at(&format!("10.0.{}.{}", backend >> 8, backend & 255), port),
         SocketAddr::V6(_) => at(&format!("fd00::{backend:x}"), port),
     }
 }

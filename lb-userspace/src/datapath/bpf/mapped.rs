@@ -38,6 +38,8 @@ unsafe impl Words for lb_common::full_nat::PortEntry {}
 unsafe impl Words for lb_common::full_nat::Sources {}
 // SAFETY: as above.
 unsafe impl Words for lb_common::index::IndexEntry {}
+// SAFETY: as above.
+unsafe impl Words for lb_common::recent::Group {}
 
 /// What parts of a map begin and end at: a multiple of every size of page.
 const ALIGNMENT: usize = 1 << 16;

@@ -24,6 +24,7 @@ use lb_common::{
     index::{self, IndexEntry, Live, kind},
     limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX, WAYS},
     outcome::Outcome,
+    recent,
     trace::{TraceFilter, look},
 };
 
@@ -122,6 +123,7 @@ pub struct BpfDatapath {
     backends: Parts<BackendRecord>,
     slots: Parts<Slot>,
     flows: Parts<FlowEntry>,
+    recent: Parts<recent::Group>,
     handshakes: Parts<FlowEntry>,
     ports: Parts<PortEntry>,
     sources: Mapped<Sources>,
@@ -157,12 +159,13 @@ fn index_half(capacity: &Capacity) -> u32 {
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose size is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 9] {
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 10] {
     [
         ("SERVICES", capacity.services + 1, "services"),
         ("BACKENDS", capacity.backends + 1, "backends"),
         ("SLOTS", capacity.slots, "slots"),
         ("FLOWS", capacity.flows, "flows"),
+        ("RECENT", capacity.flows / WAYS, "flows"),
         ("HANDSHAKES", capacity.handshakes, "handshakes"),
         ("PORTS", capacity.ports, "ports"),
         (
@@ -211,6 +214,7 @@ impl BpfDatapath {
             backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?,
             slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
             flows: Parts::new("FLOWS", array(&ebpf, "FLOWS")?)?,
+            recent: Parts::new("RECENT", array(&ebpf, "RECENT")?)?,
             handshakes: Parts::new("HANDSHAKES", array(&ebpf, "HANDSHAKES")?)?,
             ports: Parts::new("PORTS", array(&ebpf, "PORTS")?)?,
             sources: mapped(&ebpf, "SOURCES")?,
@@ -396,6 +400,19 @@ impl BpfDatapath {
         ))
     }
 
+    /// Nobody has lately seen to these entries, in ascending order within [`SCANNED_AT_ONCE`].
+    fn forget_recent(&self, entries: &[u32]) -> Result<()> {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+            return Ok(());
+        };
+        let part = self.recent.part(first / WAYS..last / WAYS + 1)?;
+        for index in entries {
+            let words = part.words(index / WAYS)?;
+            words[(index % WAYS) as usize].store(0, Ordering::Release);
+        }
+        Ok(())
+    }
+
     fn table_of(&self, table: Table) -> &Parts<FlowEntry> {
         match table {
             Table::Flows => &self.flows,
@@ -564,28 +581,29 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
 /// Entries of a flow table that are in memory together while it is looked through: 1 MiB.
 const SCANNED_AT_ONCE: u32 = 1 << 14;
 
-/// Lets `visit` see an entry, and does what it says.
+/// Lets `visit` see an entry, and does what it says. Whether the entry was removed.
 fn scan_entry(
     table: &Mapped<FlowEntry>,
     index: u32,
     visit: &mut dyn FnMut(&FlowEntry) -> Verdict,
-) -> Result<()> {
+) -> Result<bool> {
     let words = table.words(index)?;
     let tag = words[0].load(Ordering::Acquire);
     // Free, or being filled right now: it will be seen next time.
     if tag & 1 == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let entry = table.read(index)?;
     if entry.tag != tag || words[0].load(Ordering::Acquire) != tag {
-        return Ok(());
+        return Ok(false);
     }
     let meta_word = &words[std::mem::offset_of!(FlowEntry, meta) / 8];
     match visit(&entry) {
         Verdict::Keep => {}
         // Whoever changed the word meanwhile has just seen the flow; it stays.
         Verdict::Remove => {
-            let _ = words[0].compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed);
+            let freed = words[0].compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed);
+            return Ok(freed.is_ok());
         }
         Verdict::Set(bits) => {
             let new = Meta(entry.meta).with(bits).0;
@@ -593,7 +611,7 @@ fn scan_entry(
                 meta_word.compare_exchange(entry.meta, new, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// The places that a flow can be in, with the programs that fill them at the same time.
@@ -796,12 +814,18 @@ impl Datapath for BpfDatapath {
     }
 
     fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
-        let table = self.table_of(table);
-        for first in (0..table.len()).step_by(SCANNED_AT_ONCE as usize) {
-            let range = first..(first + SCANNED_AT_ONCE).min(table.len());
-            let part = table.part(range.clone())?;
+        let entries = self.table_of(table);
+        for first in (0..entries.len()).step_by(SCANNED_AT_ONCE as usize) {
+            let range = first..(first + SCANNED_AT_ONCE).min(entries.len());
+            let part = entries.part(range.clone())?;
+            let mut removed = Vec::new();
             for index in range {
-                scan_entry(&part, index, visit)?;
+                if scan_entry(&part, index, visit)? {
+                    removed.push(index);
+                }
+            }
+            if table == Table::Flows {
+                self.forget_recent(&removed)?;
             }
         }
         Ok(())
