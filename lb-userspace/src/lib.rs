@@ -6,3 +6,4 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod model;
+pub mod step;

@@ -102,7 +102,12 @@ impl World {
             }),
         };
         let fake = self.fake.clone();
-        let task = tokio::spawn(run(options, move |_| Ok(Box::new(fake)), ports));
+        let task = tokio::spawn(run(
+            options,
+            move |_| Ok(Box::new(fake)),
+            ports,
+            std::sync::Arc::new(lb_userspace::daemon::clock::WallClock),
+        ));
         Daemon {
             socket,
             events,

@@ -11,6 +11,11 @@ struct Layer {
 
 const LAYERS: &[Layer] = &[
     Layer {
+        module: "step",
+        may_use: &["step"],
+        must_not_name: &["tokio", "aya"],
+    },
+    Layer {
         module: "model",
         may_use: &["model"],
         must_not_name: &[
@@ -29,7 +34,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "datapath",
-        may_use: &["datapath", "model"],
+        may_use: &["datapath", "model", "step"],
         must_not_name: &["axum", "hyper"],
     },
     Layer {
@@ -39,7 +44,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "daemon",
-        may_use: &["api", "config", "daemon", "datapath", "model"],
+        may_use: &["api", "config", "daemon", "datapath", "model", "step"],
         must_not_name: &["clap", "comfy_table", "indicatif"],
     },
     Layer {

@@ -23,4 +23,5 @@ pub mod server;
 pub mod soak;
 pub mod tagged;
 pub mod vm;
+pub mod walk;
 pub mod wire;

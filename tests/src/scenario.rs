@@ -21,7 +21,7 @@ use crate::{
     clock,
     config::{self, Service},
     lab::{
-        Answers, Cli, Ebb, Guard, Lab, LabOptions, Topology,
+        Answers, Cli, Ebb, Fate, Guard, Lab, LabOptions, Topology,
         address::{self, Family},
     },
 };
@@ -149,6 +149,31 @@ impl Scene {
         };
         scene.wait_all_up()?;
         Ok(scene)
+    }
+
+    /// A scene whose daemon's lives are decided over.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn mortal(
+        way: Way,
+        backends: &[&str],
+        edit: impl FnOnce(&mut Service),
+    ) -> Result<(Self, Fate)> {
+        let (lab, mut service) = lab(way, backends)?;
+        edit(&mut service);
+        let servers = lab.serve(service.backend_port)?;
+        let text = config::file(&lab, std::slice::from_ref(&service));
+        let (ebb, fate) = Ebb::start_mortal(&lab, &text)?;
+        let scene = Self {
+            ebb,
+            servers,
+            service,
+            lab,
+            tail: String::new(),
+        };
+        scene.wait_all_up()?;
+        Ok((scene, fate))
     }
 
     /// Waits until every backend that the daemon knows of is up and the way to it known.
@@ -520,11 +545,12 @@ pub fn backend<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
         .find(|backend| backend["name"] == name)
 }
 
-/// Whether a backend in a status is up and can be reached.
+/// Whether a backend in a status is up, or nobody checks, and it can be reached.
 fn is_ready(backend: &Value) -> bool {
     // `eth0 02:00:00:00:00:01`, or why there is no next hop.
     let hop = backend["next_hop"].as_str().unwrap_or_default();
-    backend["health"] == "up" && hop.matches(':').count() == 5
+    let is_up = backend["health"] == "up" || backend["health"] == "unchecked";
+    is_up && hop.matches(':').count() == 5
 }
 
 /// Clients' ends of the long connections that a backend took.
@@ -541,6 +567,28 @@ pub fn long_on(load: &Load, backend: &str) -> BTreeSet<SocketAddr> {
 #[must_use]
 pub fn now() -> u64 {
     clock::now_ns()
+}
+
+/// A seed that is another one at each commit, and the same at the same one; 1 where there is no repository. The environment
+/// variable `EBB_SEED` overrides it, to run something again as it was.
+#[must_use]
+pub fn seed_of_commit() -> u64 {
+    if let Some(seed) = std::env::var("EBB_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
+        return seed;
+    }
+    let directory = env!("CARGO_MANIFEST_DIR");
+    let output = std::process::Command::new("git")
+        .args(["-C", directory, "rev-parse", "--short=12", "HEAD"])
+        .output();
+    let commit = output
+        .ok()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    commit
+        .and_then(|commit| u64::from_str_radix(commit.trim(), 16).ok())
+        .unwrap_or(1)
 }
 
 /// A receipt's parts must add up to the flows it began with.

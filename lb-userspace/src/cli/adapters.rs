@@ -28,7 +28,7 @@ pub fn run_daemon(options: &NodeOptions) -> Result<u8, CliError> {
 }
 
 /// Log lines go to standard error; `RUST_LOG` says which.
-fn start_log() {
+pub fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // Only a second subscriber in one process is refused.

@@ -48,6 +48,7 @@ use std::{ffi::OsString, future::Future, process::ExitCode};
 
 use clap::Parser;
 
+pub use adapters::start_log;
 use args::{Cli, Command};
 use client::Client;
 use error::CliError;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Loader, RunOptions, StopOrder, alerts,
-    clock::{Clock as _, WallClock},
+    clock::{Clock, WallClock},
     core::{Event, Ports},
     engine::commands::ProbeTarget,
     nexthop::{NextHop, Resolution, Resolver},
@@ -58,12 +58,9 @@ pub struct NodeOptions {
 /// Whatever keeps it from starting; a [`Refusal`] inside is a bad configuration.
 pub fn run_node(options: &NodeOptions) -> anyhow::Result<()> {
     super::heap::configure();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("starting the daemon's threads")?;
-    let detach = runtime.block_on(run(options))?;
+    let runtime = runtime()?;
+    let clock = Arc::new(WallClock);
+    let detach = runtime.block_on(run(options, |spec| load(options, spec), clock))?;
     if detach {
         bpf::remove_pins(&options.pins)
             .with_context(|| format!("removing {}", options.pins.display()))?;
@@ -72,7 +69,42 @@ pub fn run_node(options: &NodeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run(options: &NodeOptions) -> anyhow::Result<bool> {
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the daemon's threads")
+}
+
+/// The data plane of a node: loaded, on its interfaces, and nobody there to run it yet.
+///
+/// # Errors
+/// The configuration is bad, or the data plane can not be loaded.
+pub fn load_node(options: &NodeOptions) -> anyhow::Result<BpfDatapath> {
+    let spec = loader()(&options.config)?;
+    load(options, &spec)
+}
+
+/// Runs the daemon over a data plane that [`load_node`] has loaded, by another clock.
+///
+/// # Errors
+/// As of [`run_node`].
+pub fn run_loaded(
+    options: &NodeOptions,
+    datapath: BpfDatapath,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    runtime.block_on(run(options, |_| Ok(datapath), clock))?;
+    Ok(())
+}
+
+async fn run(
+    options: &NodeOptions,
+    datapath: impl FnOnce(&Spec) -> anyhow::Result<BpfDatapath>,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<bool> {
     let stop = StopOrder::default();
     let run_options = RunOptions {
         config: options.config.clone(),
@@ -82,15 +114,12 @@ async fn run(options: &NodeOptions) -> anyhow::Result<bool> {
         stop: stop.clone(),
     };
     let (ports, events) = ports()?;
-    super::run(run_options, |spec| open(options, spec, events), ports).await?;
+    let open = |spec: &Spec| begin(options, datapath(spec)?, events);
+    super::run(run_options, open, ports, clock).await?;
     Ok(stop.is_detach())
 }
 
-fn open(
-    options: &NodeOptions,
-    spec: &Spec,
-    events: mpsc::Sender<Event>,
-) -> anyhow::Result<Box<dyn Datapath>> {
+fn load(options: &NodeOptions, spec: &Spec) -> anyhow::Result<BpfDatapath> {
     let bpf_options = Options {
         pins: options.pins.clone(),
         interfaces: spec.node.interfaces.clone(),
@@ -98,9 +127,18 @@ fn open(
         capacity: spec.node.capacity,
         trace: options.trace,
     };
-    let mut datapath =
+    let datapath =
         BpfDatapath::open(object::XDP, &bpf_options).map_err(|error| explained(options, error))?;
     super::heap::set_aside(object::XDP);
+    Ok(datapath)
+}
+
+/// Says where it is, and has it heard from here on.
+fn begin(
+    options: &NodeOptions,
+    mut datapath: BpfDatapath,
+    events: mpsc::Sender<Event>,
+) -> anyhow::Result<Box<dyn Datapath>> {
     for attachment in datapath.attachments() {
         let (interface, mode) = (&attachment.interface, &attachment.mode);
         tracing::info!("XDP program on {interface}, {mode} mode");

@@ -15,7 +15,10 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::model::state::{Op, State};
+use crate::{
+    model::state::{Op, State},
+    step::{Step, step},
+};
 
 /// First line of a journal.
 const HEADER: &str = "ebb journal 1\n";
@@ -154,7 +157,9 @@ impl Journal {
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        step(Step::JournalWrite);
         self.file.write_all(line)?;
+        step(Step::JournalSync);
         self.file.sync_data()
     }
 }
@@ -230,15 +235,20 @@ fn replace(directory: &Path, path: &Path, state: &State) -> io::Result<u64> {
     let new = path.with_extension("new");
     let mut contents = HEADER.as_bytes().to_vec();
     contents.extend(encode(&Record::Snapshot(Box::new(state.clone())))?);
+    step(Step::Snapshot);
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(&new)?;
+    step(Step::Snapshot);
     file.write_all(&contents)?;
+    step(Step::Snapshot);
     file.sync_all()?;
+    step(Step::Snapshot);
     fs::rename(&new, path)?;
+    step(Step::Snapshot);
     File::open(directory)?.sync_all()?;
     Ok(contents.len() as u64)
 }

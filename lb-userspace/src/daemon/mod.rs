@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use self::{
-    clock::{Clock, WallClock},
+    clock::Clock,
     core::{Core, Ports},
     engine::{Engine, Facts},
     journal::Journal,
@@ -104,6 +104,7 @@ pub async fn run(
     options: RunOptions,
     datapath: impl FnOnce(&Spec) -> anyhow::Result<Box<dyn Datapath>>,
     ports: Ports,
+    clock: Arc<dyn Clock>,
 ) -> anyhow::Result<()> {
     // Before anybody can know that it runs: a signal without a handler would kill it.
     let mut signals = Signals::listen().context("signals")?;
@@ -113,7 +114,6 @@ pub async fn run(
     let shared_ports = own_ports::warnings(&spec);
     let opened = Journal::open(&options.state_dir).context("journal")?;
     let datapath = datapath(&spec)?;
-    let clock: Arc<dyn Clock> = Arc::new(WallClock);
     let share = spec.node.share.clone();
     let mut engine = Engine::new(opened.state, spec, seed, datapath, Box::new(opened.journal))
         .context("maps")?;

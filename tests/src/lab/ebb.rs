@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Guard, Lab, Memory, Netns};
+use super::{Fate, Guard, Lab, Memory, Netns};
 
 /// Time in which the daemon must answer, also after its start, and end.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -180,7 +180,15 @@ impl Reach {
     /// # Errors
     /// Nobody answers.
     pub fn get(&self, path: &str) -> io::Result<(u16, String)> {
-        get(&self.socket, path)
+        ask(&self.socket, &format!("GET {path}"), "")
+    }
+
+    /// `POST path` with a JSON body: status and body.
+    ///
+    /// # Errors
+    /// Nobody answers, or not to the end.
+    pub fn post(&self, path: &str, body: &str) -> io::Result<(u16, String)> {
+        ask(&self.socket, &format!("POST {path}"), body)
     }
 }
 
@@ -190,6 +198,8 @@ pub struct Ebb {
     /// Name of its log.
     name: &'static str,
     reach: Reach,
+    /// What runs as the daemon.
+    program: PathBuf,
     arguments: Vec<String>,
     config: PathBuf,
     guard: Option<Guard>,
@@ -209,14 +219,38 @@ impl Ebb {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_on(lab: &Lab, role: &str, config: &str) -> Result<Self> {
+        let program = find_binary("ebb", "EBB_BIN")?;
+        Self::start_as(lab, role, config, program, vec!["run".to_owned()])
+    }
+
+    /// A daemon whose lives are decided over.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_mortal(lab: &Lab, config: &str) -> Result<(Self, Fate)> {
+        let words = lab.directory().join("words");
+        let fate = Fate::new(&words)?;
+        let program = find_binary("ebb-lab", "EBB_LAB_BIN")?;
+        let words = words.to_string_lossy().into_owned();
+        let arguments = vec!["mortal".to_owned(), "--words".to_owned(), words];
+        let ebb = Self::start_as(lab, FIRST, config, program, arguments)?;
+        Ok((ebb, fate))
+    }
+
+    fn start_as(
+        lab: &Lab,
+        role: &str,
+        config: &str,
+        program: PathBuf,
+        mut arguments: Vec<String>,
+    ) -> Result<Self> {
         let directory = directory(lab, role);
         fs::create_dir_all(directory.join("state"))?;
         let path = directory.join("ebb.toml");
         fs::write(&path, config)?;
         let reach = Reach::on(lab, role)?;
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let arguments = vec![
-            "run".to_owned(),
+        arguments.extend([
             "--config".to_owned(),
             text(&path),
             "--socket".to_owned(),
@@ -225,10 +259,11 @@ impl Ebb {
             text(&pins(lab, role)),
             "--state-dir".to_owned(),
             text(&directory.join("state")),
-        ];
+        ]);
         let mut ebb = Self {
             name: name(role),
             reach,
+            program,
             arguments,
             config: path,
             guard: None,
@@ -248,7 +283,7 @@ impl Ebb {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let mut command = self.reach.netns.command(&self.reach.binary);
+        let mut command = self.reach.netns.command(&self.program);
         command.args(&self.arguments);
         let mut guard = lab.spawn(self.name, command)?;
         let deadline = Instant::now() + START_LIMIT;
@@ -381,12 +416,16 @@ impl Ebb {
     }
 }
 
-fn get(socket: &Path, path: &str) -> io::Result<(u16, String)> {
+fn ask(socket: &Path, what: &str, body: &str) -> io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(START_LIMIT))?;
     stream.set_write_timeout(Some(START_LIMIT))?;
     stream.write_all(
-        format!("GET {path} HTTP/1.1\r\nHost: ebb\r\nConnection: close\r\n\r\n").as_bytes(),
+        format!(
+            "{what} HTTP/1.1\r\nHost: ebb\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .as_bytes(),
     )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -9,6 +9,7 @@ mod datagrams;
 mod death;
 mod drain;
 mod drains;
+mod every_step;
 mod flood;
 mod full_nat;
 mod health;

@@ -11,7 +11,10 @@ use std::{
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 
-use crate::datapath::{Error, Result};
+use crate::{
+    datapath::{Error, Result},
+    step::{Step, step},
+};
 
 /// A map-in-map that is used for nothing but waiting.
 pub struct Barrier {
@@ -68,6 +71,7 @@ impl Barrier {
 
     /// Returns when every program that was running at the call has left.
     pub fn wait(&self) -> Result<()> {
+        step(Step::Barrier);
         let key = 0u32;
         let value = self.inner.as_raw_fd() as u32;
         // SAFETY: all zero is a valid attribute union.

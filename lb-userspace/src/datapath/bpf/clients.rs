@@ -16,6 +16,7 @@ use super::{Pod, map_error, take};
 use crate::{
     datapath::{Error, Result},
     model::spec::{ClientAction, ClientRules, Prefix},
+    step::{Step, step},
 };
 
 // SAFETY: plain integers without padding, as asserted in lb-common.
@@ -49,6 +50,7 @@ impl Tries {
             .collect::<std::result::Result<_, _>>()
             .map_err(map_error)?;
         for key in old {
+            step(Step::Call);
             trie.remove(&key).map_err(map_error)?;
         }
         for (prefix, action) in &rules.0 {
@@ -59,6 +61,7 @@ impl Tries {
                 },
                 ..ClientRule::default()
             };
+            step(Step::Call);
             trie.insert(&key(prefix), Pod(rule), 0).map_err(map_error)?;
         }
         Ok(next)

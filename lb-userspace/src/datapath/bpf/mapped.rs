@@ -14,7 +14,10 @@ use std::{
 use aya::maps::MapData;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::datapath::{Error, Result};
+use crate::{
+    datapath::{Error, Result},
+    step::{Step, step},
+};
 
 /// Types that are nothing but words, so that they can be read and written word by word.
 ///
@@ -214,9 +217,22 @@ impl<T: Words> Mapped<T> {
         // SAFETY: `T` has `WORDS` words, and callers name words of it.
         let word = |number: usize| unsafe { source.add(number.min(Self::WORDS - 1)).read() };
         for number in range.filter(|number| *number != last) {
+            step(Step::Word);
             words[number].store(word(number), Ordering::Relaxed);
         }
+        step(Step::Word);
         words[last].store(word(last), Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes a whole entry that nobody reads yet.
+    pub fn fill(&self, index: u32, value: &T) -> Result<()> {
+        let words = self.words(index)?;
+        let source = (value as *const T).cast::<u64>();
+        for (number, word) in words.iter().enumerate() {
+            // SAFETY: `T` has exactly this many words.
+            word.store(unsafe { source.add(number).read() }, Ordering::Relaxed);
+        }
         Ok(())
     }
 

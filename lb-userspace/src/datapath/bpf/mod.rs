@@ -33,9 +33,12 @@ use super::{
     compare_exchange,
     trace::{Prepare, TracingProgram},
 };
-use crate::model::{
-    observed::Vlans,
-    spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode},
+use crate::{
+    model::{
+        observed::Vlans,
+        spec::{Capacity, ClientAction, ClientRules, Prefix, XdpMode},
+    },
+    step::{Step, step},
 };
 
 mod attach;
@@ -556,6 +559,7 @@ fn fill_jumps(ebpf: &mut Ebpf, instance: Instance) -> Result<()> {
         let fd = program(ebpf, name)?
             .fd()
             .map_err(|error| Error::Other(format!("program {name}: {}", chain(&error))))?;
+        step(Step::Call);
         jumps.set(*place, fd, 0).map_err(map_error)?;
     }
     Ok(())
@@ -602,10 +606,12 @@ fn scan_entry(
         Verdict::Keep => {}
         // Whoever changed the word meanwhile has just seen the flow; it stays.
         Verdict::Remove => {
+            step(Step::Entry);
             let freed = words[0].compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed);
             return Ok(freed.is_ok());
         }
         Verdict::Set(bits) => {
+            step(Step::Entry);
             let new = Meta(entry.meta).with(bits).0;
             let _ =
                 meta_word.compare_exchange(entry.meta, new, Ordering::AcqRel, Ordering::Relaxed);
@@ -632,6 +638,7 @@ impl EntryTable for Group {
     }
 
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        step(Step::Entry);
         // SAFETY: the caller vouches for the word; it is mapped for as long as the group lives.
         unsafe { compare_exchange(word, old, new) }
     }
@@ -672,6 +679,7 @@ impl Datapath for BpfDatapath {
     }
 
     fn remove_service(&mut self, id: u32) -> Result<()> {
+        step(Step::Publish);
         self.services.words(id)?[0].store(0, Ordering::Release);
         self.barrier.wait()?;
         self.services.write_all(id, &ServiceRecord::default())
@@ -690,9 +698,11 @@ impl Datapath for BpfDatapath {
         let region = slots::allocate(used, self.slots.len(), wanted).ok_or_else(full)?;
         let part = self.slots.part(region.range())?;
         for (index, slot) in region.range().zip(table) {
+            step(Step::HiddenSlot);
             part.words(index)?[0].store(slot.0, Ordering::Relaxed);
         }
         let word = ServiceRecord::table_word(region.first, region.slots);
+        step(Step::Publish);
         self.services.words(service)?[0].store(word, Ordering::Release);
         self.barrier.wait()
     }
@@ -718,6 +728,7 @@ impl Datapath for BpfDatapath {
                     capacity: region.slots,
                 });
             }
+            step(Step::LiveSlot);
             part.words(region.first + index)?[0].store(slot.0, Ordering::Release);
         }
         Ok(())
@@ -738,13 +749,18 @@ impl Datapath for BpfDatapath {
         let range = first..first + half;
         let part = self.index.part(range.clone())?;
         for (place, entry) in range.zip(&table) {
-            part.write_all(place, entry)?;
+            // Nearly all are empty: one step for a thousand of those will do.
+            if *entry != IndexEntry::default() || place % 1024 == 0 {
+                step(Step::HiddenEntry);
+            }
+            part.fill(place, entry)?;
         }
         drop(part);
         let ranges = entries
             .iter()
             .any(|entry| index::kind_of(entry.selector) == kind::RANGE);
         let live = Live::new(seed, second, half - 1).with_ranges(ranges);
+        step(Step::Publish);
         self.control.words(0)?[0].store(live.0, Ordering::Release);
         self.barrier.wait()
     }
@@ -781,6 +797,7 @@ impl Datapath for BpfDatapath {
         let mut map: HashMap<_, u32, Pod<VlanDevice>> =
             HashMap::try_from(map).map_err(map_error)?;
         for (ifindex, device) in vlans {
+            step(Step::Call);
             map.insert(ifindex, Pod(*device), 0).map_err(map_error)?;
         }
         let known: Vec<u32> = map
@@ -788,6 +805,7 @@ impl Datapath for BpfDatapath {
             .collect::<std::result::Result<_, _>>()
             .map_err(map_error)?;
         for ifindex in known.iter().filter(|ifindex| !vlans.contains_key(ifindex)) {
+            step(Step::Call);
             map.remove(ifindex).map_err(map_error)?;
         }
         let control = ControlRecord {
@@ -869,6 +887,7 @@ impl Datapath for BpfDatapath {
             what: "counting the CPUs".into(),
             source,
         })?;
+        step(Step::Call);
         self.stats.set(id, values, 0).map_err(map_error)
     }
 

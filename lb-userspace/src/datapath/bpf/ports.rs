@@ -5,7 +5,10 @@ use std::sync::atomic::Ordering;
 use lb_common::full_nat::{PortEntry, Sources};
 
 use super::{BpfDatapath, Mapped};
-use crate::datapath::Result;
+use crate::{
+    datapath::Result,
+    step::{Step, step},
+};
 
 /// Sets the sources. What was in force before stays findable, so that flows keep the port that they have by it.
 ///
@@ -19,9 +22,11 @@ pub(super) fn put_sources(map: &Mapped<Sources>, wanted: &[Sources; 2]) -> Resul
         let before = live + 1;
         // Changed back before the old flows are gone: then these two have all there is.
         if old.range != 0 {
+            step(Step::Publish);
             map.words(before)?[0].store(0, Ordering::Release);
             map.write_all(before, &old)?;
         }
+        step(Step::Publish);
         map.words(live)?[0].store(0, Ordering::Release);
         map.write_all(live, wanted)?;
     }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod fuzz;
+mod mortal;
 mod playground;
 mod serve;
 mod setting;
@@ -29,6 +30,9 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Random operations and faults from a seed under live traffic, judged by clients and servers
     Soak(soak::Soak),
+    /// A daemon that dies when a test says so, and is born again
+    #[command(hide = true)]
+    Mortal(mortal::Mortal),
     /// A lab that stays, to play in
     #[command(subcommand)]
     Lab(playground::Playground),
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
         Command::Soak(soak) => soak.run(),
+        Command::Mortal(mortal) => mortal.run(),
         Command::Lab(lab) => lab.run(),
     };
     result.unwrap_or_else(|error| {

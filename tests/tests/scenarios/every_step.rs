@@ -1,0 +1,64 @@
+//! `kill -9` at each step of each operation: see [`ebb_tests::walk`].
+
+use anyhow::Result;
+use ebb_tests::{
+    scenario::{Way, can_run},
+    walk::{Goal, Sample, Walk, all},
+};
+
+const FEW: Sample = Sample {
+    one_of: usize::MAX,
+    at_most: 4,
+};
+
+/// All but of the thousands that fill a table which nobody sees yet.
+const MANY: Sample = Sample {
+    one_of: 50,
+    at_most: usize::MAX,
+};
+
+fn walk(way: Way, sample: Sample) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let seed = ebb_tests::scenario::seed_of_commit();
+    eprintln!("seed {seed}");
+    let mut walk = Walk::new(way, seed)?;
+    for operation in all() {
+        let at_most = match operation.goal {
+            // Each waits for an idle timeout.
+            Goal::Settled => sample.at_most.div_ceil(2),
+            Goal::Answer | Goal::Drained => sample.at_most,
+        };
+        walk.operation(&operation, Sample { at_most, ..sample })?;
+    }
+    let sum = walk.end()?;
+    eprintln!("{sum}");
+    assert_eq!((sum.broken, sum.misplaced), (0, 0), "{sum}");
+    assert!(sum.deaths() >= all().len() as u64, "{sum}");
+    Ok(())
+}
+
+/// A few steps of each operation, others at each commit.
+#[test]
+fn some_steps_nat() -> Result<()> {
+    walk(Way::Nat, FEW)
+}
+
+#[test]
+#[ignore = "takes some minutes; `--ignored` runs it"]
+fn many_steps_nat() -> Result<()> {
+    walk(Way::Nat, MANY)
+}
+
+#[test]
+#[ignore = "takes some minutes; `--ignored` runs it"]
+fn many_steps_l2() -> Result<()> {
+    walk(Way::L2, MANY)
+}
+
+#[test]
+#[ignore = "takes hours: a table has thousands of slots; `--ignored` runs it"]
+fn every_step_nat() -> Result<()> {
+    walk(Way::Nat, Sample::ALL)
+}
