@@ -96,7 +96,7 @@ impl Stage {
                 .args(["--", "--test-threads=2"])
                 .args(filter),
             Self::Lab => live_tests(&mut cargo, &LAB_TESTS)
-                .args(["--lib", "--bins", "--", "--test-threads=1"])
+                .args(["--lib", "--bins", "--", "--test-threads=2"])
                 .args(filter),
             Self::Vm => cargo
                 .args(["run", "--quiet", "-p", "xtask", "--", "vm"])
@@ -287,7 +287,7 @@ mod tests {
     fn filters_reach_the_test_programs() {
         let shown = shell::show(&Stage::Lab.command(&["drain".into()]));
         assert!(
-            shown.ends_with("--lib --bins -- --test-threads=1 drain"),
+            shown.ends_with("--lib --bins -- --test-threads=2 drain"),
             "{shown}"
         );
     }
