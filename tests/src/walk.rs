@@ -318,6 +318,10 @@ impl Walk {
 
     fn prepare(&mut self, operation: &Operation) -> Result<Value> {
         self.fate.die_at(0, true);
+        if operation.goal == Goal::Settled {
+            // What was undone before is a change as well.
+            self.reach(operation)?;
+        }
         for request in (operation.prepare)(&self.scene) {
             self.ask(&request)?;
         }
