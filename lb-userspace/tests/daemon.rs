@@ -20,6 +20,7 @@ use lb_userspace::{
     api::Refusal,
     daemon::{
         RunOptions, StopOrder,
+        clock::{SteadyClock, WallClock},
         core::{Event, Ports},
         engine::commands::ProbeTarget,
         run,
@@ -106,7 +107,7 @@ impl World {
             options,
             move |_| Ok(Box::new(fake)),
             ports,
-            std::sync::Arc::new(lb_userspace::daemon::clock::WallClock),
+            Arc::new(SteadyClock::new(Arc::new(WallClock))),
         ));
         Daemon {
             socket,

@@ -162,6 +162,14 @@ impl Scene {
     ) -> Result<(Self, Fate)> {
         let (lab, mut service) = lab(way, backends)?;
         edit(&mut service);
+        Self::mortal_in(lab, service)
+    }
+
+    /// The same in a lab.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn mortal_in(lab: Lab, service: Service) -> Result<(Self, Fate)> {
         let servers = lab.serve(service.backend_port)?;
         let text = config::file(&lab, std::slice::from_ref(&service));
         let (ebb, fate) = Ebb::start_mortal(&lab, &text)?;

@@ -233,7 +233,7 @@ impl Walk {
         );
         let reference = self.where_it_stands()?;
         self.fate.kill9()?;
-        self.revive()?;
+        self.fate.revive(&self.scene.ebb)?;
         let after = self.where_it_stands()?;
         ensure!(
             after == reference,
@@ -267,7 +267,7 @@ impl Walk {
             "no traffic while nobody is there: {:?}",
             self.load.broken()
         );
-        self.revive()?;
+        self.fate.revive(&self.scene.ebb)?;
         let status = self.scene.ebb.status()?;
         let found = self.where_it_stands()?;
         if (operation.is_done)(&status) {
@@ -318,6 +318,10 @@ impl Walk {
 
     fn prepare(&mut self, operation: &Operation) -> Result<Value> {
         self.fate.die_at(0, true);
+        if operation.goal == Goal::Settled {
+            // What was undone before is a change as well.
+            self.reach(operation)?;
+        }
         for request in (operation.prepare)(&self.scene) {
             self.ask(&request)?;
         }
@@ -359,20 +363,6 @@ impl Walk {
         }
         for request in (operation.undo)(&self.scene) {
             self.ask(&request).context("undo")?;
-        }
-        Ok(())
-    }
-
-    fn revive(&self) -> Result<()> {
-        self.fate.grant();
-        let deadline = Instant::now() + LIMIT;
-        while !matches!(self.scene.ebb.reach().get("/v1/status"), Ok((200, _))) {
-            ensure!(
-                Instant::now() < deadline,
-                "it does not come back{}",
-                self.scene.ebb.log_tail()
-            );
-            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Loader, RunOptions, StopOrder, alerts,
-    clock::{Clock, WallClock},
+    clock::{Clock, SteadyClock, WallClock},
     core::{Event, Ports},
     engine::commands::ProbeTarget,
     nexthop::{NextHop, Resolution, Resolver},
@@ -59,8 +59,8 @@ pub struct NodeOptions {
 pub fn run_node(options: &NodeOptions) -> anyhow::Result<()> {
     super::heap::configure();
     let runtime = runtime()?;
-    let clock = Arc::new(WallClock);
-    let detach = runtime.block_on(run(options, |spec| load(options, spec), clock))?;
+    let wall = Arc::new(WallClock);
+    let detach = runtime.block_on(run(options, |spec| load(options, spec), wall))?;
     if detach {
         bpf::remove_pins(&options.pins)
             .with_context(|| format!("removing {}", options.pins.display()))?;
@@ -86,25 +86,26 @@ pub fn load_node(options: &NodeOptions) -> anyhow::Result<BpfDatapath> {
     load(options, &spec)
 }
 
-/// Runs the daemon over a data plane that [`load_node`] has loaded, by another clock.
+/// Runs the daemon over a data plane that [`load_node`] has loaded, by another wall clock.
 ///
 /// # Errors
 /// As of [`run_node`].
 pub fn run_loaded(
     options: &NodeOptions,
     datapath: BpfDatapath,
-    clock: Arc<dyn Clock>,
+    wall: Arc<dyn Clock>,
 ) -> anyhow::Result<()> {
     let runtime = runtime()?;
-    runtime.block_on(run(options, |_| Ok(datapath), clock))?;
+    runtime.block_on(run(options, |_| Ok(datapath), wall))?;
     Ok(())
 }
 
 async fn run(
     options: &NodeOptions,
     datapath: impl FnOnce(&Spec) -> anyhow::Result<BpfDatapath>,
-    clock: Arc<dyn Clock>,
+    wall: Arc<dyn Clock>,
 ) -> anyhow::Result<bool> {
+    let clock = Arc::new(SteadyClock::new(wall));
     let stop = StopOrder::default();
     let run_options = RunOptions {
         config: options.config.clone(),
@@ -113,7 +114,7 @@ async fn run(
         load: loader(),
         stop: stop.clone(),
     };
-    let (ports, events) = ports()?;
+    let (ports, events) = ports(&clock)?;
     let open = |spec: &Spec| begin(options, datapath(spec)?, events);
     super::run(run_options, open, ports, clock).await?;
     Ok(stop.is_detach())
@@ -211,7 +212,7 @@ fn loader() -> Loader {
 }
 
 /// Starts whoever looks at the world, and joins their reports to one stream of events.
-fn ports() -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
+fn ports(clock: &Arc<SteadyClock>) -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
     let (events, receiver) = mpsc::channel(EVENTS_WAITING);
     let (ways, mut changed_ways) = mpsc::channel(EVENTS_WAITING);
     let (verdicts, mut changed_health) = mpsc::channel(EVENTS_WAITING);
@@ -264,6 +265,7 @@ fn ports() -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
         }
     });
     let suspicious = Arc::clone(&resolver);
+    let health_clock = Arc::clone(clock);
     let more_events = events.clone();
     tokio::spawn(async move {
         while let Some(event) = changed_health.recv().await {
@@ -271,7 +273,11 @@ fn ports() -> anyhow::Result<(Ports, mpsc::Sender<Event>)> {
                 // A server that was replaced without a word has another MAC: let the kernel ask again.
                 suspicious.verify(event.address.ip());
             }
-            if events.send(health_event(event)).await.is_err() {
+            if events
+                .send(health_event(event, health_clock.now_ms()))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -345,12 +351,12 @@ fn speech_event(event: SpeechEvent) -> Event {
     }
 }
 
-fn health_event(event: HealthEvent) -> Event {
+fn health_event(event: HealthEvent, now_ms: u64) -> Event {
     let is_silent = event.change.dead
         || event.change.to == health::Health::Down && event.change.cause.is_silence();
     let since_ms = || {
         let ago = u64::try_from(event.unanswered.as_millis()).unwrap_or(u64::MAX);
-        WallClock.now_ms().saturating_sub(ago)
+        now_ms.saturating_sub(ago)
     };
     Event::Health {
         silence: is_silent.then(|| Silence {

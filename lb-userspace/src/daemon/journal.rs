@@ -167,9 +167,11 @@ impl Journal {
 impl Log for Journal {
     fn append(&mut self, ops: &[Op]) -> io::Result<()> {
         if self.broken {
-            return Err(io::Error::other(
-                "an earlier write failed half-way and could not be undone",
-            ));
+            self.broken = truncate(&mut self.file, self.bytes).is_err();
+        }
+        if self.broken {
+            let why = "an earlier write failed half-way and could not be undone";
+            return Err(named(&self.path, &io::Error::other(why)));
         }
         let line = encode(&Record::Ops(ops.to_vec()))?;
         match self.write(&line) {
@@ -180,7 +182,7 @@ impl Log for Journal {
             Err(error) => {
                 // Half a record in the middle would make the whole file unreadable.
                 self.broken = truncate(&mut self.file, self.bytes).is_err();
-                Err(error)
+                Err(named(&self.path, &error))
             }
         }
     }
@@ -196,6 +198,11 @@ impl Log for Journal {
         self.broken = false;
         Ok(())
     }
+}
+
+/// The same error with the file that it met.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn io_error(path: &Path, source: io::Error) -> Error {

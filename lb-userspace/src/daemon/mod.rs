@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use self::{
-    clock::Clock,
+    clock::{Clock, SteadyClock},
     core::{Core, Ports},
     engine::{Engine, Facts},
     journal::Journal,
@@ -38,7 +38,7 @@ use self::{
 use crate::{
     api::Refusal,
     datapath::Datapath,
-    model::{self, spec::Spec},
+    model::{self, spec::Spec, state::State},
 };
 
 /// Reads a configuration file; a refusal names every problem with its place.
@@ -104,7 +104,7 @@ pub async fn run(
     options: RunOptions,
     datapath: impl FnOnce(&Spec) -> anyhow::Result<Box<dyn Datapath>>,
     ports: Ports,
-    clock: Arc<dyn Clock>,
+    steady: Arc<SteadyClock>,
 ) -> anyhow::Result<()> {
     // Before anybody can know that it runs: a signal without a handler would kill it.
     let mut signals = Signals::listen().context("signals")?;
@@ -113,12 +113,15 @@ pub async fn run(
         .with_context(|| format!("hash seed file {}", spec.node.hash_seed_file.display()))?;
     let shared_ports = own_ports::warnings(&spec);
     let opened = Journal::open(&options.state_dir).context("journal")?;
+    let clock_note = resume(&steady, &options.state_dir, &opened.state);
+    let clock: Arc<dyn Clock> = steady.clone();
     let datapath = datapath(&spec)?;
     let share = spec.node.share.clone();
     let mut engine = Engine::new(opened.state, spec, seed, datapath, Box::new(opened.journal))
         .context("maps")?;
     engine.note(opened.warnings);
     engine.note(shared_ports);
+    engine.note(clock_note);
     for change in engine.begin(clock.now_ms()).map_err(Refusal::from)? {
         tracing::info!("{change}");
     }
@@ -144,7 +147,8 @@ pub async fn run(
             key,
             outgoing,
             handle.clone(),
-            Arc::clone(&clock),
+            // Nodes compare their clocks.
+            Arc::clone(steady.wall()),
             counts,
         )
         .await
@@ -170,6 +174,28 @@ pub async fn run(
     core.await.context("the core loop")?;
     socket::remove(&options.socket);
     Ok(())
+}
+
+/// A difference between the wall clock and the daemon's that is worth a word, milliseconds.
+const CLOCK_APART_MS: i64 = 1000;
+
+/// Goes on by the clock of the daemon before while drains and changes are under way; returns what is to be said of it.
+fn resume(clock: &SteadyClock, directory: &Path, state: &State) -> Vec<String> {
+    let mut services = state.services.values();
+    let goes_on = services.any(|service| service.is_draining() || service.is_changing());
+    match clock.resume(directory, goes_on) {
+        Ok(ahead_ms) if ahead_ms.abs() >= CLOCK_APART_MS => {
+            let seconds = ahead_ms as f64 / 1000.0;
+            vec![format!(
+                "the wall clock was set by {seconds:+.1} s since drains began that are under way; they keep the time that they were given"
+            )]
+        }
+        Ok(_) => Vec::new(),
+        Err(error) => vec![format!(
+            "the clock's file in {} can not be written: {error}",
+            directory.display()
+        )],
+    }
 }
 
 /// The signals that mean something to the daemon.

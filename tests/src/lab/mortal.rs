@@ -16,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use super::Ebb;
+use anyhow::{Context as _, Result, ensure};
 use lb_userspace::{
     daemon::{
         assemble::{self, NodeOptions},
@@ -28,7 +29,7 @@ use nix::{
     sys::{
         mman::{MapFlags, ProtFlags, mmap},
         signal::{Signal, kill},
-        wait::{WaitStatus, waitpid},
+        wait::waitpid,
     },
     unistd::{ForkResult, Pid, fork},
 };
@@ -77,10 +78,10 @@ impl Clock for SetClock {
     }
 }
 
-/// Has the daemon live again and again, each time that its words grant a life, until a life ends by itself.
+/// Has the daemon live again and again, each time that its words grant a life.
 ///
 /// # Errors
-/// The program can not be loaded, or a daemon ends otherwise than by `kill -9`.
+/// The program can not be loaded; in a life, those of the daemon.
 pub fn live(options: &NodeOptions, words: &Path) -> Result<()> {
     let words = share(words)?;
     step::count_in(&words.steps);
@@ -101,12 +102,8 @@ pub fn live(options: &NodeOptions, words: &Path) -> Result<()> {
             .pid
             .store(child.as_raw().unsigned_abs(), Ordering::Release);
         words.begun.fetch_add(1, Ordering::Release);
-        let ended = waitpid(child, None)?;
+        waitpid(child, None)?;
         words.ended.fetch_add(1, Ordering::Release);
-        match ended {
-            WaitStatus::Signaled(_, Signal::SIGKILL, _) => {}
-            other => bail!("the daemon ended: {other:?}"),
-        }
     }
 }
 
@@ -164,6 +161,41 @@ impl Fate {
             thread::sleep(PAUSE);
         }
         true
+    }
+
+    /// Grants one more life and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not answer, or ends.
+    pub fn revive(&self, ebb: &Ebb) -> Result<()> {
+        let lives = self.lives();
+        self.grant();
+        let deadline = Instant::now() + LIMIT;
+        while !matches!(ebb.reach().get("/v1/status"), Ok((200, _))) {
+            let has_ended = self.lives() > lives && self.is_dead();
+            ensure!(
+                !has_ended && Instant::now() < deadline,
+                "it does not come back{}",
+                ebb.log_tail()
+            );
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Grants one more life, which must end by itself.
+    ///
+    /// # Errors
+    /// It goes on.
+    pub fn refuse(&self, ebb: &Ebb) -> Result<String> {
+        let lives = self.lives();
+        self.grant();
+        let deadline = Instant::now() + LIMIT;
+        while self.lives() == lives || !self.is_dead() {
+            ensure!(Instant::now() < deadline, "it lives");
+            thread::sleep(PAUSE);
+        }
+        Ok(ebb.log_tail())
     }
 
     /// Ends this life as `kill -9` does.

@@ -27,7 +27,7 @@ fn walk(way: Way, sample: Sample) -> Result<()> {
     for operation in all() {
         let at_most = match operation.goal {
             // Each waits for an idle timeout.
-            Goal::Settled => sample.at_most.div_ceil(2),
+            Goal::Settled => sample.at_most.div_ceil(4),
             Goal::Answer | Goal::Drained => sample.at_most,
         };
         walk.operation(&operation, Sample { at_most, ..sample })?;

@@ -7,6 +7,7 @@ mod clients;
 mod configuration;
 mod datagrams;
 mod death;
+mod disk;
 mod drain;
 mod drains;
 mod every_step;

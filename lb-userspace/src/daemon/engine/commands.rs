@@ -34,8 +34,34 @@ impl Engine {
                 .map_err(|error| failed("start", &error.into()))?;
         }
         let changes = reload::reload(&self.state, &self.spec, now_ms)?;
-        self.carry_out("start", changes.ops, now_ms)?;
-        Ok(changes.words)
+        match self.commit(changes.ops, now_ms) {
+            Ok(()) => Ok(changes.words),
+            // A node that forwards goes on as it was: nobody is helped if there is no daemon either.
+            Err(fault @ Fault::Journal(_)) if self.state != State::default() => {
+                tracing::warn!("the configuration is not followed yet: {fault}");
+                self.unfollowed = Some(format!("the configuration is not followed yet: {fault}"));
+                self.converge(now_ms)
+                    .map_err(|fault| failed("start", &fault))?;
+                Ok(Vec::new())
+            }
+            Err(fault) => Err(failed("start", &fault)),
+        }
+    }
+
+    /// Tries again to follow the configuration of the start, where that could not be written down.
+    pub(super) fn follow_configuration(&mut self, now_ms: u64) {
+        if self.unfollowed.is_none() {
+            return;
+        }
+        let followed = reload::reload(&self.state, &self.spec, now_ms)
+            .map_err(|refused| refused.to_string())
+            .and_then(|changes| {
+                let done = self.commit(changes.ops, now_ms);
+                done.map_err(|fault| fault.to_string())
+            });
+        self.unfollowed = followed
+            .err()
+            .map(|why| format!("the configuration is not followed yet: {why}"));
     }
 
     /// Frees every entry. Where nothing is remembered, entries from an earlier life may name ids that mean others now.
@@ -228,8 +254,14 @@ impl Engine {
         let changes = reload::reload(&self.state, &spec, now_ms)?;
         let mut words = changes.words;
         words.extend(reload::node_words(&self.spec, &spec));
-        self.spec = spec;
-        self.carry_out("reload", changes.ops, now_ms)?;
+        let before = std::mem::replace(&mut self.spec, spec);
+        if let Err(fault) = self.commit(changes.ops, now_ms) {
+            if matches!(fault, Fault::Journal(_)) {
+                self.spec = before;
+            }
+            return Err(failed("reload", &fault));
+        }
+        self.unfollowed = None;
         Ok(words)
     }
 

@@ -49,6 +49,7 @@ pub struct Look {
 impl Engine {
     /// Moves everything on that time moves on. Failures are kept for the status and tried again.
     pub fn tick(&mut self, now_ms: u64) {
+        self.follow_configuration(now_ms);
         let result = self.try_tick(now_ms);
         if let Err(error) = result {
             tracing::warn!("{error}");

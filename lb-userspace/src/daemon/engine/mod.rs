@@ -94,6 +94,8 @@ pub struct Engine {
     doubts: doubt::Doubts,
     /// Why the maps are behind.
     trouble: Option<String>,
+    /// Why the configuration of the start is not followed.
+    unfollowed: Option<String>,
     /// Warnings of the start.
     notes: Vec<String>,
     /// The trace that runs.
@@ -138,6 +140,7 @@ impl Engine {
             suspects: suspect::Suspects::default(),
             doubts: doubt::Doubts::default(),
             trouble: None,
+            unfollowed: None,
             notes: Vec::new(),
             trace: None,
             traces: 0,

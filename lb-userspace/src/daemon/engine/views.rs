@@ -59,6 +59,7 @@ impl Engine {
             .map(|(name, service)| self.service_status(name, service, now_ms))
             .collect();
         let mut warnings = self.notes.clone();
+        warnings.extend(self.unfollowed.clone());
         warnings.extend(self.trouble.clone());
         let missing = self.datapath.missing().into_iter();
         warnings.extend(missing.map(|m| format!("interface {}: {}", m.interface, m.why)));
