@@ -9,7 +9,7 @@
 //! | opening | another sequence number | `current`: the client reused its port |
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
-//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. In `nat` the answer shows whether that was right, see `second_chance` |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`) |
 //! | datagram | flow entry | the entry's backend |
 //! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
@@ -22,8 +22,10 @@ use core::ptr::NonNull;
 mod at_once;
 mod refusal;
 mod second_chance;
+mod sent_back;
 
 pub use at_once::{at_once, is_plain, note_reply_at_once};
+pub use sent_back::sent_back;
 
 use crate::{
     Addr,
@@ -366,7 +368,11 @@ impl<'a, E: Env> Flow<'a, E> {
                 }
             }
         }
-        self.adopt(handshake, closing)
+        let (outcome, backend) = self.adopt(handshake, closing);
+        if self.asks() && outcome as u32 != Outcome::ForwardOrphan as u32 {
+            return (Outcome::ForwardAsking, backend);
+        }
+        (outcome, backend)
     }
 
     /// A packet of a flow that has an entry.
@@ -389,7 +395,12 @@ impl<'a, E: Env> Flow<'a, E> {
             return self.orphan(entry);
         }
         self.note(entry, closing);
-        (Outcome::ForwardFlow, meta.backend())
+        let outcome = if self.asks_again(meta) {
+            Outcome::ForwardAsking
+        } else {
+            Outcome::ForwardFlow
+        };
+        (outcome, meta.backend())
     }
 
     /// A flow whose backend has ended. The current one resets a connection; a datagram is at home with it at once.

@@ -22,5 +22,6 @@ pub mod scenario;
 pub mod server;
 pub mod soak;
 pub mod tagged;
+pub mod tunnel_end;
 pub mod vm;
 pub mod wire;

@@ -25,6 +25,7 @@ mod restart;
 mod soak;
 mod speech;
 mod systemd;
+mod tables_lost;
 mod trace;
 mod truth;
 mod tunnel;
