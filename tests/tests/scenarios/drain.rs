@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use ebb_tests::{
     client::{
-        Length, Reason,
+        Reason,
         raw::{Conversation, RawClient, flag},
     },
     scenario::{
