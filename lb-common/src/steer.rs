@@ -9,7 +9,7 @@
 //! | opening | another sequence number | `current`: the client reused its port |
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
-//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`) |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` and `full-nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`) |
 //! | datagram | flow entry | the entry's backend |
 //! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
@@ -209,7 +209,7 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     flow.decision(outcome, backend)
 }
 
-/// Notes the answer of `backend` to a client of a `nat` service, and says whether it may go on: false for the reset of
+/// Notes the answer of `backend` to a client of a `nat` or `full-nat` service, and says whether it may go on: false for the reset of
 /// a backend that the flow may never have been on. The packet is named from the client's side, with the answer's flags.
 #[inline(always)]
 #[must_use]
@@ -244,30 +244,6 @@ pub fn note_reply<E: Env>(
     }
     flow.note_known(known, closing);
     true
-}
-
-/// Notes an answer that goes on whatever it says, because the node knows whose flow it is, as in `full-nat`. The packet
-/// is named as for [`note_reply`].
-#[inline(always)]
-pub fn note_answer<E: Env>(
-    env: &E,
-    id: u32,
-    service: &ServiceRecord,
-    packet: &Packet,
-    backend: u32,
-) {
-    let Some(flow) = Flow::of(env, id, service, packet) else {
-        return;
-    };
-    let closing = refusal::marked(
-        closing_bits(packet.flags, state::FIN_SERVER),
-        packet,
-        backend,
-    );
-    if closing != 0 || flow.is_tracked() {
-        let known = entry::find(env.flows(), flow.hash, &flow.key);
-        flow.note_known(known, closing);
-    }
 }
 
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! The second chance: a flow that no table knows, in a moved slot, has two backends that it may have begun on. In `nat`
-//! the answers show which.
+//! and `full-nat` the answers show which. (In `full-nat` a flow has the same port of the node again towards the same
+//! backend, be it that its allocation still stands or that it asks for the same one: see `full_nat`.)
 //!
 //! - It is sent to the base first. Where the base answers with the reset of a host that does not know the connection, the
 //!   client is not told; the flow gets an entry for the other backend, where its retransmission then goes. Only once: a
@@ -40,7 +41,8 @@ impl<E: Env> Flow<'_, E> {
     /// the backends will say.
     #[inline(always)]
     pub(super) fn is_open_question(&self) -> bool {
-        let shows = self.service.mode == mode::NAT || self.service.flags & service_flags::ASKS != 0;
+        let shows =
+            mode::is_two_way(self.service.mode) || self.service.flags & service_flags::ASKS != 0;
         self.slot.is_moved() && shows && !self.is_datagram()
     }
 

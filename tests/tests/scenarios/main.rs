@@ -18,6 +18,7 @@ mod kernel_tunnels;
 mod memory;
 mod nginx;
 mod nodes;
+mod overlap;
 mod ports;
 mod promptness;
 mod quic;

@@ -11,7 +11,7 @@ use super::{Broken, Run, rule, same};
 use crate::{
     fuzz::{
         sums::{ICMP, ICMPV6, UDP, network_error, transport_error},
-        view::{ETHERNET, Family, View},
+        view::{ETHERNET, Family, Fragment, View},
         world::{Backend, Service},
     },
     rig::{TUNNEL_PORT, backend_macs, tunnel_source},
@@ -24,6 +24,11 @@ const V6_MTU_MIN: usize = 1280;
 
 /// Bytes of a question.
 const QUESTION: usize = 12;
+
+/// Whether a packet goes with a question: fragments and what has IP options or extension headers do not.
+fn is_asked(run: &Run<'_>, view: &View) -> bool {
+    run.outcome == Outcome::ForwardAsking && view.fragment == Fragment::Whole
+}
 
 /// Length of the outer headers, with a question or without.
 fn overhead(service: &Service, backend: SocketAddr, asks: bool) -> usize {
@@ -43,7 +48,7 @@ pub fn entered(
     view: &View,
     run: &Run<'_>,
 ) -> Result<(), Broken> {
-    let asks = run.outcome == Outcome::ForwardAsking;
+    let asks = is_asked(run, view);
     rule!(
         !asks || service.row.flags & service_flags::ASKS != 0,
         "only who runs `ebb decap` is asked"
@@ -118,7 +123,7 @@ fn outer_sums(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broke
         network_error(run.output, &outer) == 0,
         "the outer IPv4 checksum is right"
     );
-    let asks = run.outcome == Outcome::ForwardAsking;
+    let asks = is_asked(run, view);
     if service.row.mode != mode::GUE && !asks {
         return Ok(());
     }
