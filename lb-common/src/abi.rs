@@ -147,6 +147,8 @@ pub mod service_flags {
     pub const QUIC: u32 = 8;
     /// Echo requests to its address are answered, where the address index names it for its address.
     pub const ECHO: u32 = 16;
+    /// Its backends take tunnels apart with `ebb decap`, which can be asked to send back what no connection is there for.
+    pub const ASKS: u32 = 32;
 }
 
 /// Places of the tail-called programs in the map `JUMPS`.
@@ -173,6 +175,11 @@ pub mod jump {
     pub const FULL_NAT_REPLY: u32 = 12;
     /// ICMP errors about their flows; likewise.
     pub const FULL_NAT_ERROR: u32 = 13;
+    /// Packets whose backend is asked whether it has their connection, after [`crate::full_nat::Handed`] was laid out for
+    /// it.
+    pub const ASK: u32 = 14;
+    /// Those that were sent back.
+    pub const SENT_BACK: u32 = 15;
     /// Of the tracing instance: says what became of a packet.
     pub const REPORT: u32 = 9;
     /// Of the tracing instance: its own balancer.
@@ -194,6 +201,8 @@ pub mod jump {
         (FULL_NAT, "full_nat"),
         (FULL_NAT_REPLY, "full_nat_reply"),
         (FULL_NAT_ERROR, "full_nat_error"),
+        (ASK, "ask"),
+        (SENT_BACK, "sent_back"),
     ];
     /// What the tracing instance has besides.
     pub const TRACING: &[(u32, &str)] = &[(REPORT, "report"), (DECIDE, "ebb")];
@@ -303,6 +312,8 @@ pub struct ControlRecord {
 pub mod control_flags {
     /// Later fragments to a service whose first one has not been seen are dropped, not passed to the kernel.
     pub const DROP_EARLY_FRAGMENTS: u32 = 1;
+    /// There are services with [`service_flags::ASKS`]: packets may be sent back.
+    pub const ASKS: u32 = 2;
 }
 
 /// A VLAN device (the kernel's `8021q`), by its interface index: frames leave by the interface below it, with its tag.

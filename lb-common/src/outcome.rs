@@ -69,6 +69,11 @@ outcomes! {
     ForwardServerUnknown = "forward_server_unknown",
     /// Opens a flow (or again), without the option that would name its client: there was no room for it.
     ForwardOptionless = "forward_optionless",
+    /// To the base of a moved slot, through a tunnel whose end is asked (but with fragments) to send it back where it has no
+    /// such connection.
+    ForwardAsking = "forward_asking",
+    /// Sent back by a backend that has no such connection: to the other one that its slot names.
+    ForwardSecondChance = "forward_second_chance",
     /// A backend's answer, to the client.
     ForwardReply = "forward_reply",
     /// A backend's answer, rewritten and given to the kernel, which knows no neighbour yet.

@@ -9,7 +9,7 @@
 //! | opening | another sequence number | `current`: the client reused its port |
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
-//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. In `nat` the answer shows whether that was right, see `second_chance` |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` and `full-nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`) |
 //! | datagram | flow entry | the entry's backend |
 //! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
@@ -22,8 +22,10 @@ use core::ptr::NonNull;
 mod at_once;
 mod refusal;
 mod second_chance;
+mod sent_back;
 
 pub use at_once::{at_once, is_plain, note_reply_at_once};
+pub use sent_back::sent_back;
 
 use crate::{
     Addr,
@@ -210,7 +212,7 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     flow.decision(outcome, backend)
 }
 
-/// Notes the answer of `backend` to a client of a `nat` service, and says whether it may go on: false for the reset of
+/// Notes the answer of `backend` to a client of a `nat` or `full-nat` service, and says whether it may go on: false for the reset of
 /// a backend that the flow may never have been on. The packet is named from the client's side, with the answer's flags.
 #[inline(always)]
 #[must_use]
@@ -245,30 +247,6 @@ pub fn note_reply<E: Env>(
     }
     flow.note_known(known, closing);
     true
-}
-
-/// Notes an answer that goes on whatever it says, because the node knows whose flow it is, as in `full-nat`. The packet
-/// is named as for [`note_reply`].
-#[inline(always)]
-pub fn note_answer<E: Env>(
-    env: &E,
-    id: u32,
-    service: &ServiceRecord,
-    packet: &Packet,
-    backend: u32,
-) {
-    let Some(flow) = Flow::of(env, id, service, packet) else {
-        return;
-    };
-    let closing = refusal::marked(
-        closing_bits(packet.flags, state::FIN_SERVER),
-        packet,
-        backend,
-    );
-    if closing != 0 || flow.is_tracked() {
-        let known = entry::find(env.flows(), flow.hash, &flow.key);
-        flow.note_known(known, closing);
-    }
 }
 
 #[inline(always)]
@@ -369,7 +347,11 @@ impl<'a, E: Env> Flow<'a, E> {
                 }
             }
         }
-        self.adopt(handshake, closing)
+        let (outcome, backend) = self.adopt(handshake, closing);
+        if self.asks() && outcome as u32 != Outcome::ForwardOrphan as u32 {
+            return (Outcome::ForwardAsking, backend);
+        }
+        (outcome, backend)
     }
 
     /// A packet of a flow that has an entry.
@@ -392,7 +374,12 @@ impl<'a, E: Env> Flow<'a, E> {
             return self.orphan(entry);
         }
         self.note(entry, closing);
-        (Outcome::ForwardFlow, meta.backend())
+        let outcome = if self.asks_again(meta) {
+            Outcome::ForwardAsking
+        } else {
+            Outcome::ForwardFlow
+        };
+        (outcome, meta.backend())
     }
 
     /// A flow whose backend has ended. The current one resets a connection; a datagram is at home with it at once.

@@ -5,6 +5,8 @@
 //! The outer header does not depend on what is inside but for length, traffic class and (for the ports) the flow, so
 //! the sum over the rest of it is made once, when the backend's record is.
 
+pub mod question;
+
 use crate::{
     Addr,
     abi::mode,
@@ -235,17 +237,20 @@ pub enum Decap {
     DropMalformed,
     /// Met congestion that its transport would not hear of (RFC 6040); dropped.
     DropCongestion,
+    /// The node asked for a connection that is not here: sent back to it.
+    SentBack,
 }
 
 impl Decap {
     /// All, with their names in JSON.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Passed, "passed"),
         (Self::Decapsulated, "decapsulated"),
         (Self::DropSource, "drop_source"),
         (Self::DropNotLocal, "drop_not_local"),
         (Self::DropMalformed, "drop_malformed"),
         (Self::DropCongestion, "drop_congestion"),
+        (Self::SentBack, "sent_back"),
     ];
 }
 

@@ -38,7 +38,7 @@ impl Then for AtOnce {
         }
         match lookup_in(control, &packet, kind::REPLY) {
             Some(entry) => to_client(ctx, &packet, entry),
-            None => Some(hand_over(ctx, ranges::perhaps())),
+            None => Some(hand_over(ctx, ranges::perhaps(packet.protocol()))),
         }
     }
 }

@@ -26,6 +26,7 @@ use lb_common::{
 };
 
 mod alert;
+mod ask;
 mod at_once;
 mod count;
 mod forward;
@@ -40,6 +41,7 @@ mod protect;
 mod quic;
 mod ranges;
 mod reset;
+mod sent_back;
 mod tables;
 mod thorough;
 mod too_big;
@@ -108,7 +110,7 @@ fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
     if let Some(entry) = lookup(packet, kind::REPLY) {
         return to_client(ctx, packet, entry);
     }
-    hand_over(ctx, ranges::perhaps())
+    hand_over(ctx, ranges::perhaps(packet.protocol()))
 }
 
 /// To the program for such packets; to the kernel where there is none.
@@ -209,6 +211,9 @@ fn send(
             reserved: 0,
         };
         return full_nat::hand_over(ctx, packet, handed);
+    }
+    if decision.outcome == Outcome::ForwardAsking && !packet.is_first {
+        return ask::hand_over(ctx, id, decision);
     }
     fragment::remember(packet, id, decision.backend, 0);
     if mode::is_tunnel(service.mode) {

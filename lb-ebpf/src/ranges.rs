@@ -12,8 +12,8 @@ use lb_common::{
 
 use crate::{
     find, maps,
-    parse::{Parsed, Refused},
-    pass, thorough, to_backend, to_client,
+    parse::{Parsed, Refused, UDP},
+    sent_back, thorough, to_backend, to_client,
 };
 
 /// The balancer for the packets whose very port is nobody's.
@@ -22,7 +22,7 @@ use crate::{
 pub fn ranges(ctx: XdpContext) -> u32 {
     let packet = match thorough::parse(&ctx) {
         Ok(packet) => packet,
-        Err(refused) => return pass(&ctx, 0, refused.outcome),
+        Err(refused) => return crate::pass(&ctx, 0, refused.outcome),
     };
     if let Some(entry) = lookup(&packet, kind::RANGE) {
         return to_backend(&ctx, &packet, entry.service);
@@ -30,7 +30,7 @@ pub fn ranges(ctx: XdpContext) -> u32 {
     if let Some(entry) = lookup(&packet, kind::REPLY_RANGE) {
         return to_client(&ctx, &packet, entry);
     }
-    pass(&ctx, 0, Outcome::PassNoService)
+    sent_back::perhaps(&ctx, &packet)
 }
 
 /// Whether there are services on several ports.
@@ -40,12 +40,12 @@ pub fn are_there() -> bool {
     control.is_some_and(|control| Live(control.index).has_ranges())
 }
 
-/// Who else may know a packet of no service: `ranges`, where there are any.
+/// Who else may know a packet of no service: `ranges`, where there are any, or where backends send packets back.
 #[inline(always)]
-pub fn perhaps() -> Refused {
+pub fn perhaps(protocol: u8) -> Refused {
     Refused {
         outcome: Outcome::PassNoService,
-        program: if are_there() {
+        program: if are_there() || (protocol == UDP && sent_back::are_there()) {
             jump::RANGES
         } else {
             jump::PLACES

@@ -123,24 +123,26 @@ pub fn encapsulate(
 
 /// An IPv4 header in the words it is stored in.
 #[repr(C, packed)]
-struct V4(u64, u64, u32);
+pub struct V4(u64, u64, u32);
 
 /// An IPv6 header: the first eight bytes, source, destination.
 #[repr(C, packed)]
-struct V6(u64, Addr, Addr);
+pub struct V6(u64, Addr, Addr);
 
 /// A UDP header.
 #[repr(C, packed)]
-struct Udp(u64);
+pub struct Udp(pub u64);
 
 #[repr(C, packed)]
-struct Frame<T> {
+pub struct Frame<T> {
     ethernet: [u8; EthHdr::LEN],
-    ip: T,
+    /// What follows the Ethernet header.
+    pub ip: T,
 }
 
+/// What the outer header takes from a packet.
 #[inline(always)]
-fn inner(network: Network) -> Inner {
+pub fn inner(network: Network) -> Inner {
     // SAFETY: the headers were checked by `parse`; so in the functions below.
     unsafe {
         match network {
@@ -163,7 +165,7 @@ fn inner(network: Network) -> Inner {
 
 /// Moves the start of the frame so that the outer headers and an untagged Ethernet header fit in front of the packet.
 #[inline(always)]
-fn grow(ctx: &XdpContext, link: &Link, overhead: u16) -> Result<(), Outcome> {
+pub fn grow(ctx: &XdpContext, link: &Link, overhead: u16) -> Result<(), Outcome> {
     let delta = link.tags as i32 - i32::from(overhead);
     // SAFETY: the context is the kernel's own.
     if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), delta) } != 0 {
@@ -172,24 +174,42 @@ fn grow(ctx: &XdpContext, link: &Link, overhead: u16) -> Result<(), Outcome> {
     Ok(())
 }
 
+/// The Ethernet header of a frame to this backend.
+///
+/// # Safety
+/// All of it lies inside the frame; so for the other headers.
 #[inline(always)]
-unsafe fn write_ethernet(ethernet: *mut u8, backend: &BackendRecord, ether_type: u16) {
+pub unsafe fn write_ethernet(ethernet: *mut u8, backend: &BackendRecord, ether_type: u16) {
     unsafe {
         Exit::to(backend).address(ethernet.cast());
         ethernet.add(12).cast::<u16>().write_unaligned(ether_type);
     }
 }
 
+/// An outer IPv4 header.
+///
+/// # Safety
+/// As above.
 #[inline(always)]
-unsafe fn write_v4(place: *mut V4, mode: u8, inner: &Inner, backend: &BackendRecord) {
+pub unsafe fn write_v4(place: *mut V4, mode: u8, inner: &Inner, backend: &BackendRecord) {
     let source = backend.tunnel_source.v4_word();
     let destination = backend.address.v4_word();
     let (a, b, c) = tunnel::v4_header(mode, inner, source, destination, backend.tunnel_sum);
     unsafe { place.write_unaligned(V4(a, b, c)) };
 }
 
+/// An outer IPv6 header.
+///
+/// # Safety
+/// As above.
 #[inline(always)]
-unsafe fn write_v6(place: *mut V6, mode: u8, inner: &Inner, backend: &BackendRecord, hash: u64) {
+pub unsafe fn write_v6(
+    place: *mut V6,
+    mode: u8,
+    inner: &Inner,
+    backend: &BackendRecord,
+    hash: u64,
+) {
     let first = tunnel::v6_header(mode, inner, hash);
     unsafe { place.write_unaligned(V6(first, backend.tunnel_source, backend.address)) };
 }

@@ -22,6 +22,7 @@ pub mod scenario;
 pub mod server;
 pub mod soak;
 pub mod tagged;
+pub mod tunnel_end;
 pub mod vm;
 pub mod walk;
 pub mod wire;

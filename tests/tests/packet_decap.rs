@@ -2,24 +2,16 @@
 //! must not come out does not. Needs root.
 
 use anyhow::Result;
-use aya::{
-    Ebpf,
-    maps::PerCpuArray,
-    programs::{TestRun as _, TestRunOptions},
-};
 use ebb_tests::{
     packets::Segment,
-    rig::{Rig, ServiceSetup, TUNNEL_PORT, Verdict, at},
+    rig::{Rig, ServiceSetup, Verdict, at},
+    tunnel_end::{TunnelEnd, ip},
 };
 use lb_common::{
     abi::{Slot, mode},
     checksum::{fold, sum_bytes},
     steer::tcp::ACK,
     tunnel::Decap,
-};
-use lb_userspace::{
-    datapath::decap::{self, Settings},
-    model::spec::XdpMode,
 };
 
 const MODES: [u8; 2] = [mode::IPIP, mode::GUE];
@@ -28,7 +20,7 @@ const FAMILIES: [(bool, bool); 4] = [(true, true), (false, false), (true, false)
 /// Both programs. The rig's namespace has no address that a packet inside is for, so `to_self` says which it is.
 struct Ends {
     rig: Rig,
-    decap: Ebpf,
+    decap: TunnelEnd,
 }
 
 impl Ends {
@@ -56,50 +48,13 @@ impl Ends {
         for (family, address) in [("-4", "203.0.113.10/32"), ("-6", "2001:db8:f::10/128")] {
             ip(&[family, "addr", "add", address, "dev", "lo"])?;
         }
-        let decap = decap::load(&Settings {
-            port: TUNNEL_PORT,
-            sources: sources
-                .iter()
-                .map(|text| text.parse().expect("a prefix"))
-                .collect(),
-            mode: XdpMode::Native,
-        })?;
+        let decap = TunnelEnd::new(sources)?;
         Ok(Self { rig, decap })
     }
 
     /// Runs the decapsulating program: verdict, frame, the one thing counted.
     fn run(&mut self, frame: &[u8]) -> Result<(Verdict, Vec<u8>, Decap)> {
-        let before = self.counts()?;
-        let mut out = vec![0; 4096];
-        let result = decap::program(&mut self.decap)?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            repeat: 1,
-            ..TestRunOptions::default()
-        })?;
-        out.truncate(result.data_size_out as usize);
-        let after = self.counts()?;
-        let counted: Vec<Decap> = Decap::ALL
-            .iter()
-            .map(|(kind, _)| *kind)
-            .filter(|kind| after[*kind as usize] != before[*kind as usize])
-            .collect();
-        let total = after.iter().sum::<u64>() - before.iter().sum::<u64>();
-        assert_eq!(
-            (counted.len(), total),
-            (1, 1),
-            "one count a packet: {counted:?}"
-        );
-        Ok((Verdict::from_code(result.return_value), out, counted[0]))
-    }
-
-    fn counts(&self) -> Result<Vec<u64>> {
-        let map = self.decap.map("DECAP_COUNTS").expect("the object has it");
-        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
-        Decap::ALL
-            .iter()
-            .map(|(kind, _)| Ok(map.get(&(*kind as u32), 0)?.iter().sum()))
-            .collect()
+        self.decap.run(frame)
     }
 
     /// A segment, as it goes into a tunnel, and as ebb's program sends it.
@@ -122,12 +77,6 @@ impl Ends {
         assert_eq!((verdict, counted), (expected, kind), "{what}");
         Ok(())
     }
-}
-
-fn ip(words: &[&str]) -> Result<()> {
-    let status = std::process::Command::new("ip").args(words).status()?;
-    anyhow::ensure!(status.success(), "ip {words:?}");
-    Ok(())
 }
 
 fn segment(v4: bool) -> Segment {

@@ -15,7 +15,7 @@ use lb_common::{
     outcome::Outcome,
     steer::tcp::{ACK, FIN, RST, SYN},
 };
-use lb_userspace::datapath::Datapath as _;
+use lb_userspace::datapath::{Datapath as _, Table};
 
 const OLD: u32 = 1;
 const NEW: u32 = 2;
@@ -622,6 +622,56 @@ fn errors_about_nothing_are_left_to_the_kernel() -> Result<()> {
             assert_eq!(out, frame);
         }
         assert_eq!(rig.datapath.ports()?.len(), 1, "an error gives out no port");
+    }
+    Ok(())
+}
+
+/// A flow that began during a change, when the tables are lost, and when the ports are lost as well: the base's reset is
+/// withheld, and the flow's own backend sees it come from the port that it came from before.
+#[test]
+fn a_second_chance_from_the_same_port() -> Result<()> {
+    for (service, loses_ports) in tcp_services()
+        .into_iter()
+        .flat_map(|s| [(s, false), (s, true)])
+    {
+        let mut rig = rig_with(&[service], MOVED, 0)?;
+        let port = open(&mut rig, &service, 1000)?;
+        for table in [Table::Flows, Table::Handshakes] {
+            rig.lose(table)?;
+        }
+        if loses_ports {
+            renew(&mut rig)?;
+        }
+        let (old, new) = (
+            backend_address(&service, OLD),
+            backend_address(&service, NEW),
+        );
+        let segment = Segment::new(client(&service, 1000), service.vip, ACK)
+            .at(7, 5000)
+            .data(b"more");
+        let (outcome, arrived) = ask(&mut rig, &segment)?;
+        assert_eq!((outcome, arrived.to), (Outcome::ForwardAdopted, old));
+
+        let reset = Segment::new(old, arrived.from, RST).at(5000, 0).build();
+        let (verdict, out, outcome) = rig.run(&reset)?;
+        let withheld = (Verdict::Drop, Outcome::DropSecondChance);
+        assert_eq!((verdict, outcome), withheld);
+        assert_eq!(out, reset, "what is withheld is left alone");
+
+        let (outcome, arrived) = ask(&mut rig, &segment)?;
+        assert_eq!((outcome, arrived.to), (Outcome::ForwardFlow, new));
+        assert_eq!(
+            arrived.from,
+            node(&service, port),
+            "ports lost: {loses_ports}"
+        );
+        // Whatever that one says goes on, be it that there is no such connection either.
+        for flags in [ACK, RST] {
+            let answer = Segment::new(new, arrived.from, flags).at(5000, 11);
+            let (_, out, outcome) = rig.run(&answer.build())?;
+            assert_eq!(outcome, Outcome::ForwardReply);
+            assert_eq!(Segment::parse(&out).unwrap().to, client(&service, 1000));
+        }
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 
 #[path = "../tests/packet.rs"]
 mod packet;
+#[path = "../tests/packet_asked.rs"]
+mod packet_asked;
 #[path = "../tests/packet_datagrams.rs"]
 mod packet_datagrams;
 #[path = "../tests/packet_decap.rs"]

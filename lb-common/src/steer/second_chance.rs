@@ -1,5 +1,6 @@
 //! The second chance: a flow that no table knows, in a moved slot, has two backends that it may have begun on. In `nat`
-//! the answers show which.
+//! and `full-nat` the answers show which. (In `full-nat` a flow has the same port of the node again towards the same
+//! backend, be it that its allocation still stands or that it asks for the same one: see `full_nat`.)
 //!
 //! - It is sent to the base first. Where the base answers with the reset of a host that does not know the connection, the
 //!   client is not told; the flow gets an entry for the other backend, where its retransmission then goes. Only once: a
@@ -15,12 +16,12 @@ use core::ptr::NonNull;
 
 use super::{Count, Env, Flow, tcp};
 use crate::{
-    abi::mode,
+    abi::{mode, service_flags},
     entry::{self, EntryTable as _, FlowEntry, Meta, NewEntry, state},
 };
 
 /// In place of the initial sequence number of an entry that is a guess: the other backend was asked already.
-const ASKED: u32 = 1;
+pub(super) const ASKED: u32 = 1;
 
 /// Whether a segment with these flags is the reset of a host that knows of no such connection.
 #[inline(always)]
@@ -31,20 +32,23 @@ const fn is_bare_reset(flags: u8) -> bool {
 /// The flow may be on `backend`. Not marked as exceptional before that answers: such an entry never gives way, and
 /// forged segments must not fill the table with them.
 #[inline(always)]
-const fn asks(backend: u32) -> Meta {
+pub(super) const fn asked(backend: u32) -> Meta {
     Meta::new(ASKED, backend, state::GUESSED)
 }
 
 impl<E: Env> Flow<'_, E> {
-    /// Whether a flow here that nothing is known of may be on either of two backends, and answers will show on which.
+    /// Whether a flow here that nothing is known of may be on either of two backends, and answers will show on which, or
+    /// the backends will say.
     #[inline(always)]
     pub(super) fn is_open_question(&self) -> bool {
-        self.slot.is_moved() && self.service.mode == mode::NAT && !self.is_datagram()
+        let shows =
+            mode::is_two_way(self.service.mode) || self.service.flags & service_flags::ASKS != 0;
+        self.slot.is_moved() && shows && !self.is_datagram()
     }
 
     /// The other of the slot's two backends, if `backend` is one of them and the other can be asked; else 0.
     #[inline(always)]
-    fn other(&self, backend: u32) -> u32 {
+    pub(super) fn other(&self, backend: u32) -> u32 {
         let (base, current) = (self.slot.base(), self.slot.current());
         let other = if backend == base {
             current
@@ -84,7 +88,7 @@ impl<E: Env> Flow<'_, E> {
         let new = if other == 0 {
             self.flow_meta(0, backend, meta.0 & state::CLOSING)
         } else {
-            asks(other)
+            asked(other)
         };
         // SAFETY: as above. Whoever changes the word at the same time has seen a packet that says more.
         let found = unsafe {
@@ -106,7 +110,7 @@ impl<E: Env> Flow<'_, E> {
         }
         let is_reset = is_bare_reset(flags);
         let new = if is_reset && self.other(backend) != 0 {
-            asks(self.other(backend))
+            asked(self.other(backend))
         } else if super::is_plain(flags) && backend == self.slot.current() {
             self.flow_meta(0, backend, 0)
         } else {

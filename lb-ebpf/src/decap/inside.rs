@@ -27,7 +27,8 @@ const AF_INET6: u8 = 10;
 
 /// A packet that was in a tunnel.
 pub struct Packet {
-    network: Network,
+    /// Its header.
+    pub network: Network,
     /// Whether it is IPv4.
     pub is_v4: bool,
     source: Addr,

@@ -3,8 +3,8 @@
 //! strip -> is it ours? -> is its source allowed? -> is the packet inside for this host? -> to the kernel, as if it had
 //! come without a tunnel. Whatever is no tunnel packet goes to the kernel untouched.
 //!
-//! The packet inside is judged last and in one place (`judge`): there a flow without a socket here will be passed on
-//! to the other backend that its slot names.
+//! The packet inside is judged last and in one place (`judge`). Where the node asked whether its connection is here, and it is
+//! not, the packet goes back to the node as it came, which has somebody else to send it to.
 
 #![no_std]
 #![no_main]
@@ -23,6 +23,7 @@ mod outside;
 mod parse;
 #[path = "../prefix.rs"]
 mod prefix;
+mod sockets;
 
 use outside::Tunnelled;
 
@@ -33,7 +34,8 @@ pub fn decap(ctx: XdpContext) -> u32 {
         Err(what @ Decap::Passed) => (xdp_action::XDP_PASS, what),
         Err(what) => (xdp_action::XDP_DROP, what),
         Ok(tunnelled) => match handle(&ctx, &tunnelled) {
-            Ok(()) => (xdp_action::XDP_PASS, Decap::Decapsulated),
+            Ok(Decap::SentBack) => (xdp_action::XDP_TX, Decap::SentBack),
+            Ok(what) => (xdp_action::XDP_PASS, what),
             Err(what) => (xdp_action::XDP_DROP, what),
         },
     };
@@ -45,14 +47,19 @@ pub fn decap(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn handle(ctx: &XdpContext, tunnelled: &Tunnelled) -> Result<(), Decap> {
+fn handle(ctx: &XdpContext, tunnelled: &Tunnelled) -> Result<Decap, Decap> {
     if !maps::is_allowed(&tunnelled.source) {
         return Err(Decap::DropSource);
     }
     let packet = inside::parse(ctx, tunnelled)?;
     judge(ctx, &packet)?;
+    if tunnelled.asks && !sockets::has(ctx, &packet) {
+        outside::turn(ctx, tunnelled)?;
+        return Ok(Decap::SentBack);
+    }
     inside::mark(&packet, tunnelled.class)?;
-    outside::strip(ctx, tunnelled, packet.is_v4)
+    outside::strip(ctx, tunnelled, packet.is_v4)?;
+    Ok(Decap::Decapsulated)
 }
 
 /// Whether the packet is for this host.

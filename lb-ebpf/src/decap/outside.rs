@@ -4,7 +4,10 @@ use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_adjust_head, progra
 use lb_common::{
     Addr,
     checksum::{fold, words_sum},
-    tunnel::{Decap, IPV4_INSIDE, IPV6_INSIDE, UDP_LENGTH, V4_LENGTH, V6_LENGTH},
+    tunnel::{
+        Decap, IPV4_INSIDE, IPV6_INSIDE, UDP_LENGTH, V4_LENGTH, V6_LENGTH,
+        question::{self, Header, Word},
+    },
 };
 use network_types::{
     eth::EthHdr,
@@ -23,12 +26,14 @@ pub struct Tunnelled {
     pub source: Addr,
     /// Traffic class of the outer header.
     pub class: u8,
-    /// Bytes of the outer headers: one of four numbers, see [`strip`].
+    /// Bytes of the outer headers: one of six numbers, see [`strip`].
     pub overhead: u16,
     /// Bytes that the outer headers say are inside.
     pub length: u16,
-    /// Family that the outer IP header names; a UDP header names none.
+    /// Family that the outer headers name; a UDP header alone names none.
     pub is_v4: Option<bool>,
+    /// Whether the node asks if the connection is here.
+    pub asks: bool,
 }
 
 /// Reads them. [`Decap::Passed`] of what is no tunnel.
@@ -58,6 +63,7 @@ fn parse_v4(at: usize, end: usize) -> Result<Tunnelled, Decap> {
             overhead: V4_LENGTH,
             length: u16::from_be_bytes((*ip).tot_len),
             is_v4: None,
+            asks: false,
         };
         let tunnelled = tunnelled.of((*ip).proto, at + Ipv4Hdr::LEN, end)?;
         if fold(words_sum(&ip.cast::<[u32; 5]>().read_unaligned())) != 0xffff {
@@ -78,6 +84,7 @@ fn parse_v6(at: usize, end: usize) -> Result<Tunnelled, Decap> {
             overhead: V6_LENGTH,
             length: u16::from_be_bytes((*ip).payload_len).saturating_add(V6_LENGTH),
             is_v4: None,
+            asks: false,
         };
         tunnelled.of((*ip).next_hdr, at + Ipv6Hdr::LEN, end)
     }
@@ -106,6 +113,7 @@ impl Tunnelled {
                 }
             }
             self.overhead += UDP_LENGTH;
+            self = self.asking(at + UdpHdr::LEN, end);
         }
         if self.length < self.overhead {
             return Err(Decap::DropMalformed);
@@ -113,6 +121,63 @@ impl Tunnelled {
         self.length -= self.overhead;
         Ok(self)
     }
+}
+
+/// What follows the IP header of a packet with a question.
+#[repr(C)]
+struct Asking {
+    udp: UdpHdr,
+    said: Header,
+}
+
+impl Tunnelled {
+    /// With what a question at `at` says, if there is one.
+    #[inline(always)]
+    fn asking(mut self, at: usize, end: usize) -> Self {
+        if let Ok(said) = header::<Header>(at, end) {
+            // SAFETY: `header` has checked it.
+            let said = unsafe { said.read_unaligned() };
+            if said.says(Word::IsItHere) {
+                self.asks = true;
+                self.is_v4 = Some(said.is_v4());
+                self.overhead += question::LENGTH;
+            }
+        }
+        self
+    }
+}
+
+/// Turns a packet with a question round: back to where it came from, with the answer that its connection is not here. The
+/// checksum of its IPv4 header stays right, that of its UDP header is left out.
+#[inline(always)]
+pub fn turn(ctx: &XdpContext, tunnelled: &Tunnelled) -> Result<(), Decap> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    let is_v4 = tunnelled.overhead == V4_LENGTH + UDP_LENGTH + question::LENGTH;
+    // SAFETY: `header` has checked each.
+    unsafe {
+        let macs: *mut [[u8; 6]; 2] = header(start, end).map_err(|_| Decap::DropMalformed)?;
+        let [to, from] = macs.read_unaligned();
+        macs.write_unaligned([from, to]);
+        let at = start + EthHdr::LEN;
+        let at = if is_v4 {
+            let ip: *mut Ipv4Hdr = header(at, end).map_err(|_| Decap::DropMalformed)?;
+            let ends = (&raw mut (*ip).src_addr).cast::<[u32; 2]>();
+            let [source, destination] = ends.read_unaligned();
+            ends.write_unaligned([destination, source]);
+            at + Ipv4Hdr::LEN
+        } else {
+            let ip: *mut Ipv6Hdr = header(at, end).map_err(|_| Decap::DropMalformed)?;
+            let ends = ip.cast::<u64>().add(1).cast::<[Addr; 2]>();
+            let [source, destination] = ends.read_unaligned();
+            ends.write_unaligned([destination, source]);
+            at + Ipv6Hdr::LEN
+        };
+        let rest: *mut Asking = header(at, end).map_err(|_| Decap::DropMalformed)?;
+        (*rest).udp.check = [0; 2];
+        let said = (&raw mut (*rest).said).read_unaligned();
+        (&raw mut (*rest).said).write_unaligned(said.answered());
+    }
+    Ok(())
 }
 
 /// Takes them off: the Ethernet header moves up to the packet inside and gets its EtherType.

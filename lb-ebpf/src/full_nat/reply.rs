@@ -114,13 +114,7 @@ pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Ow
 fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
     let (id, service) = (owner.id, owner.service);
     let (client, client_port) = owner.client();
-    let route = forward::route(ctx, packet.protocol(), packet.network, &client, service);
-    if route.by == By::Nobody {
-        return pass(ctx, id, Outcome::PassReplyLocal);
-    }
     let service_port = forward::service_port(packet.source_port, service);
-    // SAFETY: the entry was found for this packet.
-    unsafe { note_server(owner.entry, packet.flags) };
     let seen = Packet {
         client,
         client_port,
@@ -128,7 +122,15 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
         flags: packet.flags,
         sequence: packet.sequence,
     };
-    steer::note_answer(&Kernel::<true>, id, service, &seen, owner.backend_id);
+    // SAFETY: the entry was found for this packet.
+    unsafe { note_server(owner.entry, packet.flags) };
+    if !steer::note_reply(&Kernel::<true>, id, service, &seen, owner.backend_id) {
+        return drop(ctx, id, Outcome::DropSecondChance);
+    }
+    let route = forward::route(ctx, packet.protocol(), packet.network, &client, service);
+    if route.by == By::Nobody {
+        return pass(ctx, id, Outcome::PassReplyLocal);
+    }
     count::reply_from(owner.backend_id, packet.length);
     let to = checksum::address_delta(&packet.destination, &client);
     let delta = u64::from(to) + u64::from(owner.backend.to_client);

@@ -281,7 +281,10 @@ them (ipip, ip6_tunnel, sit, fou). It stays until it is taken off or the interfa
 
 Only packets for an address of this host come out of a tunnel; where the host forwards nothing, the kernel drops the \
 others by itself. Whoever can send to this host could put packets with any source inside: say with --from where the \
-load balancers are. Tunnels from elsewhere are dropped and counted. Needs root and no daemon.";
+load balancers are. Tunnels from elsewhere are dropped and counted. Needs root and no daemon.
+
+Where a service says `decap = \"ebb\"`, the load balancer can ask with a packet whether its connection is here. If no socket \
+takes it, it is sent back (`sent_back` in --counts), and goes to another backend.";
 
 /// Below `ebb decap --help`.
 pub const DECAP_AFTER: &str = "\

@@ -22,7 +22,7 @@ use super::{
     drain::Admin,
     observed::{Hop, Observed, Vlans},
     spec::{
-        Affinity, ClientRules, Forward, OnDeadline, OutOfOrder, Protocol, ServiceSpec, Spec,
+        Affinity, ClientRules, Decap, Forward, OnDeadline, OutOfOrder, Protocol, ServiceSpec, Spec,
         Tracking,
     },
     state::{Backend, Service, State},
@@ -116,7 +116,11 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
             Forward::Ipip => mode::IPIP,
             Forward::Gue => mode::GUE,
         },
-        flags: tracking | affinity | echo | spec.quic.map_or(0, |_| service_flags::QUIC),
+        flags: tracking
+            | affinity
+            | echo
+            | spec.quic.map_or(0, |_| service_flags::QUIC)
+            | if asks(spec) { service_flags::ASKS } else { 0 },
         quic_rotation: spec.quic.map_or(0, |quic| quic.rotation),
         quic_length: spec.quic.map_or(0, |quic| quic.server_id_length),
         idle_ticks: (node.ticks)(spec.idle_timeout),
@@ -127,6 +131,12 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         client_option: spec.client_option,
         ..ServiceRecord::default()
     }
+}
+
+/// Whether the service's backends are asked for connections that nothing is known of. There are none in datagrams.
+const fn asks(spec: &ServiceSpec) -> bool {
+    let is_tunnel = spec.forward.is_tunnel();
+    is_tunnel && matches!(spec.tunnel.decap, Decap::Ebb) && !spec.is_datagram()
 }
 
 /// Flag and mask of what chooses a flow's slot.
@@ -249,10 +259,16 @@ fn set_own(record: &mut BackendRecord, hop: &Hop) {
 
 /// The node's [`control_flags`], by its configuration.
 pub fn node_flags(spec: &Spec) -> u32 {
-    match spec.fragments_out_of_order {
+    let fragments = match spec.fragments_out_of_order {
         OutOfOrder::Pass => 0,
         OutOfOrder::Drop => control_flags::DROP_EARLY_FRAGMENTS,
-    }
+    };
+    let asking = if spec.services.values().any(asks) {
+        control_flags::ASKS
+    } else {
+        0
+    };
+    fragments | asking
 }
 
 /// The index: every service, every address of one, and every source that a backend answers the node from until the backend is

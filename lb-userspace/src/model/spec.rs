@@ -493,11 +493,25 @@ impl Forward {
     }
 }
 
+/// Who takes a service's tunnels apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decap {
+    /// Whoever understands them, such as the kernel's tunnel devices.
+    #[default]
+    Any,
+    /// `ebb decap` on every backend: it can be asked whether a connection is there.
+    Ebb,
+}
+
 /// What the outer headers of a service's tunnel hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelSpec {
-    /// UDP port that the backends decapsulate at (`gue`).
+    /// UDP port that the backends decapsulate at (`gue`), or are asked at whether a connection is there.
     pub port: u16,
+    /// Who decapsulates.
+    #[serde(default)]
+    pub decap: Decap,
     /// Source address of outer IPv4 headers; what the kernel prefers when `None`.
     pub source_v4: Option<Ipv4Addr>,
     /// Source address of outer IPv6 headers; what the kernel prefers when `None`.
@@ -519,6 +533,7 @@ impl Default for TunnelSpec {
     fn default() -> Self {
         Self {
             port: tunnel::PORT_DEFAULT,
+            decap: Decap::Any,
             source_v4: None,
             source_v6: None,
         }

@@ -127,11 +127,13 @@ impl Reached {
     }
 }
 
-/// Only a node in disorder counts these, or one that is told so.
+/// Only a node in disorder counts these, or one that is told so. Packets that a backend sends back are those of
+/// `packet_asked`.
 const UNREACHABLE: &[Outcome] = &[
     Outcome::PassInternal,
     Outcome::DropFragmentEarly,
     Outcome::DropNoHeadroom,
+    Outcome::ForwardSecondChance,
 ];
 
 /// What sound frames of a shape must become, among other things. What is missing here is missing in the data plane,

@@ -85,6 +85,14 @@ const fn tunnel(name: &'static str, vip: &'static str, mode: u8, outer: Family) 
     }
 }
 
+/// A service whose backends are asked for connections.
+const fn asking(row: Row) -> Row {
+    Row {
+        flags: row.flags | service_flags::ASKS,
+        ..row
+    }
+}
+
 impl Row {
     /// IP protocol number.
     pub const fn protocol(&self) -> u8 {
@@ -142,6 +150,18 @@ pub const ROWS: &[Row] = &[
         family: Some(Family::V6),
         ..udp("gue v6 in v6 udp", "[2001:db8:f::12]:53", mode::GUE)
     },
+    asking(tunnel(
+        "ipip v4 in v4 asking",
+        "203.0.113.12:84",
+        mode::IPIP,
+        Family::V4,
+    )),
+    asking(tunnel(
+        "gue v6 in v6 asking",
+        "[2001:db8:f::12]:84",
+        mode::GUE,
+        Family::V6,
+    )),
     quic("nat v4 quic", "203.0.113.10:443", mode::NAT),
     quic("l2 v6 quic", "[2001:db8:f::11]:443", mode::L2),
     quic("nat v6 quic", "[2001:db8:f::10]:443", mode::NAT),

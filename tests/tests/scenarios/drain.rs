@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use ebb_tests::{
     client::{
-        Length, Reason,
+        Reason,
         raw::{Conversation, RawClient, flag},
     },
     scenario::{
@@ -167,99 +167,6 @@ fn waiting_again_keeps_the_deadline() -> Result<()> {
     let report = load.stop(Duration::from_millis(100));
     assert!(report.is_clean(), "{}", report.summary());
     Ok(())
-}
-
-/// The flow table and the handshake table are lost, several times, while a drain is under way: no connection that
-/// began before it notices.
-fn tables_lost(way: Way) -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let edit = |service: &mut ebb_tests::config::Service| {
-        service.more.push_str("\nidle_timeout = \"6s\"");
-    };
-    let scene = Scene::with(way, &["b1", "b2", "b3"], edit, "")?;
-    let load = scene.load(200, 100.0)?;
-    let began = scene.moment(&load)?;
-    scene.ok("drain web/b1 --timeout 60s")?;
-    let from = now();
-    let mut lost = (0, 0);
-    for round in 0..4 {
-        if round == 2 {
-            // Connections of the other backends' users come and go too, b1's stay.
-            load.close_long(Some("b2"), 0.3, Duration::from_millis(300), true);
-        }
-        let (flows, handshakes) = scene.lose_tables()?;
-        lost = (lost.0 + flows, lost.1 + handshakes);
-        let before = load.now();
-        let came = load.wait(LIMIT, |now| now.frames >= before.frames + 600);
-        ensure!(came, "{:?}", load.now());
-    }
-    assert!(lost.0 > 100 && lost.1 > 10, "little was lost: {lost:?}");
-    let waiting = scene.background("drain web/b1 --wait --json");
-    let drained = scene.leave_until_drained(&load, "b1", waiting)?;
-    let report = load.stop(Duration::from_millis(500));
-    let (old, young): (Vec<_>, Vec<_>) = report
-        .broken
-        .iter()
-        .partition(|broken| broken.started_ns < began);
-    assert!(
-        old.is_empty(),
-        "{} flows from before the drain broke, such as {}",
-        old.len(),
-        old[0]
-    );
-    let begun = |length: Length| {
-        let flows = report.flows.iter();
-        flows
-            .filter(|flow| flow.started_ns > from && flow.length == length)
-            .count()
-    };
-    eprintln!(
-        "{way:?}: lost {lost:?} entries; of {} short and {} long flows begun during the drain {} broke",
-        begun(Length::Short),
-        begun(Length::Long),
-        young.len()
-    );
-    if way.forward() == "nat" {
-        // The answers show where they belong; in `l2` nobody sees any.
-        assert!(
-            young.is_empty(),
-            "{} of those begun in the drain broke, such as {}",
-            young.len(),
-            young[0]
-        );
-        let status = scene.ebb.status()?;
-        let withheld = &status["services"][0]["outcomes"]["drop_second_chance"];
-        assert!(
-            withheld.as_u64() > Some(0),
-            "nothing needed a second chance: {withheld}"
-        );
-    }
-    scene.none_begun_on("b1", &report, from..now())?;
-    assert_eq!(drained.code, Some(0), "{drained}");
-    check_sum(&drained.json()?)
-}
-
-#[test]
-fn tables_lost_nat() -> Result<()> {
-    tables_lost(Way::Nat)
-}
-
-#[test]
-fn tables_lost_l2() -> Result<()> {
-    tables_lost(Way::L2)
-}
-
-#[test]
-fn tables_lost_nat_v6() -> Result<()> {
-    tables_lost(Way::NatV6)
-}
-
-#[test]
-#[ignore = "keeps the time bounded: the same runs over the other family; `--ignored` runs this too"]
-fn tables_lost_l2_v6() -> Result<()> {
-    tables_lost(Way::L2V6)
 }
 
 /// Handshakes that a backend has begun before the drain and that the client ends during it.

@@ -16,38 +16,41 @@ use serde_json::Value;
 
 /// Frames a second that are asked for; the machine may give less. Three times a second they fill the handshake table;
 /// with [`RATE`] one asks for more than two busy CPUs can forge, forward and shed beside everything else.
-const PER_SECOND: u64 = 200_000;
+pub(super) const PER_SECOND: u64 = 200_000;
 
 /// Names another rate, in frames a second: `2000000` for what a machine at rest can do.
 const RATE: &str = "EBB_FLOOD_PER_SECOND";
 
 /// How long a flood lasts.
-const LASTS: Duration = Duration::from_secs(4);
+pub(super) const LASTS: Duration = Duration::from_secs(4);
 
 /// What the daemon may grow by: nothing of it grows with the flood.
 const GROWTH_MAX: u64 = 8 << 20;
 
 /// Time in which an answer must be there: a machine with few CPUs has not much left for clients and servers.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A scene whose backends are spared the flood: it is ebb that is under test, not the kernel's listeners.
-fn scene(way: Way) -> Result<(Scene, Shedder)> {
-    let (lab, service) = lab_with(way, &["b1", "b2", "b3"], |options| {
+///
+/// `tail`: the end of the configuration file.
+pub(super) fn scene(way: Way, backends: &[&str], tail: &str) -> Result<(Scene, Shedder)> {
+    let (lab, service) = lab_with(way, backends, |options| {
         options.pass_programs = false;
     })?;
     let shedder = Shedder::over(&lab)?;
     let servers = lab.serve(service.backend_port)?;
-    Ok((Scene::over(lab, service, servers, "")?, shedder))
+    Ok((Scene::over(lab, service, servers, tail)?, shedder))
 }
 
-fn per_second() -> Result<u64> {
+fn per_second(usual: u64) -> Result<u64> {
     match std::env::var(RATE) {
         Ok(text) => text.parse().with_context(|| format!("{RATE}={text}")),
-        Err(_) => Ok(PER_SECOND),
+        Err(_) => Ok(usual),
     }
 }
 
-fn start(scene: &Scene, kind: Kind) -> Result<Flood> {
+/// A flood of so many frames a second, unless another rate is asked for.
+pub(super) fn start(scene: &Scene, kind: Kind, usual: u64) -> Result<Flood> {
     let IpAddr::V4(vip) = scene.target().ip() else {
         bail!("the lab's VIP is IPv4");
     };
@@ -56,7 +59,7 @@ fn start(scene: &Scene, kind: Kind) -> Result<Flood> {
         target: SocketAddrV4::new(vip, scene.target().port()),
         interface: "lb".into(),
         to_mac: Lab::mac_in(scene.lab.netns("lb"), "eth0")?,
-        per_second: per_second()?,
+        per_second: per_second(usual)?,
     };
     Flood::start(scene.lab.netns("router"), options)
 }
@@ -99,7 +102,7 @@ fn outcomes(kind: Kind) -> &'static [&'static str] {
 }
 
 /// Every long connection gets answers.
-fn all_alive(scene: &Scene, load: &Load, long: usize) -> Result<()> {
+pub(super) fn all_alive(scene: &Scene, load: &Load, long: usize) -> Result<()> {
     scene.traffic(load, 0)?;
     let open: usize = load.now().long.values().sum();
     ensure!(
@@ -159,7 +162,7 @@ fn during_drain(way: Way, kind: Kind) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (scene, shedder) = scene(way)?;
+    let (scene, shedder) = scene(way, &["b1", "b2", "b3"], "")?;
     let load = scene.patient_load(LONG, 30.0, PATIENCE)?;
     let on_b1 = scene.open_on("b1")?;
     let resident = scene.ebb.memory()?.resident;
@@ -167,7 +170,7 @@ fn during_drain(way: Way, kind: Kind) -> Result<()> {
     let from = now();
     let before = Measured::now(&scene, kind)?;
 
-    let flood = start(&scene, kind)?;
+    let flood = start(&scene, kind, PER_SECOND)?;
     let mut most = 0;
     for _ in 0..LASTS.as_secs() {
         load.wait(Duration::from_secs(1), |now| now.broken > 0);

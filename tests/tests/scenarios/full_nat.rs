@@ -27,7 +27,7 @@ fn scene(topology: Topology, family: Family, backends: &[&str], option: bool) ->
     scene_with(topology, family, backends, edit)
 }
 
-fn scene_with(
+pub(super) fn scene_with(
     topology: Topology,
     family: Family,
     backends: &[&str],

@@ -16,7 +16,7 @@ use ebb_tests::{
 use serde_json::Value;
 
 /// Room for the largest outer header (IPv6 and UDP) around a packet of 1500 bytes, and some more.
-const WIDE: u16 = 1600;
+pub(super) const WIDE: u16 = 1600;
 const EVERY: [(Family, Family); 4] = [
     (Family::V4, Family::V4),
     (Family::V6, Family::V6),
@@ -27,9 +27,20 @@ const EVERY: [(Family, Family); 4] = [
 /// Backends behind a tunnel: a lab with `ebb decap` on each of them. `families`: of the service, of the backends.
 fn scene(
     forward: &str,
+    families: (Family, Family),
+    mtu: Option<u16>,
+    backends: &[&str],
+) -> Result<Scene> {
+    scene_with(forward, families, mtu, backends, "")
+}
+
+/// The same with more lines in the service's table.
+pub(super) fn scene_with(
+    forward: &str,
     (inner, outer): (Family, Family),
     mtu: Option<u16>,
     backends: &[&str],
+    more: &str,
 ) -> Result<Scene> {
     let lab = Lab::create(LabOptions {
         inner_mtu: mtu,
@@ -40,7 +51,7 @@ fn scene(
     service.family = inner;
     service.backend_family = Some(outer);
     service.pools.retain(|(_, members)| !members.is_empty());
-    service.more = "drain = { timeout = \"60s\" }".into();
+    service.more = format!("drain = {{ timeout = \"60s\" }}\n{more}");
     let servers = lab.serve(service.backend_port)?;
     for backend in backends {
         let balancers = "10.3.0.0/16,fd00:3::/32";
@@ -65,7 +76,7 @@ fn decap(lab: &Lab, backend: &str, more: &[&str]) -> Result<Value> {
 }
 
 /// Packets that a backend's `ebb decap` has counted under this name.
-fn counted(scene: &Scene, backend: &str, name: &str) -> Result<u64> {
+pub(super) fn counted(scene: &Scene, backend: &str, name: &str) -> Result<u64> {
     let counts = decap(&scene.lab, backend, &["--counts"])?;
     counts["packets"][name]
         .as_u64()

@@ -4,8 +4,9 @@ use std::{path::Path, time::Duration};
 
 use super::check;
 use crate::model::spec::{
-    Affinity, BackendSpec, Capacity, DrainSigns, Forward, HeaderSign, HealthSpec, OnDeadline,
-    OnDeath, OutOfOrder, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking, XdpMode,
+    Affinity, BackendSpec, Capacity, Decap, DrainSigns, Forward, HeaderSign, HealthSpec,
+    OnDeadline, OnDeath, OutOfOrder, ProbeKind, ProbeSpec, Protocol, ServiceSpec, Tracking,
+    XdpMode,
 };
 
 /// The service `web` of a file that has these lines in its section.
@@ -308,7 +309,7 @@ fn tunnels_mix_families_and_take_the_nodes_source() {
     let spec = check(
         "interfaces = [\"eth0\"]\ntunnel_source = [\"10.0.0.5\", \"fd00::5\"]\n\
          [service.a]\nlisten = \"[2001:db8::10]:443\"\nforward = \"ipip\"\npool.p.backends = { x = \"10.0.0.1\", y = \"[fd00::1]:443\" }\n\
-         [service.b]\nlisten = \"203.0.113.1:80\"\nforward = \"gue\"\ntunnel_source = \"10.0.0.6\"\ntunnel_port = 5555\npool.p.backends = { x = \"fd00::1\" }\n\
+         [service.b]\nlisten = \"203.0.113.1:80\"\nforward = \"gue\"\ntunnel_source = \"10.0.0.6\"\ntunnel_port = 5555\ndecap = \"ebb\"\npool.p.backends = { x = \"fd00::1\" }\n\
          [service.c]\nlisten = \"203.0.113.1:81\"\npool.p.backends = { x = \"10.0.0.9:80\" }",
     )
     .unwrap_or_else(|error| panic!("{error}"));
@@ -322,6 +323,10 @@ fn tunnels_mix_families_and_take_the_nodes_source() {
     assert_eq!(source("b", "10.0.0.1").as_deref(), Some("10.0.0.6"));
     assert_eq!(source("b", "fd00::1").as_deref(), Some("fd00::5"));
     assert_eq!((tunnel("a").port, tunnel("b").port), (6080, 5555));
+    assert_eq!(
+        (tunnel("a").decap, tunnel("b").decap),
+        (Decap::Any, Decap::Ebb)
+    );
     assert_eq!(source("c", "10.0.0.1"), None);
     let b = &spec.services["b"].pools["p"].backends["x"].address;
     assert_eq!(b.to_string(), "[fd00::1]:80");

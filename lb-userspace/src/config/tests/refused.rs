@@ -169,6 +169,8 @@ fn words_and_numbers_of_a_service() {
         ("tunnel_port = 6080", "3:1", &["`tunnel_port` has no meaning with `nat`", "forward = \"gue\""]),
         ("forward = \"ipip\"\ntunnel_port = 6080\npool.blue.backends = { a = \"10.0.0.1\" }", "4:1", &["no meaning with `ipip`"]),
         ("forward = \"l2\"\ntunnel_source = \"10.0.0.1\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:1", &["no meaning with `l2`", "\"ipip\" or \"gue\""]),
+        ("decap = \"ebb\"", "3:1", &["`decap` has no meaning with `nat`", "forward = \"ipip\" or \"gue\""]),
+        ("forward = \"ipip\"\ndecap = \"ebp\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:9", &["ebb"]),
         ("forward = \"gue\"\ntunnel_port = 0\npool.blue.backends = { a = \"10.0.0.1\" }", "4:15", &["out of range"]),
         ("forward = \"gue\"\ntunnel_port = 65536\npool.blue.backends = { a = \"10.0.0.1\" }", "4:15", &["out of range"]),
         ("forward = \"gue\"\ntunnel_source = \"10.0.0.1:80\"\npool.blue.backends = { a = \"10.0.0.1\" }", "4:17", &["is no address"]),

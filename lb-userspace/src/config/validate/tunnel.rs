@@ -1,10 +1,11 @@
-//! Outer headers of the tunnel modes: `tunnel_source` of the node and of a service, `tunnel_port` of a service.
+//! Outer headers of the tunnel modes: `tunnel_source` of the node and of a service, `tunnel_port` and `decap` of a
+//! service.
 
 use std::net::IpAddr;
 
 use crate::model::{
     address::{family, unusable},
-    spec::{Forward, TunnelSpec},
+    spec::{Decap, Forward, TunnelSpec},
 };
 
 use super::super::{
@@ -16,6 +17,7 @@ use super::super::{
 
 const SOURCE: &str = "tunnel_source";
 const EXAMPLE: &str = "10.0.0.1";
+const DECAPS: [(&str, Decap); 2] = [("any", Decap::Any), ("ebb", Decap::Ebb)];
 
 /// What all services use unless they say otherwise.
 pub(super) fn of_node(
@@ -33,23 +35,25 @@ pub(super) fn of_service(
     problems: &mut Problems<'_>,
 ) -> Result<TunnelSpec, Reported> {
     let port = section.field("tunnel_port");
+    let decap = section.field("decap");
     // Where the mode could not be read, that is the error.
     let Ok(forward) = forward else {
         return sources(section, node, problems);
     };
-    if let Some(field) = port.filter(|_| forward != Forward::Gue) {
-        return Err(not_for(&field, forward, "forward = \"gue\"", problems));
-    }
     if !forward.is_tunnel() {
-        return match section.field(SOURCE) {
-            None => Ok(TunnelSpec::default()),
-            Some(field) => Err(not_for(
-                &field,
-                forward,
-                "forward = \"ipip\" or \"gue\"",
-                problems,
-            )),
-        };
+        let (gue, any) = ("forward = \"gue\"", "forward = \"ipip\" or \"gue\"");
+        let useless = [(port, gue), (section.field(SOURCE), any), (decap, any)];
+        for (field, wanted) in useless {
+            if let Some(field) = field {
+                return Err(not_for(&field, forward, wanted, problems));
+            }
+        }
+        return Ok(TunnelSpec::default());
+    }
+    let decap = decap.map_or(Ok(Decap::Any), |field| field.choice(problems, &DECAPS, &[]))?;
+    if let Some(field) = port.filter(|_| forward != Forward::Gue && decap != Decap::Ebb) {
+        let wanted = "forward = \"gue\" or decap = \"ebb\"";
+        return Err(not_for(&field, forward, wanted, problems));
     }
     let tunnel = sources(section, node, problems);
     let port = port.map_or(Ok(node.port), |field| {
@@ -58,6 +62,7 @@ pub(super) fn of_service(
     });
     Ok(TunnelSpec {
         port: port?,
+        decap,
         ..tunnel?
     })
 }

@@ -463,6 +463,11 @@ fn why(outcome: Outcome, to: &str, current: &str, moved: bool) -> String {
                 "the slot has moved to {current}, but a flow that began before belongs to {to}, and stays there"
             )
         }
+        Outcome::ForwardAsking => {
+            format!(
+                "nothing is known of it: {to} is asked whether it is there, and if not {current} gets it"
+            )
+        }
         Outcome::ForwardAdopted | Outcome::ForwardBase => {
             format!("not in the flow table, so it is the slot's owner's: {to}")
         }

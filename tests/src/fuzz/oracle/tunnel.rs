@@ -2,13 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::{abi::mode, outcome::Outcome};
+use lb_common::{
+    abi::{mode, service_flags},
+    outcome::Outcome,
+};
 
 use super::{Broken, Run, rule, same};
 use crate::{
     fuzz::{
         sums::{ICMP, ICMPV6, UDP, network_error, transport_error},
-        view::{ETHERNET, Family, View},
+        view::{ETHERNET, Family, Fragment, View},
         world::{Backend, Service},
     },
     rig::{TUNNEL_PORT, backend_macs, tunnel_source},
@@ -19,10 +22,23 @@ const MTU: usize = 1500;
 /// Least MTU of IPv6 (RFC 8200 section 5).
 const V6_MTU_MIN: usize = 1280;
 
-/// Length of the outer headers.
-fn overhead(service: &Service, backend: SocketAddr) -> usize {
-    let udp = if service.row.mode == mode::GUE { 8 } else { 0 };
-    udp + if backend.is_ipv4() { 20 } else { 40 }
+/// Bytes of a question.
+const QUESTION: usize = 12;
+
+/// Whether a packet goes with a question: fragments and what has IP options or extension headers do not.
+fn is_asked(run: &Run<'_>, view: &View) -> bool {
+    run.outcome == Outcome::ForwardAsking && view.fragment == Fragment::Whole
+}
+
+/// Length of the outer headers, with a question or without.
+fn overhead(service: &Service, backend: SocketAddr, asks: bool) -> usize {
+    let question = if asks { QUESTION } else { 0 };
+    let udp = if asks || service.row.mode == mode::GUE {
+        8
+    } else {
+        0
+    };
+    question + udp + if backend.is_ipv4() { 20 } else { 40 }
 }
 
 /// A packet that was put into a tunnel: outer headers that fit it, and the packet as it was.
@@ -32,7 +48,12 @@ pub fn entered(
     view: &View,
     run: &Run<'_>,
 ) -> Result<(), Broken> {
-    let headers = overhead(service, backend.address);
+    let asks = is_asked(run, view);
+    rule!(
+        !asks || service.row.flags & service_flags::ASKS != 0,
+        "only who runs `ebb decap` is asked"
+    );
+    let headers = overhead(service, backend.address, asks);
     rule!(
         view.total + headers <= MTU,
         "{} bytes do not fit the tunnel",
@@ -44,7 +65,11 @@ pub fn entered(
         Family::V4 => run.input[view.network + 1],
         Family::V6 => run.input[view.network] << 4 | run.input[view.network + 1] >> 4,
     };
-    let udp = (service.row.mode == mode::GUE).then_some(8 + view.total);
+    let udp = if asks {
+        Some(8 + QUESTION + view.total)
+    } else {
+        (service.row.mode == mode::GUE).then_some(8 + view.total)
+    };
     let behind = udp.unwrap_or(view.total);
     let protocol = match (udp, view.family) {
         (Some(_), _) => UDP,
@@ -80,6 +105,11 @@ pub fn entered(
         expected.extend((length as u16).to_be_bytes());
         expected.extend(found(run, at + 6)?);
     }
+    if asks {
+        let inner = if view.family == Family::V4 { 4 } else { 41 };
+        expected.extend([2, inner, 0, 0, b'e', b'b', b'b', b'?']);
+        expected.extend(backend.id.to_be_bytes());
+    }
     expected.extend(&run.input[view.network..]);
     same(&expected, run.output)?;
     outer_sums(service, view, run)
@@ -93,7 +123,8 @@ fn outer_sums(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broke
         network_error(run.output, &outer) == 0,
         "the outer IPv4 checksum is right"
     );
-    if service.row.mode != mode::GUE {
+    let asks = is_asked(run, view);
+    if service.row.mode != mode::GUE && !asks {
         return Ok(());
     }
     rule!(
@@ -105,6 +136,7 @@ fn outer_sums(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broke
     if check == [0, 0] {
         return Ok(());
     }
+    rule!(!asks, "no checksum in front of a question");
     rule!(
         outer.family == Family::V6,
         "over IPv4 there is no outer UDP checksum"
@@ -133,7 +165,9 @@ pub fn too_big(service: &Service, view: &View) -> Result<usize, Broken> {
         mode::is_tunnel(service.row.mode),
         "only tunnels are too small for a packet"
     );
-    let room = MTU - overhead(service, service.backends[0].address);
+    // A packet with a question has less room; whether it was to have one its fate does not say.
+    let asks = service.row.flags & service_flags::ASKS != 0;
+    let room = MTU - overhead(service, service.backends[0].address, asks);
     rule!(
         view.total > room,
         "{} bytes fit a tunnel of {room}",
@@ -142,10 +176,25 @@ pub fn too_big(service: &Service, view: &View) -> Result<usize, Broken> {
     Ok(room)
 }
 
+/// The size that an error says would fit.
+fn said(view: &View, run: &Run<'_>) -> Result<usize, Broken> {
+    let at = view.network + if view.family == Family::V4 { 26 } else { 46 };
+    let said = found(run, at)?;
+    Ok(usize::from(u16::from_be_bytes([said[0], said[1]])))
+}
+
 /// A client that was told the size that fits (RFC 1191 section 4, RFC 4443 section 3.2).
 pub fn told(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
     debug_assert_eq!(run.outcome, Outcome::AnswerTooBig);
-    let room = too_big(service, view)?;
+    let least = too_big(service, view)?;
+    let room = match said(view, run)? {
+        // One that was to have no question.
+        more if more == least + QUESTION + 8 || more == least + QUESTION => {
+            rule!(view.total > more, "{} bytes fit {more}", view.total);
+            more
+        }
+        _ => least,
+    };
     let mut expected = run.input[..view.network].to_vec();
     expected[..12].rotate_left(6);
     let at = view.network;
