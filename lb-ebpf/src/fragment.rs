@@ -93,6 +93,29 @@ fn first(ctx: &XdpContext) -> Result<u32, Refused> {
     }
 }
 
+/// A whole packet, or a first fragment whose key was laid out by the program that handed it over.
+#[inline(always)]
+pub fn whole_or_first(ctx: &XdpContext) -> Result<Parsed, Refused> {
+    let found = thorough::locate(ctx)?;
+    if found.part > 1 {
+        return Err(Outcome::PassFragment.into());
+    }
+    // SAFETY: `locate` has checked the network header.
+    let packet = unsafe {
+        parse::transport(
+            found.protocol,
+            found.network,
+            found.ends,
+            &found.extent,
+            false,
+        )?
+    };
+    Ok(Parsed {
+        is_first: found.part != 0,
+        ..packet
+    })
+}
+
 #[inline(always)]
 fn key(found: &Located) -> Result<Key, Refused> {
     let protocol = match found.network {

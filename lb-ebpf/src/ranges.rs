@@ -11,16 +11,16 @@ use lb_common::{
 };
 
 use crate::{
-    find, maps,
+    find, fragment, maps,
     parse::{Parsed, Refused, UDP},
-    sent_back, thorough, to_backend, to_client,
+    sent_back, to_backend, to_client,
 };
 
 /// The balancer for the packets whose very port is nobody's.
 #[xdp]
 #[inline(always)]
 pub fn ranges(ctx: XdpContext) -> u32 {
-    let packet = match thorough::parse(&ctx) {
+    let packet = match fragment::whole_or_first(&ctx) {
         Ok(packet) => packet,
         Err(refused) => return crate::pass(&ctx, 0, refused.outcome),
     };

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use ebb_tests::{
     datagram::Datagram,
+    fragments::{cut, join},
     packets::Segment,
     rig::{Rig, ServiceSetup, Verdict, at},
 };
@@ -173,5 +174,73 @@ fn explain_knows_them() -> Result<()> {
         let said = rig.datapath.explain(&question)?;
         assert_eq!((said.service, said.backend), (backend, backend), "{port}");
     }
+    Ok(())
+}
+
+/// Runs the fragments of a packet; what comes out of them, put together again.
+fn through(rig: &mut Rig, whole: &Segment, id: u32, first: Outcome) -> Result<Segment> {
+    let mut out = Vec::new();
+    for (number, frame) in cut(&whole.build(), 1024, 1024, id).iter().enumerate() {
+        let (_, bytes, outcome) = rig.run(frame)?;
+        let wanted = if number == 0 {
+            first
+        } else {
+            Outcome::ForwardFragment
+        };
+        assert_eq!(outcome, wanted, "fragment {number}");
+        out.push(bytes);
+    }
+    assert!(out.len() > 2, "{} fragments", out.len());
+    Ok(Segment::parse(&join(&out).expect("they belong together")).expect("a sound frame"))
+}
+
+#[test]
+fn fragments_go_where_the_whole_packet_would() -> Result<()> {
+    let data: Vec<u8> = (0..3001).map(|n| (n * 7) as u8).collect();
+    for family in [4, 6] {
+        let mut rig = rig(family)?;
+        for (number, (port, to)) in [(8999, 2), (7, 3)].into_iter().enumerate() {
+            let (id, to) = (number as u32 * 2 + 1, backend(to, port, family));
+            let vip = at(&setup(1, 1, family).vip.ip().to_string(), port);
+            let asked = Segment::new(client(family), vip, ACK).data(&data);
+            let sent = through(&mut rig, &asked, id, Outcome::ForwardSteady)?;
+            assert_eq!((sent.from, sent.to), (client(family), to), "{port}");
+            assert_eq!(sent.data, data);
+
+            let answer = Segment::new(to, client(family), ACK).data(&data);
+            let got = through(&mut rig, &answer, id + 1, Outcome::ForwardReply)?;
+            assert_eq!((got.from, got.to), (vip, client(family)), "{port}");
+            assert_eq!(got.data, data);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn fragments_to_a_port_that_is_nobodys_pass() -> Result<()> {
+    let mut rig = Rig::new()?;
+    let service = setup(2, 8000, 4);
+    rig.backend(&service, 2, backend(2, 0, 4))?;
+    rig.service_with(service, &[Slot::new(2, 2, false); SLOTS], |record| {
+        record.last_port = 8999_u16.to_be()
+    })?;
+    let other = Segment::new(client(4), at("203.0.113.10", 9000), ACK).data(&[1; 3001]);
+    let frames = cut(&other.build(), 1024, 1024, 1);
+    let outcomes: Result<Vec<_>> = frames
+        .iter()
+        .map(|frame| {
+            let (verdict, out, outcome) = rig.run(frame)?;
+            assert_eq!((verdict, &out), (Verdict::Pass, frame));
+            Ok(outcome)
+        })
+        .collect();
+    assert_eq!(
+        outcomes?,
+        [
+            Outcome::PassNoService,
+            Outcome::PassFragmentEarly,
+            Outcome::PassFragmentEarly
+        ]
+    );
     Ok(())
 }

@@ -50,7 +50,8 @@ pub fn at_once<E: Env, B>(
     let (index, entry) = entry::locate(env.flows(), flow.hash, &flow.key)?;
     // SAFETY: the entry was found for this packet.
     let meta = unsafe { entry::meta(entry) };
-    if meta.has(state::REOPENED) {
+    // Of a guess the backend may have to be asked.
+    if meta.has(state::REOPENED | state::GUESSED) {
         return None;
     }
     let record = backend(meta.backend())?;
