@@ -30,4 +30,5 @@ mod systemd;
 mod trace;
 mod truth;
 mod tunnel;
+mod upgrade;
 mod vlan;
