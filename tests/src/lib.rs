@@ -15,6 +15,7 @@ pub mod fuzz;
 pub mod icmp;
 pub mod lab;
 pub mod outer;
+pub mod paced;
 pub mod packets;
 pub mod pattern;
 pub mod rig;

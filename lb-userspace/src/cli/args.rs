@@ -321,6 +321,10 @@ pub struct RunArgs {
     )]
     pub state_dir: PathBuf,
 
+    /// Forget the pinned maps, and all flows with them: for maps that another version of ebb has made
+    #[arg(long)]
+    pub afresh: bool,
+
     /// Log every decision of the data plane: for a lab, as it costs far more than the packet (see `ebb trace`)
     #[arg(long)]
     pub log_packets: bool,

@@ -89,6 +89,7 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
             socket: cli.socket,
             pins: args.pins,
             state_dir: args.state_dir,
+            afresh: args.afresh,
             trace: args.log_packets,
         }),
         Command::Check { file } => adapters::check(&file, out),

@@ -48,6 +48,8 @@ pub struct NodeOptions {
     pub pins: PathBuf,
     /// Directory of the journal.
     pub state_dir: PathBuf,
+    /// Forget the maps that are there, and all flows with them.
+    pub afresh: bool,
     /// Log every decision of the data plane. For looking at a lab; it costs far more than the decision.
     pub trace: bool,
 }
@@ -128,6 +130,10 @@ fn load(options: &NodeOptions, spec: &Spec) -> anyhow::Result<BpfDatapath> {
         capacity: spec.node.capacity,
         trace: options.trace,
     };
+    if options.afresh {
+        bpf::forget_maps(&options.pins)
+            .with_context(|| format!("forgetting the maps in {}", options.pins.display()))?;
+    }
     let datapath =
         BpfDatapath::open(object::XDP, &bpf_options).map_err(|error| explained(options, error))?;
     super::heap::set_aside(object::XDP);
@@ -161,16 +167,20 @@ fn begin(
 
 /// What to do about an error of the start, where that can be said.
 fn explained(options: &NodeOptions, error: datapath::Error) -> anyhow::Error {
-    let datapath::Error::NoInterface { known, .. } = &error else {
-        return error.into();
-    };
     let config = options.config.display();
-    let hint = match known.as_slice() {
-        [] => format!("there is none but the loopback; mend `interfaces` in {config}"),
-        known => format!(
+    let hint = match &error {
+        datapath::Error::NoInterface { known, .. } if known.is_empty() => {
+            format!("there is none but the loopback; mend `interfaces` in {config}")
+        }
+        datapath::Error::NoInterface { known, .. } => format!(
             "there are {}; mend `interfaces` in {config}",
             known.join(", ")
         ),
+        datapath::Error::Layout { .. } => format!(
+            "what runs goes on forwarding; go back to the ebb that made {}, or start with --afresh, which forgets all flows",
+            options.pins.display()
+        ),
+        _ => return error.into(),
     };
     let refusal = Refusal {
         error: error.to_string(),

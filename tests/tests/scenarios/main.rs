@@ -32,4 +32,5 @@ mod tables_lost;
 mod trace;
 mod truth;
 mod tunnel;
+mod upgrade;
 mod vlan;

@@ -46,6 +46,7 @@ mod barrier;
 mod clients;
 mod frame;
 mod mapped;
+mod pinned;
 mod ports;
 mod slots;
 mod tracing;
@@ -54,6 +55,7 @@ mod verified;
 use attach::Interfaces;
 use barrier::Barrier;
 use mapped::{Mapped, Parts};
+pub use pinned::forget as forget_maps;
 use slots::Region;
 pub use tracing::Tracing;
 pub use verified::{Verified, instructions_max, try_out};
@@ -187,6 +189,7 @@ impl BpfDatapath {
     /// Where an older program of ebb runs already, it is replaced atomically and keeps its maps.
     pub fn open(object: &[u8], options: &Options) -> Result<Self> {
         make_directory(&options.pins)?;
+        pinned::check_layout(&options.pins)?;
         check_pinned_sizes(&options.pins, &options.capacity)?;
         let mut datapath = Self::load(object, options)?;
         datapath.take_over_control()?;
@@ -233,15 +236,9 @@ impl BpfDatapath {
         })
     }
 
-    /// Initialises the control record of new maps, checks that of old ones.
+    /// Initialises the control record of new maps, takes that of old ones.
     fn take_over_control(&mut self) -> Result<()> {
         let found = self.control.read(0)?;
-        if found.abi_version != 0 && found.abi_version != ABI_VERSION {
-            return Err(Error::Layout {
-                found: found.abi_version,
-                expected: ABI_VERSION,
-            });
-        }
         self.ticks_per_second = if found.ticks_per_second != 0 {
             found.ticks_per_second
         } else {

@@ -30,6 +30,7 @@ impl Mortal {
             socket: self.socket,
             pins: self.pins,
             state_dir: self.state_dir,
+            afresh: false,
             trace: false,
         };
         lab::live(&options, &self.words)?;

@@ -1,0 +1,54 @@
+//! Maps that an ebb before this one has left.
+
+use std::{fs, io, path::Path};
+
+use aya::maps::MapData;
+use lb_common::{abi::ControlRecord, limits::ABI_VERSION};
+
+use super::{Mapped, map_error};
+use crate::datapath::{Error, Result};
+
+/// The map whose record says by which layout all of them were made.
+const CONTROL: &str = "CONTROL";
+
+/// Refuses maps of another layout, before anything is changed that the running program uses.
+pub(super) fn check_layout(pins: &Path) -> Result<()> {
+    let path = pins.join(CONTROL);
+    if !path.exists() {
+        return Ok(());
+    }
+    let map = MapData::from_pin(&path).map_err(map_error)?;
+    let found = Mapped::<ControlRecord>::new(CONTROL, &map)?
+        .read(0)?
+        .abi_version;
+    // Zero: whoever made it has died before it said so.
+    if found == 0 || found == ABI_VERSION {
+        return Ok(());
+    }
+    Err(Error::Layout {
+        found,
+        expected: ABI_VERSION,
+    })
+}
+
+/// Forgets the maps, and with them all flows. The links stay: the program that runs keeps its maps and forwards until it is
+/// replaced.
+///
+/// # Errors
+/// A pin can not be removed.
+pub fn forget(pins: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(pins) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let is_link = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("link-"));
+        if !is_link {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
