@@ -186,8 +186,10 @@ pub mod jump {
     pub const DECIDE: u32 = 10;
     /// Of the tracing instance: the balancer of the plain one, for packets that nobody asked for.
     pub const PLAIN: u32 = 11;
+    /// First fragments to services on several ports.
+    pub const FRAGMENT_RANGES: u32 = 16;
     /// How many places there are.
-    pub const PLACES: u32 = 16;
+    pub const PLACES: u32 = 32;
     /// What is loaded into which place.
     pub const PROGRAMS: &[(u32, &str)] = &[
         (THOROUGH, "thorough"),
@@ -195,6 +197,7 @@ pub mod jump {
         (TOO_BIG, "too_big"),
         (FRAGMENT, "fragment"),
         (FRAGMENT_LATER, "fragment_later"),
+        (FRAGMENT_RANGES, "fragment_ranges"),
         (QUIC, "quic"),
         (RANGES, "ranges"),
         (WHOLE, "whole"),

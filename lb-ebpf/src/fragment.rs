@@ -18,7 +18,7 @@ use crate::{
     forward::{self, By, Exit},
     hand_over, maps,
     parse::{self, Network, Parsed, Refused},
-    pass, serve,
+    pass, ranges, serve,
     tables::Fragments,
     thorough::{self, Located},
     to_tunnel,
@@ -71,35 +71,36 @@ fn first(ctx: &XdpContext) -> Result<u32, Refused> {
         });
     }
     keep(key(&found)?)?;
-    // SAFETY: `locate` has checked the network header.
-    let parsed = unsafe {
-        parse::transport(
-            found.protocol,
-            found.network,
-            found.ends,
-            &found.extent,
-            false,
-        )
-    };
-    match parsed {
-        Ok(packet) => {
-            let packet = Parsed {
-                is_first: true,
-                ..packet
-            };
-            Ok(serve(ctx, &packet))
-        }
+    match transport(&found) {
+        Ok(packet) => Ok(serve(ctx, &packet)),
         Err(_) => Ok(unserved(ctx, &found, Outcome::PassFragmentTiny)),
     }
 }
 
-/// A whole packet, or a first fragment whose key was laid out by the program that handed it over.
+/// Takes over first fragments whose very port is nobody's; their keys were laid out by `fragment`.
+// A program of its own: `fragment` is as much as older verifiers (6.1) go through.
+#[xdp]
 #[inline(always)]
-pub fn whole_or_first(ctx: &XdpContext) -> Result<Parsed, Refused> {
+pub fn fragment_ranges(ctx: XdpContext) -> u32 {
+    match again(&ctx) {
+        Ok(packet) => ranges::serve(&ctx, &packet),
+        Err(refused) => pass(&ctx, 0, refused.outcome),
+    }
+}
+
+/// A first fragment that `fragment` has judged.
+#[inline(always)]
+fn again(ctx: &XdpContext) -> Result<Parsed, Refused> {
     let found = thorough::locate(ctx)?;
-    if found.part > 1 {
+    if found.part != 1 {
         return Err(Outcome::PassFragment.into());
     }
+    transport(&found)
+}
+
+/// The ports of a first fragment.
+#[inline(always)]
+fn transport(found: &Located) -> Result<Parsed, Refused> {
     // SAFETY: `locate` has checked the network header.
     let packet = unsafe {
         parse::transport(
@@ -111,7 +112,7 @@ pub fn whole_or_first(ctx: &XdpContext) -> Result<Parsed, Refused> {
         )?
     };
     Ok(Parsed {
-        is_first: found.part != 0,
+        is_first: true,
         ..packet
     })
 }

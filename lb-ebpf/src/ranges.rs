@@ -11,26 +11,41 @@ use lb_common::{
 };
 
 use crate::{
-    find, fragment, maps,
+    find, hand_over, maps,
     parse::{Parsed, Refused, UDP},
-    sent_back, to_backend, to_client,
+    sent_back, thorough, to_backend, to_client,
 };
 
 /// The balancer for the packets whose very port is nobody's.
 #[xdp]
 #[inline(always)]
 pub fn ranges(ctx: XdpContext) -> u32 {
-    let packet = match fragment::whole_or_first(&ctx) {
-        Ok(packet) => packet,
-        Err(refused) => return crate::pass(&ctx, 0, refused.outcome),
-    };
-    if let Some(entry) = lookup(&packet, kind::RANGE) {
-        return to_backend(&ctx, &packet, entry.service);
+    match thorough::parse(&ctx) {
+        Ok(packet) => serve(&ctx, &packet),
+        Err(Refused {
+            outcome,
+            program: jump::FRAGMENT,
+        }) => hand_over(
+            &ctx,
+            Refused {
+                outcome,
+                program: jump::FRAGMENT_RANGES,
+            },
+        ),
+        Err(refused) => crate::pass(&ctx, 0, refused.outcome),
     }
-    if let Some(entry) = lookup(&packet, kind::REPLY_RANGE) {
-        return to_client(&ctx, &packet, entry);
+}
+
+/// A packet whose very port is nobody's.
+#[inline(always)]
+pub fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
+    if let Some(entry) = lookup(packet, kind::RANGE) {
+        return to_backend(ctx, packet, entry.service);
     }
-    sent_back::perhaps(&ctx, &packet)
+    if let Some(entry) = lookup(packet, kind::REPLY_RANGE) {
+        return to_client(ctx, packet, entry);
+    }
+    sent_back::perhaps(ctx, packet)
 }
 
 /// Whether there are services on several ports.
