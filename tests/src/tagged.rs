@@ -34,6 +34,16 @@ impl Frames {
             .map(Self)
     }
 
+    /// Opens one in this thread's network namespace.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn here(interface: &str) -> Result<Self> {
+        open(interface)
+            .with_context(|| format!("a packet socket on {interface}"))
+            .map(Self)
+    }
+
     /// Sends a frame as it is.
     ///
     /// # Errors

@@ -2,8 +2,10 @@
 //! not there goes to the other one. Both programs and the kernel's own sockets. Needs root.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -11,6 +13,7 @@ use ebb_tests::{
     outer::Outer,
     packets::Segment,
     rig::{Rig, ServiceSetup, Verdict, at, backend_macs, tunnel_source},
+    tagged::Frames,
     tunnel_end::{TunnelEnd, ip},
 };
 use lb_common::{
@@ -463,6 +466,46 @@ fn what_is_there_stays() -> Result<()> {
         is_here(&mut stage)?;
         drop(connection.listener);
         is_here(&mut stage)?;
+    }
+    Ok(())
+}
+
+/// A listener that has answered an opening with a cookie has no socket for the connection yet, and knows it all the same.
+#[test]
+fn whoever_brings_a_cookie_stays() -> Result<()> {
+    for families in [FAMILIES[0], FAMILIES[1]] {
+        let mut stage = Stage::new(mode::GUE, families)?;
+        // Always, not only when the queue is full.
+        fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2")?;
+        let _listener = TcpListener::bind(stage.service.vip)?;
+        // Somebody at the rig's neighbour, the far end of its veth.
+        let (client, transport) = if families.0 {
+            (at("192.0.2.1", 1000), 34)
+        } else {
+            (at("2001:db8:1::1", 1000), 54)
+        };
+        let wire = Frames::here("far0")?;
+        let opening = Segment::new(client, stage.service.vip, SYN).at(6, 0);
+        wire.send(&opening.build())?;
+        let cookie = wire.find(Duration::from_secs(10), |frame| {
+            // Its checksum is left to a device that there is none of.
+            let tcp = frame.get(transport..transport + 20)?;
+            let is_answer =
+                tcp[13] & (SYN | ACK) == SYN | ACK && tcp[2..4] == 1000u16.to_be_bytes();
+            is_answer.then(|| u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]))
+        })?;
+        let done = |acknowledged: u32| {
+            Segment::new(client, stage.service.vip, ACK)
+                .at(7, acknowledged)
+                .data(b"some data")
+        };
+        let (done, forged) = (done(cookie.wrapping_add(1)), done(cookie ^ 0x0100_0000));
+        let (outcome, asking) = stage.sends(&done)?;
+        assert_eq!(outcome, Outcome::ForwardAsking);
+        let (verdict, out, counted) = stage.end.run(&asking)?;
+        assert_eq!((verdict, counted), (Verdict::Pass, Decap::Decapsulated));
+        assert_eq!(out[12..], done.build()[12..]);
+        stage.asks(&forged)?;
     }
     Ok(())
 }
