@@ -225,10 +225,7 @@ pub const fn tag(hash: u64) -> u64 {
 /// Finds a flow.
 #[inline(always)]
 pub fn find<T: EntryTable>(table: &T, hash: u64, key: &FlowKey) -> Option<NonNull<FlowEntry>> {
-    match locate(table, hash, key) {
-        Some((_, entry)) => Some(entry),
-        None => None,
-    }
+    locate(table, hash, key).map(|(_, entry)| entry)
 }
 
 /// Finds a flow, and the index of its entry.

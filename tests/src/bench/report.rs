@@ -214,7 +214,10 @@ pub fn build(
 fn floor_of(row: &Row) -> &'static str {
     match row.what {
         _ if row.is_tunnelled => TUNNEL_REFERENCE,
-        What::Case { outcome, .. } if outcome == Outcome::ForwardFlow => LINE_REFERENCE,
+        What::Case {
+            outcome: Outcome::ForwardFlow,
+            ..
+        } => LINE_REFERENCE,
         _ => REFERENCE,
     }
 }
