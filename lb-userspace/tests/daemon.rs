@@ -641,6 +641,14 @@ async fn several_drains_are_one_step_or_none() {
         .await;
     assert_eq!(status, 409);
     assert!(error.contains("drained already"), "{error}");
+    // Who waits for one of them again is told how it ended; who wants other terms is refused.
+    let again = json!({"backend": "web/b1"});
+    let told = daemon.post("/v1/drain", again).await;
+    assert_eq!(told["receipt"]["reason"], "empty", "{told}");
+    let other = json!({"backend": "web/b1", "timeout_ms": 1000});
+    let (status, error, _) = daemon.refused("/v1/drain", other).await;
+    assert_eq!(status, 409);
+    assert!(error.contains("drained already"), "{error}");
 
     let (_, error, _) = daemon
         .refused("/v1/undrain", json!({"backends": ["web/b1", "web/g1"]}))

@@ -5,14 +5,12 @@ use std::{
     path::{Path, PathBuf},
     ptr::NonNull,
     sync::atomic::Ordering,
-    thread,
-    time::Duration,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray},
-    programs::{ProgramError, ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp},
+    programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
@@ -45,6 +43,7 @@ mod attach;
 mod barrier;
 mod clients;
 mod frame;
+mod load;
 mod mapped;
 mod pinned;
 mod ports;
@@ -54,6 +53,7 @@ mod verified;
 
 use attach::Interfaces;
 use barrier::Barrier;
+pub(in crate::datapath) use load::verify;
 use mapped::{Mapped, Parts};
 pub use pinned::forget as forget_maps;
 use slots::Region;
@@ -479,25 +479,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Loads a program. The verifier gives up with EAGAIN when a signal is pending (kernel/bpf/verifier.c, `do_check`),
-/// which says nothing about the program. Whoever signals may go on for a while (a process that is stopped and continued,
-/// a profiler), so each attempt waits longer than the one before: 1 ms, then twice as much, three quarters of a second in all.
-pub(in crate::datapath) fn verify(program: &mut Xdp) -> std::result::Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 10;
-    let mut attempt = 0;
-    loop {
-        match program.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
-            {
-                thread::sleep(Duration::from_millis(1 << attempt.min(8)));
-                attempt += 1;
-            }
-            result => return result,
-        }
-    }
-}
-
 /// The programs of the object: the balancer, those it hands rare packets to, and those run by hand.
 pub fn program_names() -> impl Iterator<Item = &'static str> {
     Instance::Plain.programs()
@@ -529,11 +510,8 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     let mut ebpf = loader
         .load(object)
         .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
-    for name in instance.programs() {
-        verify(program(&mut ebpf, name)?).map_err(|error| {
-            Error::Other(format!("loading the program {name}: {}", chain(&error)))
-        })?;
-    }
+    let names: Vec<&str> = instance.programs().collect();
+    load::all(&mut ebpf, &names)?;
     Ok(ebpf)
 }
 

@@ -122,6 +122,8 @@ fn drain_one(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Resul
             Ok(Some(adopted(target, terms.by)))
         }
         Admin::Drained(_) if terms.by.is_backend() => Ok(None),
+        // Nor need who waits for it again: it may have ended in between.
+        Admin::Drained(_) if terms.timeout.is_none() && terms.on_deadline.is_none() => Ok(None),
         Admin::Drained(drained) => {
             let error = format!(
                 "drain {path}: it is drained already ({})",
