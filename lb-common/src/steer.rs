@@ -769,11 +769,17 @@ impl<'a, E: Env> Flow<'a, E> {
         if self.service.flags & service_flags::TRACK_ALL == 0 {
             return;
         }
-        let group = recent::group(self.hash, self.env.flows().mask());
-        if let Some(words) = self.env.recent(group) {
+        if let Some(words) = self.recent_group() {
             // SAFETY: words that all CPUs write whole.
             unsafe { recent::forget(words.as_ptr()) };
         }
+    }
+
+    /// What is noted beside the flow's group of entries.
+    #[inline(always)]
+    fn recent_group(&self) -> Option<NonNull<recent::Group>> {
+        let group = recent::group(self.hash, self.env.flows().mask());
+        self.env.recent(group)
     }
 
     #[inline(always)]

@@ -217,13 +217,7 @@ fn send(
     }
     fragment::remember(packet, id, decision.backend, 0);
     if mode::is_tunnel(service.mode) {
-        let passage = Passage {
-            service: id,
-            backend: decision.backend,
-            hash: decision.hash,
-            outcome: decision.outcome,
-            length: packet.length,
-        };
+        let passage = Passage::of(id, packet, decision);
         return to_tunnel(ctx, &packet.into(), service, backend, &passage);
     }
     count::packet_to(decision.backend, packet.length);
@@ -243,6 +237,20 @@ struct Passage {
     outcome: Outcome,
     /// Length of the frame.
     length: u32,
+}
+
+impl Passage {
+    /// Of a packet to this service.
+    #[inline(always)]
+    fn of(service: u32, packet: &Parsed, decision: &Decision) -> Self {
+        Self {
+            service,
+            backend: decision.backend,
+            hash: decision.hash,
+            outcome: decision.outcome,
+            length: packet.length,
+        }
+    }
 }
 
 /// From a client to a service whose backends decapsulate.

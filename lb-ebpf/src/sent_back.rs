@@ -89,13 +89,7 @@ fn forward(
     backend: &BackendRecord,
     decision: &Decision,
 ) -> u32 {
-    let passage = Passage {
-        service: id,
-        backend: decision.backend,
-        hash: decision.hash,
-        outcome: decision.outcome,
-        length: packet.length,
-    };
+    let passage = Passage::of(id, packet, decision);
     to_tunnel(ctx, &packet.into(), service, backend, &passage)
 }
 

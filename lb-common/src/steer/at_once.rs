@@ -10,7 +10,7 @@ use core::ptr::{self, NonNull};
 use super::{Decision, Env, Flow, Packet, tcp};
 use crate::{
     abi::ServiceRecord,
-    entry::{self, EntryTable as _, FlowEntry, Meta, state},
+    entry::{self, FlowEntry, Meta, state},
     limits::SEEN_SHIFT,
     outcome::Outcome,
     recent,
@@ -61,14 +61,13 @@ pub fn at_once<E: Env, B>(
 }
 
 impl<E: Env> Flow<'_, E> {
-    /// What is noted beside the flow's group of entries, in a slot where that is enough to know.
+    /// [`Flow::recent_group`], in a slot where that is enough to know.
     #[inline(always)]
     fn recent(&self) -> Option<NonNull<recent::Group>> {
         if self.slot.is_tracked() {
             return None;
         }
-        let group = recent::group(self.hash, self.env.flows().mask());
-        self.env.recent(group)
+        self.recent_group()
     }
 
     /// Whether the flow's entry names the slot's base, and was seen to a moment ago.
