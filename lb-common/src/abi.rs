@@ -237,8 +237,13 @@ pub struct BackendRecord {
     pub service: u32,
     /// 802.1Q tag of the frame that reaches it (host order, 12 bits), with [`backend_flags::TAGGED`].
     pub vlan: u16,
+    /// Largest packet that can be sent to it: `mtu` less `outer`.
+    pub room: u16,
+    /// Bytes that a tunnel puts in front of a packet to it ([`crate::tunnel::overhead`]); 0 without a tunnel. Says which
+    /// headers they are, too.
+    pub outer: u16,
     /// Zero.
-    pub reserved: [u16; 3],
+    pub reserved: u16,
     /// Source address of the outer header, in the tunnel modes; in [`mode::FULL_NAT`] the node's own address towards it.
     /// Of the family of `address`.
     pub tunnel_source: Addr,
@@ -248,6 +253,18 @@ pub struct BackendRecord {
     pub reserved_word: u32,
     /// Zero.
     pub reserved_more: [u64; 5],
+}
+
+impl BackendRecord {
+    /// Sets what follows from its address, its `mtu` and the [`mode`] of its service: `room` and `outer`.
+    pub fn set_room(&mut self, mode: u8) {
+        self.outer = if mode::is_tunnel(mode) {
+            crate::tunnel::overhead(mode, self.address.is_v4())
+        } else {
+            0
+        };
+        self.room = self.mtu.saturating_sub(self.outer);
+    }
 }
 
 /// Where in `0..2^32` a flow stands in the order in which flows are cut at a deadline.
@@ -418,7 +435,7 @@ macro_rules! layout {
 
 layout! {
     ServiceRecord: size 192, table at 0, key at 8, vip at 88, port at 104, mode at 107, flags at 108, idle_ticks at 112, last_port at 124, affinity_mask at 128, tunnel_port at 144;
-    BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, tunnel_source at 64, tunnel_sum at 80;
+    BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, room at 58, outer at 60, tunnel_source at 64, tunnel_sum at 80;
     ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
     BackendStats: size 64, packets at 0, reply_bytes at 56;
     Allowance: size 16, tick at 0;

@@ -49,10 +49,19 @@ pub const fn overhead(mode: u8, outer_is_v4: bool) -> u16 {
     }
 }
 
-/// The protocol number of the outer IP header.
+/// What [`overhead`] says of an outer IPv4 header alone, and so on: each says which headers there are.
+pub const OUTER_V4: u16 = overhead(mode::IPIP, true);
+/// IPv4 and UDP.
+pub const OUTER_V4_UDP: u16 = overhead(mode::GUE, true);
+/// IPv6.
+pub const OUTER_V6: u16 = overhead(mode::IPIP, false);
+/// IPv6 and UDP.
+pub const OUTER_V6_UDP: u16 = overhead(mode::GUE, false);
+
+/// The protocol number of the outermost IP header, by the length of all outer headers.
 #[inline(always)]
-pub const fn protocol(mode: u8, inner_is_v4: bool) -> u8 {
-    if mode == mode::GUE {
+pub const fn protocol(outer: u16, inner_is_v4: bool) -> u8 {
+    if outer == OUTER_V4_UDP || outer == OUTER_V6_UDP {
         UDP
     } else if inner_is_v4 {
         IPV4_INSIDE
@@ -96,18 +105,18 @@ pub struct Inner {
 
 /// An outer IPv4 header, as words to be stored one after the other.
 ///
-/// Identification 0, "don't fragment" set (RFC 6864 section 4.1). `fixed_sum` is the backend's.
+/// `outer`: length of this header and of what stands between it and the packet ([`overhead`]). Identification 0, "don't fragment" set (RFC 6864 section 4.1). `fixed_sum` is the backend's.
 #[inline(always)]
 pub const fn v4_header(
-    mode: u8,
+    outer: u16,
     inner: &Inner,
     source: u32,
     destination: u32,
     fixed: u32,
 ) -> (u64, u64, u32) {
-    let length = (overhead(mode, true).wrapping_add(inner.length)).to_be();
+    let length = outer.wrapping_add(inner.length).to_be();
     let class = u16::from_ne_bytes([0, inner.class]);
-    let protocol = u16::from_ne_bytes([0, protocol(mode, inner.is_v4)]);
+    let protocol = u16::from_ne_bytes([0, protocol(outer, inner.is_v4)]);
     let check = !fold(fixed as u64 + length as u64 + class as u64 + protocol as u64);
     let first = u16::from_ne_bytes([0x45, 0]) | class;
     let hop = u16::from_ne_bytes([TIME_TO_LIVE, 0]) | protocol;
@@ -121,10 +130,10 @@ pub const fn v4_header(
 /// The first eight bytes of an outer IPv6 header; the addresses follow. The flow label is the flow's (RFC 6438), so
 /// that routers spread flows over equal paths.
 #[inline(always)]
-pub const fn v6_header(mode: u8, inner: &Inner, hash: u64) -> u64 {
-    let length = overhead(mode, false) - V6_LENGTH;
+pub const fn v6_header(outer: u16, inner: &Inner, hash: u64) -> u64 {
+    let length = outer - V6_LENGTH;
     let first = 0x6000_0000 | ((inner.class as u32) << 20) | ((hash >> 14) as u32 & 0xf_ffff);
-    let hop = u16::from_ne_bytes([protocol(mode, inner.is_v4), TIME_TO_LIVE]);
+    let hop = u16::from_ne_bytes([protocol(outer, inner.is_v4), TIME_TO_LIVE]);
     words2(
         first.to_be(),
         words2_16((length.wrapping_add(inner.length)).to_be(), hop),
@@ -279,7 +288,7 @@ mod tests {
             let mode = if udp { mode::GUE } else { mode::IPIP };
             let inner = Inner { length, class, is_v4 };
             let fixed = fixed_sum(&from, &to, 6080u16.to_be());
-            let header = bytes(v4_header(mode, &inner, from.v4_word(), to.v4_word(), fixed));
+            let header = bytes(v4_header(overhead(mode, true), &inner, from.v4_word(), to.v4_word(), fixed));
             let total = (length + overhead(mode, true)).to_be_bytes();
             let protocol = if udp { 17 } else if is_v4 { 4 } else { 41 };
             prop_assert_eq!(&header[..10], &[0x45, class, total[0], total[1], 0, 0, 0x40, 0, 64, protocol]);
@@ -291,7 +300,7 @@ mod tests {
         #[test]
         fn an_ipv6_header_is_whole(length in 20u16..9000, class: u8, is_v4: bool, udp: bool, hash: u64) {
             let mode = if udp { mode::GUE } else { mode::IPIP };
-            let header = v6_header(mode, &Inner { length, class, is_v4 }, hash).to_ne_bytes();
+            let header = v6_header(overhead(mode, false), &Inner { length, class, is_v4 }, hash).to_ne_bytes();
             let payload = (length + if udp { 8 } else { 0 }).to_be_bytes();
             let protocol = if udp { 17 } else if is_v4 { 4 } else { 41 };
             prop_assert_eq!(header[0], 0x60 | class >> 4);

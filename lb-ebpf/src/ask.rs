@@ -103,6 +103,7 @@ fn send(
         tunnel::inner(packet.network),
         packet.extent.link(packet.network),
     );
+    // Questions travel behind UDP, whatever the service's own way of tunnelling.
     let overhead = rule::overhead(mode::GUE, backend.address.is_v4()) + question::LENGTH;
     let room = backend.mtu.saturating_sub(overhead);
     if inner.length > room {
@@ -140,14 +141,25 @@ fn write(
     unsafe {
         if backend.address.is_v4() {
             let frame: *mut Frame<Asking<V4>> = header(start, end)?;
-            tunnel::write_v4(&raw mut (*frame).ip.0, mode::GUE, &carried, backend);
+            tunnel::write_v4(
+                &raw mut (*frame).ip.0,
+                rule::OUTER_V4_UDP,
+                &carried,
+                backend,
+            );
             (&raw mut (*frame).ip.1.0).write_unaligned(udp);
             (&raw mut (*frame).ip.2).write_unaligned(asked);
             tunnel::write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV4);
         } else {
             let frame: *mut Frame<Asking<V6>> = header(start, end)?;
             let hash = handed.hash;
-            tunnel::write_v6(&raw mut (*frame).ip.0, mode::GUE, &carried, backend, hash);
+            tunnel::write_v6(
+                &raw mut (*frame).ip.0,
+                rule::OUTER_V6_UDP,
+                &carried,
+                backend,
+                hash,
+            );
             (&raw mut (*frame).ip.1.0).write_unaligned(udp);
             (&raw mut (*frame).ip.2).write_unaligned(asked);
             tunnel::write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV6);

@@ -52,8 +52,8 @@ fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u3
     let is_tunnel = mode::is_tunnel(service.mode);
     let is_ready = |backend| {
         let record = maps::BACKENDS.get(backend)?;
-        let takes = backend_flags::is_ready(record.flags)
-            && (!is_tunnel || tunnel::fits(packet, service, record));
+        let takes =
+            backend_flags::is_ready(record.flags) && (!is_tunnel || tunnel::fits(packet, record));
         takes.then_some(record)
     };
     let (decision, backend) = steer::at_once(

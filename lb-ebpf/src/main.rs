@@ -272,7 +272,7 @@ fn to_tunnel(
         Err(Outcome::DropTooBig) => {
             // Nobody is told of an ICMP error or a later fragment that does not fit (RFC 1122 section 3.2.2).
             if packet.parsed.is_some() {
-                let room = tunnel::room(service, backend);
+                let room = backend.room;
                 too_big::hand_over(ctx, &packet.link, passage.length, id, room);
             }
             drop(ctx, id, Outcome::DropTooBig)

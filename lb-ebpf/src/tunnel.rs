@@ -6,9 +6,9 @@
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
     Addr,
-    abi::{BackendRecord, ServiceRecord, mode},
+    abi::{BackendRecord, ServiceRecord},
     outcome::Outcome,
-    tunnel::{self, Inner},
+    tunnel::{self, Inner, OUTER_V4, OUTER_V4_UDP, OUTER_V6, OUTER_V6_UDP},
 };
 use network_types::eth::EthHdr;
 
@@ -18,17 +18,10 @@ use crate::{
     thorough::Located,
 };
 
-/// Largest packet that fits the tunnel to this backend.
-#[inline(always)]
-pub fn room(service: &ServiceRecord, backend: &BackendRecord) -> u16 {
-    let overhead = tunnel::overhead(service.mode, backend.address.is_v4());
-    backend.mtu.saturating_sub(overhead)
-}
-
 /// Whether the packet fits the tunnel to this backend.
 #[inline(always)]
-pub fn fits(packet: &Parsed, service: &ServiceRecord, backend: &BackendRecord) -> bool {
-    inner(packet.network).length <= room(service, backend)
+pub fn fits(packet: &Parsed, backend: &BackendRecord) -> bool {
+    inner(packet.network).length <= backend.room
 }
 
 /// A packet for a tunnel.
@@ -73,17 +66,17 @@ pub fn encapsulate(
     hash: u64,
 ) -> Result<(), Outcome> {
     let inner = inner(packet.network);
-    if inner.length > room(service, backend) {
+    if inner.length > backend.room {
         return Err(Outcome::DropTooBig);
     }
-    let (is_v4, is_udp) = (backend.address.is_v4(), service.mode == mode::GUE);
+    let outer = backend.outer;
     // Nothing of the packet can be read once the head has moved.
     // Not `map_or`, which is a call then: the frames along a chain of calls share 512 bytes, each rounded up to 32 (6.1).
     let check = match packet.parsed {
-        Some(packet) if is_udp && !is_v4 => udp_check(packet, &inner, backend, hash),
+        Some(packet) if outer == OUTER_V6_UDP => udp_check(packet, &inner, backend, hash),
         _ => 0,
     };
-    grow(ctx, &packet.link, tunnel::overhead(service.mode, is_v4))?;
+    grow(ctx, &packet.link, outer)?;
     let udp = tunnel::udp_header(
         tunnel::source_port(hash),
         service.tunnel_port,
@@ -93,26 +86,26 @@ pub fn encapsulate(
     let (start, end) = (ctx.data(), ctx.data_end());
     // SAFETY: `header` has checked that each lies inside the frame.
     unsafe {
-        match (is_v4, is_udp) {
-            (true, false) => {
+        match outer {
+            OUTER_V4 => {
                 let frame: *mut Frame<V4> = header(start, end)?;
-                write_v4(&raw mut (*frame).ip, service.mode, &inner, backend);
+                write_v4(&raw mut (*frame).ip, OUTER_V4, &inner, backend);
                 write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV4);
             }
-            (true, true) => {
+            OUTER_V4_UDP => {
                 let frame: *mut Frame<(V4, Udp)> = header(start, end)?;
-                write_v4(&raw mut (*frame).ip.0, service.mode, &inner, backend);
+                write_v4(&raw mut (*frame).ip.0, OUTER_V4_UDP, &inner, backend);
                 (&raw mut (*frame).ip.1.0).write_unaligned(udp);
                 write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV4);
             }
-            (false, false) => {
+            OUTER_V6 => {
                 let frame: *mut Frame<V6> = header(start, end)?;
-                write_v6(&raw mut (*frame).ip, service.mode, &inner, backend, hash);
+                write_v6(&raw mut (*frame).ip, OUTER_V6, &inner, backend, hash);
                 write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV6);
             }
-            (false, true) => {
+            _ => {
                 let frame: *mut Frame<(V6, Udp)> = header(start, end)?;
-                write_v6(&raw mut (*frame).ip.0, service.mode, &inner, backend, hash);
+                write_v6(&raw mut (*frame).ip.0, OUTER_V6_UDP, &inner, backend, hash);
                 (&raw mut (*frame).ip.1.0).write_unaligned(udp);
                 write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV6);
             }
@@ -186,15 +179,15 @@ pub unsafe fn write_ethernet(ethernet: *mut u8, backend: &BackendRecord, ether_t
     }
 }
 
-/// An outer IPv4 header.
+/// An outer IPv4 header; `outer` bytes in all are in front of the packet.
 ///
 /// # Safety
 /// As above.
 #[inline(always)]
-pub unsafe fn write_v4(place: *mut V4, mode: u8, inner: &Inner, backend: &BackendRecord) {
+pub unsafe fn write_v4(place: *mut V4, outer: u16, inner: &Inner, backend: &BackendRecord) {
     let source = backend.tunnel_source.v4_word();
     let destination = backend.address.v4_word();
-    let (a, b, c) = tunnel::v4_header(mode, inner, source, destination, backend.tunnel_sum);
+    let (a, b, c) = tunnel::v4_header(outer, inner, source, destination, backend.tunnel_sum);
     unsafe { place.write_unaligned(V4(a, b, c)) };
 }
 
@@ -205,12 +198,12 @@ pub unsafe fn write_v4(place: *mut V4, mode: u8, inner: &Inner, backend: &Backen
 #[inline(always)]
 pub unsafe fn write_v6(
     place: *mut V6,
-    mode: u8,
+    outer: u16,
     inner: &Inner,
     backend: &BackendRecord,
     hash: u64,
 ) {
-    let first = tunnel::v6_header(mode, inner, hash);
+    let first = tunnel::v6_header(outer, inner, hash);
     unsafe { place.write_unaligned(V6(first, backend.tunnel_source, backend.address)) };
 }
 

@@ -318,6 +318,7 @@ impl Rig {
             ..BackendRecord::default()
         };
         edit(&mut record);
+        record.set_room(service.mode);
         self.datapath.put_backend(id, &record)?;
         if mode::is_two_way(service.mode) {
             let selector = if record.port == 0 {

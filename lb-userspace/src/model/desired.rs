@@ -109,13 +109,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
             0
         },
         protocol: spec.listen.protocol.number(),
-        mode: match spec.forward {
-            Forward::L2 => mode::L2,
-            Forward::Nat => mode::NAT,
-            Forward::FullNat => mode::FULL_NAT,
-            Forward::Ipip => mode::IPIP,
-            Forward::Gue => mode::GUE,
-        },
+        mode: mode_of(spec.forward),
         flags: tracking
             | affinity
             | echo
@@ -202,6 +196,7 @@ fn backend_record(
         record.ethernet[6..].copy_from_slice(&hop.source_mac);
         record.ifindex = hop.ifindex;
         record.mtu = hop.mtu;
+        record.set_room(mode_of(service.spec.forward));
         if service.spec.forward.is_tunnel() {
             set_tunnel(&mut record, service, backend, hop);
         }
@@ -214,6 +209,17 @@ fn backend_record(
         }
     }
     record
+}
+
+/// The way of forwarding as programs name it.
+const fn mode_of(forward: Forward) -> u8 {
+    match forward {
+        Forward::L2 => mode::L2,
+        Forward::Nat => mode::NAT,
+        Forward::FullNat => mode::FULL_NAT,
+        Forward::Ipip => mode::IPIP,
+        Forward::Gue => mode::GUE,
+    }
 }
 
 /// The outer header's part. A backend without a source address can not be sent to.
