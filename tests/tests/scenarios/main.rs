@@ -18,6 +18,7 @@ mod icmp;
 mod interfaces;
 mod kernel_tunnels;
 mod memory;
+mod narrow;
 mod nginx;
 mod nodes;
 mod overlap;

@@ -55,16 +55,21 @@ pub(super) fn scene_with(
     let servers = lab.serve(service.backend_port)?;
     for backend in backends {
         let balancers = "10.3.0.0/16,fd00:3::/32";
-        decap(&lab, backend, &["--from", balancers, "--mode", "native"])?;
+        decap(
+            &lab,
+            backend,
+            "eth0",
+            &["--from", balancers, "--mode", "native"],
+        )?;
     }
     Scene::over(lab, service, servers, "")
 }
 
-/// `ebb decap` on a backend; what it said, as JSON.
-fn decap(lab: &Lab, backend: &str, more: &[&str]) -> Result<Value> {
+/// `ebb decap` on an interface of a backend; what it said, as JSON.
+pub(super) fn decap(lab: &Lab, backend: &str, interface: &str, more: &[&str]) -> Result<Value> {
     let mut command = lab.command(backend, find_binary("ebb", "EBB_BIN")?);
     command
-        .args(["--json", "decap", "--interface", "eth0"])
+        .args(["--json", "decap", "--interface", interface])
         .args(more);
     let output = command.output().context("run ebb decap")?;
     ensure!(
@@ -76,8 +81,8 @@ fn decap(lab: &Lab, backend: &str, more: &[&str]) -> Result<Value> {
 }
 
 /// Packets that a backend's `ebb decap` has counted under this name.
-pub(super) fn counted(scene: &Scene, backend: &str, name: &str) -> Result<u64> {
-    let counts = decap(&scene.lab, backend, &["--counts"])?;
+pub(super) fn counted(scene: &Scene, backend: &str, interface: &str, name: &str) -> Result<u64> {
+    let counts = decap(&scene.lab, backend, interface, &["--counts"])?;
     counts["packets"][name]
         .as_u64()
         .with_context(|| format!("{name} in {counts}"))
@@ -137,13 +142,17 @@ fn through(forward: &str) -> Result<()> {
         let report = load.stop(Duration::from_millis(300));
         assert!(report.is_clean(), "{what}: {}", report.summary());
         for backend in ["b1", "b2"] {
-            let out = counted(&scene, backend, "decapsulated")?;
+            let out = counted(&scene, backend, "eth0", "decapsulated")?;
             assert!(
                 out > 100,
                 "{what}: {out} packets out of a tunnel on {backend}"
             );
             for dropped in ["drop_source", "drop_not_local", "drop_malformed"] {
-                assert_eq!(counted(&scene, backend, dropped)?, 0, "{what} {dropped}");
+                assert_eq!(
+                    counted(&scene, backend, "eth0", dropped)?,
+                    0,
+                    "{what} {dropped}"
+                );
             }
         }
         assert_eq!(outcome(&scene, "answer_too_big")?, 0, "{what}");

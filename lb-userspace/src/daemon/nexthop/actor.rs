@@ -18,6 +18,7 @@ use super::{
     attempts::Attempts,
     kernel::{Kernel, KernelError},
     monitor::{Monitor, RECEIVE_BUFFER_BYTES},
+    path_mtu::{Listener, Told},
     table::{Change, NeighbourKey, Table},
 };
 
@@ -39,6 +40,7 @@ pub struct Actor {
     links: watch::Sender<Links>,
     kernel: Kernel,
     monitor: Monitor,
+    listener: Listener,
     table: Table,
     attempts: Attempts,
     /// What was told last, for every watched address that has been told of.
@@ -78,6 +80,7 @@ impl Actor {
             links,
             kernel,
             monitor,
+            listener: Listener::open(),
             table: Table::default(),
             attempts: Attempts::default(),
             told: BTreeMap::new(),
@@ -107,6 +110,7 @@ impl Actor {
                     Ok(changes) => self.apply(&changes),
                     Err(error) => self.reopen(&error.to_string()).await,
                 },
+                told = self.listener.told() => self.too_big(told),
                 () = self.events.closed() => return,
                 () = sleep_until(wake.into()) => {}
             }
@@ -115,7 +119,7 @@ impl Actor {
 
     fn wake(&self) -> Instant {
         let lookups = (!self.lookups.is_empty()).then_some(self.next_lookups);
-        [lookups, self.attempts.next()]
+        [lookups, self.attempts.next(), self.table.learned.next()]
             .into_iter()
             .flatten()
             .fold(self.next_sweep, Instant::min)
@@ -123,6 +127,7 @@ impl Actor {
 
     fn rewatch(&mut self, watched: BTreeSet<IpAddr>) {
         self.table.keep_routes(&watched);
+        self.table.learned.keep(&watched, Instant::now());
         self.told.retain(|address, _| watched.contains(address));
         self.lookups.retain(|address| watched.contains(address));
         self.lookups.extend(watched.difference(&self.watched));
@@ -165,9 +170,20 @@ impl Actor {
         }
     }
 
+    /// Takes in what a router said of a packet on the way to a watched address.
+    fn too_big(&mut self, told: Told) {
+        let Some(Resolution::Resolved(hop)) = self.told.get(&told.to) else {
+            return;
+        };
+        if self.table.learned.note(told, hop.mtu, Instant::now()) {
+            tracing::info!(address = %told.to, mtu = told.mtu, "a router on the way to a backend takes no larger packets");
+        }
+    }
+
     /// Brings the table up to date, tells what changed, and asks the kernel for what is wanting.
     async fn settle(&mut self) -> Result<(), StepError> {
         let now = Instant::now();
+        self.table.learned.keep(&self.watched, now);
         if self.lost || self.next_sweep <= now {
             self.read_anew().await?;
             self.next_sweep = now + SWEEP;

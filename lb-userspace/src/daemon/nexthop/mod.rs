@@ -13,6 +13,7 @@
 //! | `decode.rs` | netlink messages -> what the table holds |
 //! | `monitor.rs` | the socket with the notifications; loss is a change of its own |
 //! | `kernel.rs` | requests: lookups, dumps, neighbour probes |
+//! | `path_mtu.rs` | errors of routers about packets in tunnels; what they teach is part of the table |
 //! | `actor.rs` | the task that joins them |
 //!
 //! No address is resolved by hand: the kernel sends every ARP request and neighbour solicitation. A path with several
@@ -38,6 +39,7 @@ mod kernel;
 #[cfg(test)]
 mod live_tests;
 mod monitor;
+mod path_mtu;
 mod table;
 
 use crate::model::observed::Vlans;
@@ -54,7 +56,8 @@ pub struct NextHop {
     pub source_mac: [u8; 6],
     /// MAC address of the backend, or of the gateway towards it.
     pub destination_mac: [u8; 6],
-    /// Largest IP packet, bytes: the interface's MTU, or the route's where that is smaller.
+    /// Largest IP packet, bytes: the interface's MTU, or the route's, or what a router on the way has
+    /// said of a packet in a tunnel, where that is smaller.
     pub mtu: u32,
     /// Address that the kernel prefers as this node's own on that way.
     pub source: Option<IpAddr>,

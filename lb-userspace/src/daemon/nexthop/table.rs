@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::abi::VlanDevice;
 
-use super::{NextHop, Reason, Resolution};
+use super::{NextHop, Reason, Resolution, path_mtu::Learned};
 use crate::model::observed::Vlans;
 
 /// An Ethernet address.
@@ -129,6 +129,8 @@ pub struct Table {
     /// Neighbours in `neighbours` of which the kernel has no entry.
     remembered: HashSet<NeighbourKey>,
     routes: HashMap<IpAddr, Route>,
+    /// What routers on the way have said.
+    pub learned: Learned,
 }
 
 impl Table {
@@ -260,7 +262,8 @@ impl Table {
             Some(VlanDevice { parent: 0, .. }) => return Some(ends(Reason::StackedVlan)),
             Some(VlanDevice { parent, tag }) => (parent, tag as u16),
         };
-        let mtu = route_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        let mtus = [route_mtu, self.learned.mtu(address)];
+        let mtu = mtus.into_iter().flatten().fold(link.mtu, u32::min);
         let towards = |destination_mac| {
             Resolution::Resolved(NextHop {
                 ifindex,
