@@ -13,11 +13,11 @@ use lb_common::{
 };
 use lb_userspace::{
     daemon::{
-        engine::{Engine, Suspicion},
+        engine::{Engine, Suspicion, pressing},
         journal::{Journal, NoLog},
     },
     datapath::{
-        Datapath, Table,
+        Datapath, Table, Verdict,
         fake::{Fake, Sizes, TICKS_PER_SECOND},
     },
     model::{
@@ -768,6 +768,43 @@ fn datagrams_that_stop_coming_end_a_drain() {
     let status = node.engine.status(&facts(), node.now_ms);
     let backends = &status.services[0].pools[0].backends;
     assert_eq!((backends[0].opened, backends[0].closed), (all, all));
+}
+
+#[test]
+fn what_a_look_freed_before_it_gave_way_to_a_command_is_in_the_receipt() {
+    let mut node = Node::ready(spec([datagrams()]));
+    let b1 = node.id("b1");
+    let all = udp_flows(&node, 200)[&b1].len();
+    let drain = node.drain("b1", 300, OnDeadline::Reset);
+    let entries = |node: &Node| {
+        let mut count = 0;
+        let mut count_one = |_: &_| {
+            count += 1;
+            Verdict::Keep
+        };
+        let scanned = node.fake.clone().scan(Table::Flows, &mut count_one);
+        scanned.map(|()| count).unwrap()
+    };
+    while entries(&node) == 200 {
+        // Each look frees the first entry that is over, and goes no further.
+        let pressed = node.engine.pressing().press();
+        node.pass(100);
+        drop(pressed);
+    }
+    let pressed = node.engine.pressing().press();
+    node.pass(300);
+    let left = entries(&node);
+    assert!((1..200).contains(&left), "{left}");
+    // Not for ever, however many commands there are.
+    node.pass(pressing::PATIENCE_MS + 300);
+    assert_eq!(entries(&node), 0);
+    drop(pressed);
+    node.pass(2000);
+    let receipt = node.receipt(drain);
+    assert_eq!(
+        (receipt.flows_at_start, receipt.idle_expired),
+        (all as u64, all as u64)
+    );
 }
 
 #[test]

@@ -287,7 +287,11 @@ impl Simulator {
                 self.after_change("restart");
             }
             let changing = self.web().is_changing();
+            // Other randomness than that of the rest: what a seed does stays what it was.
+            let gives_way = Random(self.seed ^ self.now_ms).one_in(4);
+            let pressed = gives_way.then(|| self.engine.pressing().press());
             self.engine.tick(self.now_ms);
+            drop(pressed);
             self.counts.settled += u64::from(changing && !self.web().is_changing());
             self.after_tick();
             self.after_change("tick");

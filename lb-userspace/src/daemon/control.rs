@@ -177,7 +177,7 @@ async fn clients(State(control): State<Control>) -> Answer<Vec<ClientPrefix>> {
 async fn remove(State(control): State<Control>, body: Bytes) -> Answer<Done> {
     let request: BackendRequest = parse(&body)?;
     let work = move |engine: &mut Engine, now| engine.remove(&request.backend, request.force, now);
-    done(control.handle.call(work).await?)
+    done(control.handle.command(work).await?)
 }
 
 async fn add(State(control): State<Control>, body: Bytes) -> Answer<Done> {
@@ -193,7 +193,7 @@ async fn add(State(control): State<Control>, body: Bytes) -> Answer<Done> {
         }
         engine.add(&request.backend, spec, now)
     };
-    done(control.handle.call(work).await?)
+    done(control.handle.command(work).await?)
 }
 
 async fn switch(State(control): State<Control>, body: Bytes) -> Answer<Done> {
@@ -201,7 +201,7 @@ async fn switch(State(control): State<Control>, body: Bytes) -> Answer<Done> {
     let work = move |engine: &mut Engine, now| {
         engine.switch(&request.service, &request.pool, request.force, now)
     };
-    done(control.handle.call(work).await?)
+    done(control.handle.command(work).await?)
 }
 
 fn done(result: Result<String, Refused>) -> Answer<Done> {
@@ -236,7 +236,7 @@ pub async fn reload(control: &Control, dry_run: bool) -> Result<Reloaded, Refusa
     };
     let changes = control
         .handle
-        .call(work)
+        .command(work)
         .await
         .map_err(Refusal::from)?
         .map_err(Refusal::from)?;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     clock::Clock,
-    engine::{Engine, Suspicion, commands::ProbeTarget},
+    engine::{Engine, Suspicion, commands::ProbeTarget, pressing::Pressing},
     heap::Heap,
 };
 use crate::datapath::segment::Segment;
@@ -117,6 +117,7 @@ type Job = Box<dyn FnOnce(&mut Engine, u64) + Send>;
 #[derive(Clone)]
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
+    pressing: Pressing,
     changes: watch::Receiver<u64>,
 }
 
@@ -134,6 +135,20 @@ impl Handle {
         let stopping = || Refused::new(RefusedKind::Failed, "the daemon is stopping");
         self.jobs.send(job).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
+    }
+
+    /// The same for work that changes what packets meet: looks at the flow tables give way to it.
+    pub async fn command<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine, u64) -> R + Send + 'static,
+    ) -> Result<R, Refused> {
+        let pressed = self.pressing.press();
+        self.call(move |engine, now_ms| {
+            // Its turn has come.
+            drop(pressed);
+            work(engine, now_ms)
+        })
+        .await
     }
 
     /// Told after every tick: drains end at one.
@@ -162,6 +177,7 @@ impl Core {
     pub fn new(engine: Engine, clock: Arc<dyn Clock>, ports: Ports) -> (Self, Handle) {
         let (sender, jobs) = mpsc::channel(JOBS_MAX);
         let (changed, changes) = watch::channel(0);
+        let pressing = engine.pressing();
         let core = Self {
             engine,
             clock,
@@ -176,6 +192,7 @@ impl Core {
         };
         let handle = Handle {
             jobs: sender,
+            pressing,
             changes,
         };
         (core, handle)

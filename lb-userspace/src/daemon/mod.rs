@@ -155,7 +155,12 @@ pub async fn run(
         .with_context(|| format!("share: listen on {listen}"))?;
     }
     let (stopping, stopped) = watch::channel(false);
-    let core = tokio::spawn(core.run(stopped.clone()));
+    // On a thread of its own: it works for long at a time, and whoever waits for the same thread would wait with it,
+    // an answer that is on its way out not least.
+    let core = tokio::task::spawn_blocking({
+        let (runtime, stopped) = (tokio::runtime::Handle::current(), stopped.clone());
+        move || runtime.block_on(core.run(stopped))
+    });
     let control = control::Control {
         handle: handle.clone(),
         facts: Arc::new(facts),

@@ -455,6 +455,9 @@ impl Fake {
     }
 }
 
+/// Entries that a scan shows without asking whether it goes on.
+const SHOWN_AT_ONCE: u32 = 8;
+
 impl Datapath for Fake {
     fn put_backend(&mut self, id: u32, record: &BackendRecord) -> Result<()> {
         let mut memory = self.memory();
@@ -569,12 +572,24 @@ impl Datapath for Fake {
         self.memory().write("barrier")
     }
 
-    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
+    fn scan_while(
+        &mut self,
+        table: Table,
+        goes_on: &dyn Fn() -> bool,
+        visit: &mut dyn FnMut(&FlowEntry) -> Verdict,
+    ) -> Result<bool> {
         let mut memory = self.memory();
         memory.write("scan")?;
         let mut removed = Vec::new();
+        let (mut all, mut shown) = (true, 0);
         let entries = memory.table_of(table).get_mut();
         for (index, entry) in entries.enumerate().filter(|(_, entry)| entry.tag != 0) {
+            // Who is cut short has seen something, and freed what he was shown first.
+            if (shown >= SHOWN_AT_ONCE || !removed.is_empty()) && !goes_on() {
+                all = false;
+                break;
+            }
+            shown += 1;
             match visit(entry) {
                 Verdict::Keep => {}
                 Verdict::Remove => {
@@ -590,7 +605,7 @@ impl Datapath for Fake {
                 memory.recent[index / ways].get_mut()[index % ways] = 0;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     fn hear(

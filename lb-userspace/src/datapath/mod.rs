@@ -211,8 +211,19 @@ pub trait Datapath: Send {
     /// Returns when every packet that was being processed at the call has left the program.
     fn barrier(&mut self) -> Result<()>;
 
-    /// Shows every entry in use to `visit` and does as it says. Entries may change while they are looked at.
-    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()>;
+    /// Shows every entry in use to `visit` and does as it says, for as long as `goes_on`, which is asked at least once a
+    /// millisecond or so. Returns whether all were shown. Entries may change while they are looked at.
+    fn scan_while(
+        &mut self,
+        table: Table,
+        goes_on: &dyn Fn() -> bool,
+        visit: &mut dyn FnMut(&FlowEntry) -> Verdict,
+    ) -> Result<bool>;
+
+    /// The same to the end.
+    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
+        self.scan_while(table, &|| true, visit).map(drop)
+    }
 
     /// Enters a flow that another node tells of ([`lb_common::entry::hear`]). False where there is no room for it.
     fn hear(

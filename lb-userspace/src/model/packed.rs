@@ -1,6 +1,9 @@
 //! A service's table as the daemon keeps it: mostly one byte a slot instead of eight.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use lb_common::abi::Slot;
 
@@ -70,10 +73,32 @@ impl Packed {
     }
 }
 
+/// A hash of slots, whose words nobody outside chooses: a table has a hundred thousand of them.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // An odd number whose product reaches all upper bits, which are then brought down as well.
+        let product = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+}
+
 impl FromIterator<Slot> for Packed {
     fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
         let mut kinds = Vec::new();
-        let mut numbers = HashMap::new();
+        let mut numbers: HashMap<u64, u32, BuildHasherDefault<Spread>> = HashMap::default();
         let which: Vec<u32> = slots
             .into_iter()
             .map(|slot| {

@@ -152,12 +152,16 @@ fn table_write(id: u32, owners: &Owners, installed: Option<&Packed>) -> Option<W
             rebased: false,
         });
     };
-    let pairs = || owners.slots().zip(old.iter());
-    let rebased = pairs().any(|(new, old)| new.base() != old.base());
-    let changed = rebased || pairs().any(|(new, old)| new.current() != old.current());
-    changed.then(|| Write::Table {
+    let (mut rebased, mut changed) = (false, false);
+    let slots = owners.slots().zip(old.iter()).map(|(new, old)| {
+        rebased |= new.base() != old.base();
+        changed |= new.current() != old.current();
+        with_flag(new, old)
+    });
+    let slots = slots.collect();
+    (rebased || changed).then_some(Write::Table {
         service: id,
-        slots: pairs().map(|(new, old)| with_flag(new, old)).collect(),
+        slots,
         rebased,
     })
 }

@@ -56,7 +56,7 @@ pub async fn drain(State(control): State<Control>, body: Bytes) -> Answer<Drain>
         let drain = engine.drain(&request.backend, terms, now)?;
         engine.drain_view(drain, now)
     };
-    Ok(Json(control.handle.call(work).await??))
+    Ok(Json(control.handle.command(work).await??))
 }
 
 /// `POST /v1/drains`.
@@ -77,7 +77,7 @@ pub async fn drain_all(State(control): State<Control>, body: Bytes) -> Answer<Ve
         let of: Vec<String> = drains.iter().map(u64::to_string).collect();
         engine.drains(&of, now)
     };
-    Ok(Json(control.handle.call(work).await??))
+    Ok(Json(control.handle.command(work).await??))
 }
 
 /// `POST /v1/undrain`.
@@ -93,7 +93,7 @@ pub async fn undrain(State(control): State<Control>, body: Bytes) -> Answer<Done
     };
     let by = by(request.as_backend);
     let work = move |engine: &mut Engine, now| engine.undrain_all(&selection, by, now);
-    done(control.handle.call(work).await?)
+    done(control.handle.command(work).await?)
 }
 
 /// Query of a question about drains.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{abi::Slot, entry::state as entry_state};
 
-use super::{Engine, Fault};
+use super::{Engine, Fault, pressing::PATIENCE_MS};
 use crate::{
     datapath::{Table, Verdict},
     model::{
@@ -87,7 +87,10 @@ impl Engine {
             .services
             .values()
             .any(|service| service.is_draining());
-        self.look(now_ms)?;
+        if !self.look_between_commands(now_ms)? {
+            self.next_look_ms = now_ms;
+            return Ok(());
+        }
         // Where a look takes long, commands must not find the daemon looking most of the time.
         let rest = self.look_ms().saturating_mul(LOOK_SHARE - 1);
         self.next_look_ms = now_ms
@@ -132,8 +135,24 @@ impl Engine {
         }
     }
 
+    /// Looks at every entry, unless a command comes meanwhile: what it changes may be what the look is about. Returns
+    /// whether all were looked at; else it is to be done again from the beginning.
+    fn look_between_commands(&mut self, now_ms: u64) -> Result<bool, Fault> {
+        let since = *self.gives_way_since_ms.get_or_insert(now_ms);
+        if now_ms.saturating_sub(since) > PATIENCE_MS {
+            self.look(now_ms)?;
+            return Ok(true);
+        }
+        let pressing = self.pressing.clone();
+        self.look_while(now_ms, &|| !pressing.any())
+    }
+
     /// Looks at every entry.
     pub(super) fn look(&mut self, now_ms: u64) -> Result<(), Fault> {
+        self.look_while(now_ms, &|| true).map(drop)
+    }
+
+    fn look_while(&mut self, now_ms: u64, goes_on: &dyn Fn() -> bool) -> Result<bool, Fault> {
         self.read_doubtful()?;
         let began = std::time::Instant::now();
         let since = self.tracked_since(now_ms);
@@ -141,10 +160,18 @@ impl Engine {
         let mut census = Census::new(&self.installed, self.times(), &since).watching(watched);
         census.lists_exceptions = self.sharing.is_some();
         let datapath = &mut self.datapath;
-        datapath.scan(Table::Handshakes, &mut |entry| {
+        let all = datapath.scan_while(Table::Handshakes, goes_on, &mut |entry| {
             verdict(census.handshake(entry))
+        })? && datapath.scan_while(Table::Flows, goes_on, &mut |entry| {
+            verdict(census.flow(entry))
         })?;
-        datapath.scan(Table::Flows, &mut |entry| verdict(census.flow(entry)))?;
+        if !all {
+            let (tallies, ages) = (census.tallies(), census.ages);
+            self.note_freed(&tallies, &ages);
+            tracing::debug!(took = ?began.elapsed(), "a look gives way to a command");
+            return Ok(false);
+        }
+        self.gives_way_since_ms = None;
         let look = Look {
             tallies: census.tallies(),
             exceptional: census.exceptional,
@@ -158,14 +185,17 @@ impl Engine {
         self.watch_drains(ages, now_ms);
         self.tell(&exceptions, now_ms);
         tracing::debug!(flows = self.last_look.flows, took = ?began.elapsed(), "looked");
-        Ok(())
+        Ok(true)
     }
 
     /// Clears the flag of every unmoved slot that has no flow but its base's.
     pub(super) fn clear_flags(&mut self, now_ms: u64) -> Result<(), Fault> {
         if self.look_is_old {
             // Flows may have begun between the look and the table that stands now.
-            self.look(now_ms)?;
+            if !self.look_between_commands(now_ms)? {
+                self.next_sweep_ms = now_ms;
+                return Ok(());
+            }
         }
         let services: Vec<u32> = self.installed.tables.keys().copied().collect();
         for service in services {
@@ -219,7 +249,10 @@ impl Engine {
         }
         // Packets that saw them are through after this, so no entry is made that the look does not see.
         self.datapath.barrier()?;
-        self.look(now_ms)?;
+        if !self.look_between_commands(now_ms)? {
+            self.next_sweep_ms = now_ms;
+            return Ok(());
+        }
         let mut ops: Vec<Op> = Vec::new();
         for (service, service_id, backend) in candidates {
             let in_table = self.installed.tables.get(&service_id).is_some_and(|table| {
@@ -268,8 +301,12 @@ impl Engine {
             return Ok(());
         }
         self.commit(ops, now_ms)?;
-        self.look(now_ms)?;
-        self.clear_flags(now_ms)
+        if self.look_between_commands(now_ms)? {
+            self.clear_flags(now_ms)?;
+        } else {
+            self.next_sweep_ms = now_ms;
+        }
+        Ok(())
     }
 
     /// What is known of a backend's flows.

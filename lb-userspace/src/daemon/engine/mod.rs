@@ -8,6 +8,7 @@ mod drain_views;
 mod drains;
 mod look;
 mod nudge;
+pub mod pressing;
 mod share;
 mod speech;
 mod suspect;
@@ -20,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{abi::backend_flags, entry::state as entry_state};
+use lb_common::{
+    abi::{Slot, backend_flags},
+    entry::state as entry_state,
+};
 
 pub use suspect::Suspicion;
 pub use trace::{Names, Reserved};
@@ -82,6 +86,10 @@ pub struct Engine {
     last_look: look::Look,
     /// A table was published after the last look.
     look_is_old: bool,
+    /// Commands that wait.
+    pressing: pressing::Pressing,
+    /// Since when looks of ticks have given way to commands; `None` once one was done to its end.
+    gives_way_since_ms: Option<u64>,
     next_look_ms: u64,
     next_sweep_ms: u64,
     /// What is seen of the drains under way, by their numbers.
@@ -132,6 +140,8 @@ impl Engine {
             made_of: BTreeMap::new(),
             last_look: look::Look::default(),
             look_is_old: true,
+            pressing: pressing::Pressing::default(),
+            gives_way_since_ms: None,
             sharing: None,
             next_look_ms: 0,
             next_sweep_ms: 0,
@@ -195,6 +205,11 @@ impl Engine {
             };
             self.observed.ways.insert(address, Way::Known(hop));
         }
+    }
+
+    /// What tells it of commands that wait.
+    pub fn pressing(&self) -> pressing::Pressing {
+        self.pressing.clone()
     }
 
     /// What is remembered.
@@ -301,7 +316,17 @@ impl Engine {
         if is_made_of(&self.made_of, service) {
             return None;
         }
-        let build = |composition| compose::build(&self.seed, service, composition);
+        let made_of = self.made_of.get(&id).zip(self.installed.tables.get(&id));
+        let build = |composition: &Composition| match made_of {
+            // A change of one half leaves the other as it is, or makes it what the first was.
+            Some(((current, _), table)) if current == composition => {
+                table.iter().map(Slot::current).collect()
+            }
+            Some(((_, base), table)) if base == composition => {
+                table.iter().map(Slot::base).collect()
+            }
+            _ => compose::build(&self.seed, service, composition),
+        };
         Some(Owners {
             current: build(&service.current),
             base: (service.base != service.current).then(|| build(&service.base)),
@@ -327,7 +352,7 @@ impl Engine {
         Ok(())
     }
 
-    fn note_table(&mut self, service: u32, slots: Vec<lb_common::abi::Slot>) {
+    fn note_table(&mut self, service: u32, slots: Vec<Slot>) {
         if slots.is_empty() {
             self.installed.tables.remove(&service);
         } else {

@@ -126,6 +126,25 @@ impl Engine {
         self.watches = watches;
     }
 
+    /// Takes in what a look that was cut short has freed, which no other will see: the rest of what it saw is seen again.
+    pub(super) fn note_freed(
+        &mut self,
+        tallies: &BTreeMap<u32, Tally>,
+        ages: &BTreeMap<u32, FlowAges>,
+    ) {
+        for (_, _, id, backend) in self.state.backends() {
+            let (Some(drain), Some(tally)) = (backend.admin.draining(), tallies.get(&id)) else {
+                continue;
+            };
+            let watch = self.watches.entry(drain.id).or_default();
+            watch.unwritten.idle_expired += tally.idle_expired;
+            watch.dirty |= tally.idle_expired > 0;
+            if let Some(found) = ages.get(&id) {
+                watch.unwritten.ages.merge(&found.freed);
+            }
+        }
+    }
+
     /// All that is known of a drain's progress, written down or not.
     pub(super) fn progress(&self, drain: &Draining) -> Progress {
         let mut progress = drain.progress.clone();

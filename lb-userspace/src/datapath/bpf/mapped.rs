@@ -177,17 +177,25 @@ impl<T: Words> Mapped<T> {
 
     /// The words of an entry.
     pub fn words(&self, index: u32) -> Result<&[AtomicU64]> {
-        if !self.mapped.contains(&index) {
+        self.words_of(index..index.saturating_add(1))
+    }
+
+    /// The words of several entries, one after the other.
+    pub fn words_of(&self, range: Range<u32>) -> Result<&[AtomicU64]> {
+        if range.start < self.mapped.start || range.end > self.mapped.end || range.is_empty() {
             return Err(Error::OutOfRange {
                 what: self.what,
-                id: index,
+                id: range.start.max(range.end.saturating_sub(1)),
                 capacity: self.mapped.end,
             });
         }
-        let place = (index - self.mapped.start) as usize;
+        let place = (range.start - self.mapped.start) as usize;
         // SAFETY: inside the mapping, as just checked; aligned, since the mapping is.
         Ok(unsafe {
-            std::slice::from_raw_parts(self.base.add(place * Self::WORDS).as_ptr(), Self::WORDS)
+            std::slice::from_raw_parts(
+                self.base.add(place * Self::WORDS).as_ptr(),
+                range.len() * Self::WORDS,
+            )
         })
     }
 

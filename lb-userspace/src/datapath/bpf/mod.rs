@@ -672,9 +672,9 @@ impl Datapath for BpfDatapath {
         };
         let region = slots::allocate(used, self.slots.len(), wanted).ok_or_else(full)?;
         let part = self.slots.part(region.range())?;
-        for (index, slot) in region.range().zip(table) {
+        for (word, slot) in part.words_of(region.range())?.iter().zip(table) {
             step(Step::HiddenSlot);
-            part.words(index)?[0].store(slot.0, Ordering::Relaxed);
+            word.store(slot.0, Ordering::Relaxed);
         }
         let word = ServiceRecord::table_word(region.first, region.slots);
         step(Step::Publish);
@@ -806,9 +806,17 @@ impl Datapath for BpfDatapath {
         self.barrier.wait()
     }
 
-    fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
+    fn scan_while(
+        &mut self,
+        table: Table,
+        goes_on: &dyn Fn() -> bool,
+        visit: &mut dyn FnMut(&FlowEntry) -> Verdict,
+    ) -> Result<bool> {
         let entries = self.table_of(table);
         for first in (0..entries.len()).step_by(SCANNED_AT_ONCE as usize) {
+            if !goes_on() {
+                return Ok(false);
+            }
             let range = first..(first + SCANNED_AT_ONCE).min(entries.len());
             let part = entries.part(range.clone())?;
             let mut removed = Vec::new();
@@ -821,7 +829,7 @@ impl Datapath for BpfDatapath {
                 self.forget_recent(&removed)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn hear(
