@@ -1,11 +1,13 @@
 //! Whom a flow may be on that no table knows: the base of its slot, the current owner, and those who were that in between.
 //! They are asked in this order, each once.
 //!
-//! An entry that is a guess says in the place of its initial sequence number how far the asking has come: twice the
-//! place of the backend that it names, and 1 more when nobody is left to ask after that one.
+//! An entry that is a guess says in the place of its initial sequence number how far the asking has come: bit 0 says that
+//! nobody is left to ask, bits 1 to 7 are the place of the backend that it names, and the others a mark of the list that this is
+//! a place in. When a change has made another list of it meanwhile, the asking begins anew.
 
 use super::{Env, Flow};
 use crate::{
+    abi::Slot,
     entry::{Meta, state},
     former::{FORMERS_MAX, Formers},
 };
@@ -20,6 +22,8 @@ pub(super) struct Candidate {
     pub backend: u32,
     /// Its place among the candidates.
     place: u32,
+    /// Of the list, see [`mark`].
+    mark: u32,
     /// Nobody is left after it.
     pub is_last: bool,
 }
@@ -30,7 +34,7 @@ impl Candidate {
     #[inline(always)]
     pub fn guess(&self) -> Meta {
         Meta::new(
-            self.place << 1 | self.is_last as u32,
+            self.mark | self.place << 1 | self.is_last as u32,
             self.backend,
             state::GUESSED,
         )
@@ -45,8 +49,18 @@ pub(super) const fn is_last(guess: Meta) -> bool {
 
 /// The place of a guess's backend among the candidates.
 #[inline(always)]
-pub(super) const fn place(guess: Meta) -> u32 {
-    guess.isn() >> 1
+const fn place(guess: Meta) -> u32 {
+    guess.isn() >> 1 & 0x7f
+}
+
+/// The mark of a list of candidates, in the upper 24 bits.
+#[inline(always)]
+const fn mark(slot: Slot, formers: &Formers) -> u32 {
+    // Odd constants that spread their bits (the golden ratio's, and two of SplitMix64's).
+    let mixed = slot.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        ^ formers.0[0].wrapping_mul(0xbf58_476d_1ce4_e5b9)
+        ^ formers.0[1].wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed >> 32) as u32 & !0xff
 }
 
 impl<E: Env> Flow<'_, E> {
@@ -72,16 +86,16 @@ impl<E: Env> Flow<'_, E> {
 
     /// Who is to be asked from `place` on, leaving out `but`. Backends that have ended can not be asked.
     #[inline(always)]
-    fn from_place(&self, from: u32, but: u32) -> Option<Candidate> {
-        let formers = self.formers();
+    fn from_place(&self, formers: &Formers, from: u32, but: u32) -> Option<Candidate> {
         let mut found = Candidate {
             backend: 0,
             place: 0,
+            mark: mark(self.slot, formers),
             is_last: true,
         };
         let mut place = 0;
         while place < CANDIDATES {
-            let backend = self.candidate(&formers, place);
+            let backend = self.candidate(formers, place);
             if place >= from && backend != 0 && backend != but && !self.is_gone(backend) {
                 if found.backend != 0 {
                     found.is_last = false;
@@ -101,17 +115,20 @@ impl<E: Env> Flow<'_, E> {
     /// Who is to be asked after the backend of a guess, which does not have the flow.
     #[inline(always)]
     pub(super) fn after(&self, guess: Meta) -> Option<Candidate> {
-        if is_last(guess) {
+        let formers = self.formers();
+        let is_same = guess.isn() & !0xff == mark(self.slot, &formers);
+        if is_same && is_last(guess) {
             return None;
         }
-        self.from_place(place(guess) + 1, guess.backend())
+        let from = if is_same { place(guess) + 1 } else { 0 };
+        self.from_place(&formers, from, guess.backend())
     }
 
     /// Who is to be asked about a flow without an entry, which `backend` does not have: after the base the next, after
     /// anybody else the base at first.
     #[inline(always)]
     pub(super) fn besides(&self, backend: u32) -> Option<Candidate> {
-        self.from_place(0, backend)
+        self.from_place(&self.formers(), 0, backend)
     }
 
     /// The same, where packets of a flow that can not get an entry have been to all before `backend`.
@@ -121,7 +138,7 @@ impl<E: Env> Flow<'_, E> {
         let mut place = 0;
         while place < CANDIDATES {
             if self.candidate(&formers, place) == backend {
-                return self.from_place(place + 1, backend);
+                return self.from_place(&formers, place + 1, backend);
             }
             place += 1;
         }

@@ -88,12 +88,13 @@ impl<E: Env> Flow<'_, E> {
             let word = &raw mut (*entry.as_ptr()).meta;
             E::Flows::compare_exchange(word, meta.0, new.0)
         };
-        if Meta(found) != meta {
-            return false;
-        }
         let Some(next) = next else {
             return false;
         };
+        if Meta(found) != meta {
+            // Another reset of the same backend, on another CPU: the flow has gone on from there.
+            return Meta(found).backend() != backend;
+        }
         self.env.count(next.backend, Count::Adopted);
         true
     }
