@@ -4,7 +4,8 @@ use crate::{Addr, hash::HashKey, limits::BACKEND_ID_MAX};
 
 /// One slot of a service's table: who gets new flows (`current`), who owns flows without an entry (`base`).
 ///
-/// Bits 0 to 23 `current`, 24 [`Slot::EXCEPTIONS`], 32 to 55 `base`. One word, so that it is read and written whole.
+/// Bits 0 to 23 `current`, 24 [`Slot::EXCEPTIONS`], 25 [`Slot::FORMERS`], 32 to 55 `base`. One word, so that it is read and
+/// written whole.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Slot(pub u64);
@@ -12,6 +13,10 @@ pub struct Slot(pub u64);
 impl Slot {
     /// Flows may live in this slot whose backend is not `base`: the flow table must be asked.
     pub const EXCEPTIONS: u64 = 1 << 24;
+
+    /// Others than `base` and `current` have been `current` since the base was settled: [`Formers`] names them. Stands only
+    /// beside [`Slot::EXCEPTIONS`].
+    pub const FORMERS: u64 = 1 << 25;
 
     /// A slot with these owners. Ids above [`BACKEND_ID_MAX`] are cut off.
     #[inline(always)]
@@ -42,6 +47,24 @@ impl Slot {
     #[inline(always)]
     pub const fn has_exceptions(self) -> bool {
         self.0 & Self::EXCEPTIONS != 0
+    }
+
+    /// The same with [`Slot::FORMERS`].
+    #[must_use]
+    pub const fn with_formers(self) -> Self {
+        Self(self.0 | Self::EXCEPTIONS | Self::FORMERS)
+    }
+
+    /// Whether others have been `current` since the base was settled.
+    #[inline(always)]
+    pub const fn has_formers(self) -> bool {
+        self.0 & Self::FORMERS != 0
+    }
+
+    /// Whether a flow in it may be on another backend than its base, by what the slot alone says.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.is_moved() || self.has_formers()
     }
 
     /// Whether a packet in it needs the flow table.
@@ -188,6 +211,9 @@ pub mod jump {
     pub const PLAIN: u32 = 11;
     /// First fragments to services on several ports.
     pub const FRAGMENT_RANGES: u32 = 16;
+    /// Answers that say, or may say, where a flow is that has lost its entry, after [`crate::full_nat::Handed`] was laid out
+    /// for it.
+    pub const JUDGE: u32 = 17;
     /// How many places there are.
     pub const PLACES: u32 = 32;
     /// What is loaded into which place.
@@ -206,6 +232,7 @@ pub mod jump {
         (FULL_NAT_ERROR, "full_nat_error"),
         (ASK, "ask"),
         (SENT_BACK, "sent_back"),
+        (JUDGE, "judge"),
     ];
     /// What the tracing instance has besides.
     pub const TRACING: &[(u32, &str)] = &[(REPORT, "report"), (DECIDE, "ebb")];

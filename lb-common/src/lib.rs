@@ -16,6 +16,7 @@ pub mod address;
 pub mod alert;
 pub mod checksum;
 pub mod entry;
+pub mod former;
 pub mod fragment;
 pub mod full_nat;
 pub mod hash;

@@ -9,7 +9,7 @@
 //! | opening | another sequence number | `current`: the client reused its port |
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
-//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` and `full-nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`) |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` and `full-nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`); where not, `current` and those that were it in between are next (`candidates`) |
 //! | datagram | flow entry | the entry's backend |
 //! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
@@ -20,12 +20,13 @@ pub mod quic;
 use core::ptr::NonNull;
 
 mod at_once;
+mod candidates;
 mod refusal;
 mod second_chance;
 mod sent_back;
 
 pub use at_once::{at_once, is_plain, note_reply_at_once};
-pub use sent_back::sent_back;
+pub use sent_back::{SentOn, sent_back};
 
 use crate::{
     Addr,
@@ -33,6 +34,7 @@ use crate::{
     entry::{
         self, EntryTable, FlowEntry, FlowKey, FlowPolicy, HandshakePolicy, Meta, NewEntry, state,
     },
+    former::Formers,
     hash,
     limits::{HANDSHAKE_WINDOW, SEEN_SHIFT},
     outcome::Outcome,
@@ -109,6 +111,8 @@ pub trait Env {
     fn recent(&self, group: u32) -> Option<NonNull<recent::Group>>;
     /// A slot, counted over all services.
     fn slot(&self, index: u32) -> Option<Slot>;
+    /// Former owners of a slot that has [`Slot::FORMERS`], counted as above.
+    fn formers(&self, index: u32) -> Formers;
     /// A backend's [`backend_flags`]; 0 when there is no such backend.
     fn backend_flags(&self, backend: u32) -> u32;
     /// The kernel's clock in ticks.
@@ -212,8 +216,19 @@ pub fn steer<E: Env>(env: &E, id: u32, service: &ServiceRecord, packet: &Packet)
     flow.decision(outcome, backend)
 }
 
-/// Notes the answer of `backend` to a client of a `nat` or `full-nat` service, and says whether it may go on: false for the reset of
-/// a backend that the flow may never have been on. The packet is named from the client's side, with the answer's flags.
+/// What becomes of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// To the client.
+    GoesOn,
+    /// It is the reset of a backend that the flow may never have been on, and the client is not told.
+    Withheld,
+    /// It says, or may say, where its flow is: [`note_reply`] is to decide. Nothing has been noted.
+    Question,
+}
+
+/// Notes the answer of `backend` to a client of a `nat` or `full-nat` service, and says whether it may go on. The packet is
+/// named from the client's side, with the answer's flags.
 #[inline(always)]
 #[must_use]
 pub fn note_reply<E: Env>(
@@ -223,8 +238,32 @@ pub fn note_reply<E: Env>(
     packet: &Packet,
     backend: u32,
 ) -> bool {
+    note::<E, true>(env, id, service, packet, backend) != Reply::Withheld
+}
+
+/// The same, leaving aside what is rare and takes long to work out.
+#[inline(always)]
+#[must_use]
+pub fn note_usual_reply<E: Env>(
+    env: &E,
+    id: u32,
+    service: &ServiceRecord,
+    packet: &Packet,
+    backend: u32,
+) -> Reply {
+    note::<E, false>(env, id, service, packet, backend)
+}
+
+#[inline(always)]
+fn note<E: Env, const JUDGES: bool>(
+    env: &E,
+    id: u32,
+    service: &ServiceRecord,
+    packet: &Packet,
+    backend: u32,
+) -> Reply {
     let Some(flow) = Flow::of(env, id, service, packet) else {
-        return true;
+        return Reply::GoesOn;
     };
     let closing = refusal::marked(
         closing_bits(packet.flags, state::FIN_SERVER),
@@ -233,20 +272,23 @@ pub fn note_reply<E: Env>(
     );
     let is_tracked = flow.is_tracked();
     if !is_tracked && closing == 0 {
-        return true;
+        return Reply::GoesOn;
     }
     let known = entry::find(env.flows(), flow.hash, &flow.key);
-    if is_tracked {
+    if is_tracked && flow.is_question(known, backend, packet.flags) {
+        if !JUDGES {
+            return Reply::Question;
+        }
         let withheld = match known {
             Some(entry) => flow.judge(entry, backend, packet.flags),
             None => flow.learn(backend, packet.flags),
         };
         if withheld {
-            return false;
+            return Reply::Withheld;
         }
     }
     flow.note_known(known, closing);
-    true
+    Reply::GoesOn
 }
 
 #[inline(always)]
@@ -348,7 +390,9 @@ impl<'a, E: Env> Flow<'a, E> {
             }
         }
         let (outcome, backend) = self.adopt(handshake, closing);
-        if self.asks() && outcome as u32 != Outcome::ForwardOrphan as u32 {
+        // Where the base has ended, nobody but the current owner is left to ask; or those before it.
+        let is_orphan = outcome as u32 == Outcome::ForwardOrphan as u32;
+        if self.asks() && (!is_orphan || self.slot.has_formers()) {
             return (Outcome::ForwardAsking, backend);
         }
         (outcome, backend)

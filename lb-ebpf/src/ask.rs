@@ -117,7 +117,13 @@ fn send(
     }
     count::packet_to(handed.backend, length);
     let sent = forward::out_of_tunnel(ctx, backend);
-    end(ctx, id, sent, Outcome::ForwardAsking, handed.backend)
+    // A packet that was sent back, and is not the last one's to judge yet, is still a second chance.
+    let outcome = if handed.outcome == Outcome::ForwardSecondChance as u32 {
+        Outcome::ForwardSecondChance
+    } else {
+        Outcome::ForwardAsking
+    };
+    end(ctx, id, sent, outcome, handed.backend)
 }
 
 /// Writes the headers in front of the packet.

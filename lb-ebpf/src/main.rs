@@ -22,7 +22,7 @@ use lb_common::{
     full_nat::Handed,
     index::{self, IndexEntry, Live, kind},
     outcome::Outcome,
-    steer::{self, Decision, tcp},
+    steer::{self, Decision, Reply, tcp},
 };
 
 mod alert;
@@ -33,6 +33,7 @@ mod forward;
 mod fragment;
 mod full_nat;
 mod icmp;
+mod judge;
 mod maps;
 mod parse;
 mod prefix;
@@ -285,14 +286,20 @@ fn to_tunnel(
 /// answer to a health check), it is not ours.
 #[inline(always)]
 fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
-    let (Some(service), Some(backend)) = (
-        maps::SERVICES.get(entry.service),
-        maps::BACKENDS.get(entry.backend),
-    ) else {
+    answer::<false>(ctx, packet, (entry.service, entry.backend))
+}
+
+/// The same: `from` are the ids of service and backend. `JUDGES`: whatever is to be learned of where the flow is, is learned
+/// here; else by the program `judge`.
+#[inline(always)]
+fn answer<const JUDGES: bool>(ctx: &XdpContext, packet: &Parsed, from: (u32, u32)) -> u32 {
+    let (id, backend_id) = from;
+    let (Some(service), Some(backend)) = (maps::SERVICES.get(id), maps::BACKENDS.get(backend_id))
+    else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     if service.mode == mode::FULL_NAT {
-        return full_nat::hand_reply_over(ctx, packet, entry.service);
+        return full_nat::hand_reply_over(ctx, packet, id);
     }
     let route = forward::route(
         ctx,
@@ -302,30 +309,26 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
         service,
     );
     if route.by == By::Nobody {
-        return pass(ctx, entry.service, Outcome::PassReplyLocal);
+        return pass(ctx, id, Outcome::PassReplyLocal);
     }
     let port = forward::service_port(packet.source_port, service);
-    let goes_on = steer::note_reply(
-        &Kernel::<true>,
-        entry.service,
-        service,
-        &packet.to_client(port),
-        entry.backend,
-    );
-    if !goes_on {
-        return drop(ctx, entry.service, Outcome::DropSecondChance);
+    match judge::note::<JUDGES>(service, &packet.to_client(port), from) {
+        Reply::GoesOn => {}
+        Reply::Withheld => return drop(ctx, id, Outcome::DropSecondChance),
+        // A fragment answers no question: the segments after it do.
+        Reply::Question if packet.is_first => {}
+        Reply::Question => return judge::hand_over(ctx, from),
     }
-    fragment::remember(packet, entry.service, entry.backend, TO_CLIENT);
-    count::reply_from(entry.backend, packet.length);
+    fragment::remember(packet, id, backend_id, TO_CLIENT);
+    count::reply_from(backend_id, packet.length);
     if !forward::rewrite_source(packet, service, backend, route.by == By::Xdp) {
-        return drop(ctx, entry.service, Outcome::DropTtl);
+        return drop(ctx, id, Outcome::DropTtl);
     }
     if route.by == By::Kernel {
-        return pass(ctx, entry.service, Outcome::ForwardReplyKernel);
+        return pass(ctx, id, Outcome::ForwardReplyKernel);
     }
     let sent = forward::out(ctx, &packet.link, &route.exit);
-    let outcome = Outcome::ForwardReply;
-    end(ctx, entry.service, sent, outcome, entry.backend)
+    end(ctx, id, sent, Outcome::ForwardReply, backend_id)
 }
 
 /// Whether a packet of a flow that is cut goes on: a client's reset tells the backend what became of the flow.

@@ -4,7 +4,7 @@
 //! with one store, a table of a million flows is looked through without a system call.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf},
 };
@@ -15,6 +15,7 @@ use lb_common::{
     },
     alert::Said,
     entry::FlowEntry,
+    former::Formers,
     fragment,
     full_nat::{Handed, PortEntry, Sources},
     index::IndexEntry,
@@ -45,6 +46,11 @@ pub static BACKENDS: Array<BackendRecord> = Array::pinned(16_384, BPF_F_MMAPABLE
 /// Slots of all services; a service's record says where its own are.
 #[map]
 pub static SLOTS: Array<Slot> = Array::pinned(1 << 20, BPF_F_MMAPABLE);
+
+/// Who owned a slot between its base and its current owner, by the slot's place in [`SLOTS`]. Read where a flow has lost its
+/// entry, and only of slots that say that there is somebody. Rows take memory as they come.
+#[map]
+pub static FORMERS: HashMap<u32, Formers> = HashMap::pinned(1 << 18, BPF_F_NO_PREALLOC);
 
 /// The flow table.
 #[map]

@@ -1,4 +1,4 @@
-//! Packets that a backend has sent back, because it was asked and their connection is not there: to the other backend of
+//! Packets that a backend has sent back, because it was asked and their connection is not there: to the next backend of
 //! their slot. See `lb_common::tunnel::question` and `lb_common::steer::sent_back`.
 //!
 //! Such a packet is believed only where everything in it fits: it comes from the very address of the backend that it
@@ -13,7 +13,7 @@ use lb_common::{
     abi::{BackendRecord, ServiceRecord, backend_flags, control_flags, jump, service_flags},
     index::{self, kind},
     outcome::Outcome,
-    steer::{self, Decision, Packet},
+    steer::{self, Decision, Packet, SentOn},
     tunnel::{
         UDP_LENGTH,
         question::{self, Header, Word},
@@ -57,11 +57,12 @@ pub fn perhaps(ctx: &XdpContext, packet: &Parsed) -> u32 {
 #[xdp]
 #[inline(always)]
 pub fn sent_back(ctx: XdpContext) -> u32 {
-    let (id, service, decision, overhead, is_v4) = match judge(&ctx) {
+    let (id, service, sent_on, overhead, is_v4) = match judge(&ctx) {
         Ok(Some(sound)) => sound,
         Ok(None) => return pass(&ctx, 0, Outcome::PassNoService),
         Err(outcome) => return pass(&ctx, 0, outcome),
     };
+    let decision = sent_on.decision;
     let Some(backend) = maps::BACKENDS.get(decision.backend) else {
         return pass(&ctx, id, Outcome::PassInternal);
     };
@@ -73,6 +74,9 @@ pub fn sent_back(ctx: XdpContext) -> u32 {
     }
     if let Err(outcome) = strip(&ctx, overhead, is_v4) {
         return drop(&ctx, id, outcome);
+    }
+    if sent_on.asks {
+        return ask::hand_over(&ctx, id, &decision);
     }
     match parse::quick(&ctx) {
         Ok(packet) => forward(&ctx, &packet, id, service, backend, &decision),
@@ -95,7 +99,7 @@ fn forward(
 
 /// The service with its id, where the packet goes, and what is in front of it: bytes between the Ethernet addresses' end and
 /// the packet, less an EtherType; whether the packet is IPv4.
-type Sound = (u32, &'static ServiceRecord, Decision, u32, bool);
+type Sound = (u32, &'static ServiceRecord, SentOn, u32, bool);
 
 /// What comes of it; `None` where it is not believed.
 #[inline(always)]
@@ -137,11 +141,11 @@ fn judge(ctx: &XdpContext) -> Result<Option<Sound>, Outcome> {
     {
         return Ok(None);
     }
-    let decision = steer::sent_back(&Kernel::<true>, id, service, &packet, said.backend());
+    let sent_on = steer::sent_back(&Kernel::<true>, id, service, &packet, said.backend());
     let overhead = outer.extent.offset - EthHdr::LEN
         + ask::ip_length(outer.network)
         + usize::from(UDP_LENGTH + question::LENGTH);
-    Ok(decision.map(|decision| (id, service, decision, overhead as u32, said.is_v4())))
+    Ok(sent_on.map(|sent_on| (id, service, sent_on, overhead as u32, said.is_v4())))
 }
 
 /// The packet inside: its destination, and what steering needs of it. Only such packets ask as are plain TCP.

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
     abi::{Allowance, ServiceRecord, Slot},
     entry::{EntryTable, FlowEntry},
+    former::Formers,
     fragment,
     full_nat::{PortEntry, PortTable},
     limits::ANSWERS_PER_TICK,
@@ -163,6 +164,14 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
         maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn formers(&self, index: u32) -> Formers {
+        // SAFETY: the daemon replaces rows whole, and removes one once no packet sees its slot.
+        unsafe { maps::FORMERS.get(&index) }
+            .copied()
+            .unwrap_or(Formers::NONE)
     }
 
     #[inline(always)]

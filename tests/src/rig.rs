@@ -231,7 +231,7 @@ impl Rig {
         };
         edit(&mut record);
         self.datapath.put_service(setup.id, &record)?;
-        self.datapath.publish_table(setup.id, slots)?;
+        self.datapath.publish_table(setup.id, slots, &[])?;
         self.services.push(setup);
         let own = if record.last_port == 0 {
             selector(record.port, setup.protocol(), kind::SERVICE)

@@ -98,7 +98,7 @@ fn balance(lab: &Lab, mode: u8) -> Result<BpfDatapath> {
     datapath.put_service(SERVICE, &record)?;
     let ids = (1..=BACKENDS.len() as u32).cycle().take(331);
     let slots: Vec<_> = ids.map(|id| Slot::new(id, id, false)).collect();
-    datapath.publish_table(SERVICE, &slots)?;
+    datapath.publish_table(SERVICE, &slots, &[])?;
     datapath.publish_index(&index)?;
     Ok(datapath)
 }

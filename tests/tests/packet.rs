@@ -169,7 +169,7 @@ fn retransmitted_opening_stays_where_the_first_one_went() -> Result<()> {
         send(&mut rig, &syn(1000, 77))?,
         (Outcome::ForwardOpening, OLD)
     );
-    rig.datapath.publish_table(NAT.id, &[MOVED; SLOTS])?;
+    rig.datapath.publish_table(NAT.id, &[MOVED; SLOTS], &[])?;
     assert_eq!(
         send(&mut rig, &syn(1000, 77))?,
         (Outcome::ForwardRetransmit, OLD)
@@ -185,7 +185,7 @@ fn retransmitted_opening_stays_where_the_first_one_went() -> Result<()> {
 fn handshake_across_the_start_of_a_drain_completes_on_its_first_backend() -> Result<()> {
     let mut rig = rig(&NAT, UNMOVED)?;
     send(&mut rig, &syn(1000, 77))?;
-    rig.datapath.publish_table(NAT.id, &[MOVED; SLOTS])?;
+    rig.datapath.publish_table(NAT.id, &[MOVED; SLOTS], &[])?;
     rig.flags(OLD, 0, backend_flags::ACCEPTING)?;
     assert_eq!(
         send(&mut rig, &ack(1000, 78))?,
@@ -203,7 +203,7 @@ fn reused_port_is_a_new_flow() -> Result<()> {
     let mut rig = rig(&NAT, UNMOVED)?;
     send(&mut rig, &syn(1000, 77))?;
     send(&mut rig, &ack(1000, 78))?;
-    rig.datapath.publish_table(NAT.id, &[MOVED; SLOTS])?;
+    rig.datapath.publish_table(NAT.id, &[MOVED; SLOTS], &[])?;
     // Adopted on the old backend, then the client opens again from the same port.
     assert_eq!(
         send(&mut rig, &ack(1000, 99_000))?,
@@ -352,7 +352,8 @@ fn settled_slot_with_exceptions_keeps_listed_flows_and_sends_others_to_its_owner
         send(&mut rig, &ack(1000, 7))?,
         (Outcome::ForwardAdopted, OLD)
     );
-    rig.datapath.publish_table(NAT.id, &[EXCEPTIONS; SLOTS])?;
+    rig.datapath
+        .publish_table(NAT.id, &[EXCEPTIONS; SLOTS], &[])?;
     assert_eq!(send(&mut rig, &ack(1000, 8))?, (Outcome::ForwardFlow, OLD));
     assert_eq!(send(&mut rig, &ack(1001, 7))?, (Outcome::ForwardBase, NEW));
     assert_eq!(rig.entries(Table::Flows)?.len(), 1);
@@ -415,7 +416,7 @@ fn close_of_a_listed_flow_is_counted_once() -> Result<()> {
     let mut rig = rig(&L2, UNMOVED)?;
     let of = |port, flags, sequence| segment(&L2, port, flags).at(sequence, 1);
     send(&mut rig, &of(1000, SYN, 77))?;
-    rig.datapath.publish_table(L2.id, &[MOVED; SLOTS])?;
+    rig.datapath.publish_table(L2.id, &[MOVED; SLOTS], &[])?;
     assert_eq!(
         send(&mut rig, &of(1000, ACK, 78))?,
         (Outcome::ForwardHandshake, OLD)
@@ -466,7 +467,7 @@ fn client_affinity_ignores_the_port() -> Result<()> {
         })
         .collect();
     slots[0] = UNMOVED;
-    rig.datapath.publish_table(service.id, &slots)?;
+    rig.datapath.publish_table(service.id, &slots, &[])?;
     let first = send(&mut rig, &ack(1000, 7))?.1;
     for port in 1001..1050 {
         assert_eq!(send(&mut rig, &ack(port, 7))?.1, first);
@@ -873,7 +874,7 @@ fn unrecordable_openings_keep_what_can_live() -> Result<()> {
     );
     // Where all agree it needs no record.
     rig.datapath
-        .publish_table(NAT.id, &[Slot::new(NEW, NEW, false); SLOTS])?;
+        .publish_table(NAT.id, &[Slot::new(NEW, NEW, false); SLOTS], &[])?;
     assert_eq!(
         send(&mut rig, &syn(1002, 7))?,
         (Outcome::ForwardOpeningUnrecorded, NEW)

@@ -19,6 +19,7 @@ use ebb_tests::{
 use lb_common::{
     abi::{Slot, backend_flags, control_flags, mode, service_flags},
     entry::{Meta, state},
+    former::Formers,
     outcome::Outcome,
     steer::tcp::{ACK, FIN, RST, SYN},
     tunnel::{
@@ -33,6 +34,7 @@ use nix::sys::socket::{
 
 const OLD: u32 = 1;
 const NEW: u32 = 2;
+const FORMER: u32 = 3;
 const MOVED: Slot = Slot::new(NEW, OLD, false);
 const MODES: [u8; 2] = [mode::IPIP, mode::GUE];
 /// Families: of the service, of the base, of the current backend.
@@ -98,6 +100,45 @@ impl Stage {
             service,
             old,
         })
+    }
+
+    /// The same with a third backend, a former owner of every slot.
+    fn with_former(mode: u8, slot: Slot) -> Result<Self> {
+        let mut stage = Self::with(mode, FAMILIES[0], slot, service_flags::ASKS)?;
+        let service = stage.service;
+        stage.rig.backend(&service, FORMER, at("10.0.0.3", 80))?;
+        let formers = Formers::new([FORMER]);
+        let of_each: Vec<_> = (0..101).map(|index| (index, formers)).collect();
+        let slots = [slot.with_formers(); 101];
+        stage.rig.datapath.publish_table(1, &slots, &of_each)?;
+        Ok(stage)
+    }
+
+    /// A packet that was sent back is another one's, who is asked in his turn and sends it back too.
+    fn is_asked(&mut self, back: &[u8], id: u32) -> Result<Vec<u8>> {
+        let (verdict, asking, outcome) = self.rig.run(back)?;
+        let on = (Verdict::Tx, Outcome::ForwardSecondChance);
+        assert_eq!((verdict, outcome), on);
+        assert_eq!(asking[..6], backend_macs(id).0);
+        let (_, place, _) = question_in(&asking);
+        assert_eq!(
+            asking[place..place + usize::from(question::LENGTH)],
+            bytes(Header::new(Word::IsItHere, true, id))
+        );
+        let (verdict, back, counted) = self.end.run(&asking)?;
+        assert_eq!((verdict, counted), (Verdict::Tx, Decap::SentBack));
+        Ok(back)
+    }
+
+    /// The last one gets it without a question.
+    fn is_for(&mut self, back: &[u8], id: u32, segment: &Segment) -> Result<()> {
+        let (_, out, outcome) = self.rig.run(back)?;
+        assert_eq!(outcome, Outcome::ForwardSecondChance);
+        assert_eq!(out[..6], backend_macs(id).0);
+        let (verdict, out, counted) = self.end.run(&out)?;
+        assert_eq!((verdict, counted), (Verdict::Pass, Decap::Decapsulated));
+        assert_eq!(out[12..], segment.build()[12..], "as it came");
+        Ok(())
     }
 
     /// Somebody of this host, so that he can have a connection with it.
@@ -331,7 +372,7 @@ fn a_change_that_has_settled_meanwhile_is_heeded() -> Result<()> {
     stage
         .rig
         .datapath
-        .publish_table(1, &[Slot::new(NEW, NEW, false); 101])?;
+        .publish_table(1, &[Slot::new(NEW, NEW, false); 101], &[])?;
     stage.is_delivered(&back, &segment)?;
     assert!(stage.rig.entries(Table::Flows)?.is_empty());
     Ok(())
@@ -507,5 +548,73 @@ fn whoever_brings_a_cookie_stays() -> Result<()> {
         assert_eq!(out[12..], done.build()[12..]);
         stage.asks(&forged)?;
     }
+    Ok(())
+}
+
+#[test]
+fn who_owned_the_slot_in_between_is_asked_after_both() -> Result<()> {
+    for mode in MODES {
+        let mut stage = Stage::with_former(mode, MOVED)?;
+        let segment = stage.segment(1000, ACK);
+        let (_, first) = stage.asks(&segment)?;
+        let second = stage.is_asked(&first, NEW)?;
+        assert!(stage.only_entry()?.has(state::GUESSED));
+        // The next packet is for the same one to answer, while his answer is on its way.
+        let (outcome, asking) = stage.sends(&segment)?;
+        assert_eq!(
+            (outcome, &asking[..6]),
+            (Outcome::ForwardAsking, &backend_macs(NEW).0[..])
+        );
+        stage.is_for(&second, FORMER, &segment)?;
+        assert_eq!(stage.only_entry()?.backend(), FORMER);
+        // What the others send back late goes the same way, and the flow's next packets do without a word.
+        stage.is_for(&first, FORMER, &segment)?;
+        stage.is_for(&second, FORMER, &segment)?;
+        assert_eq!(stage.sends(&segment)?.0, Outcome::ForwardFlow);
+    }
+    Ok(())
+}
+
+#[test]
+fn without_room_all_former_owners_are_asked_on_the_way_round() -> Result<()> {
+    let mut stage = Stage::with_former(mode::GUE, MOVED)?;
+    stage.rig.limit(0, 0)?;
+    let segment = stage.segment(1000, ACK);
+    for _ in 0..2 {
+        let (_, back) = stage.asks(&segment)?;
+        let back = stage.is_asked(&back, NEW)?;
+        stage.is_for(&back, FORMER, &segment)?;
+        assert!(stage.rig.entries(Table::Flows)?.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_slot_that_is_its_bases_again_remembers_who_had_it() -> Result<()> {
+    let mut stage = Stage::with_former(mode::IPIP, Slot::new(OLD, OLD, false))?;
+    let segment = stage.segment(1000, ACK);
+    let (_, back) = stage.asks(&segment)?;
+    stage.is_for(&back, FORMER, &segment)
+}
+
+#[test]
+fn a_former_owner_that_has_ended_is_not_asked() -> Result<()> {
+    let mut stage = Stage::with_former(mode::GUE, MOVED)?;
+    let segment = stage.segment(1000, ACK);
+    stage.rig.flags(FORMER, backend_flags::ENDED, 0)?;
+    let (_, back) = stage.asks(&segment)?;
+    stage.is_delivered(&back, &segment)?;
+    // It ends after it was to be asked: nobody is left, and the client is told by who was asked last.
+    let mut stage = Stage::with_former(mode::GUE, MOVED)?;
+    let (_, back) = stage.asks(&segment)?;
+    let back = stage.is_asked(&back, NEW)?;
+    stage.rig.flags(FORMER, backend_flags::ENDED, 0)?;
+    stage.is_for(&back, NEW, &segment)?;
+    // The base has ended, and nobody knows the flow: the current owner is asked, then who was it before.
+    let mut stage = Stage::with_former(mode::GUE, MOVED)?;
+    stage.rig.flags(OLD, backend_flags::ENDED, 0)?;
+    let (_, back) = stage.asks(&segment)?;
+    stage.is_for(&back, FORMER, &segment)?;
+    assert_eq!(stage.only_entry()?.backend(), FORMER);
     Ok(())
 }

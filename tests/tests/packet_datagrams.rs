@@ -97,7 +97,7 @@ fn a_flow_stays_where_its_first_datagram_went() -> Result<()> {
             (Outcome::ForwardOpening, OLD)
         );
         assert_eq!(send(&mut rig, &service, 1000)?, (Outcome::ForwardFlow, OLD));
-        rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
+        rig.datapath.publish_table(1, &[MOVED; SLOTS], &[])?;
         assert_eq!(send(&mut rig, &service, 1000)?, (Outcome::ForwardFlow, OLD));
         assert_eq!(
             send(&mut rig, &service, 1001)?,
@@ -121,7 +121,7 @@ fn a_flow_stays_where_its_first_datagram_went() -> Result<()> {
 fn a_flow_of_an_ended_backend_begins_anew() -> Result<()> {
     let mut rig = rig(&NAT, UNMOVED)?;
     assert_eq!(send(&mut rig, &NAT, 1000)?.1, OLD);
-    rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
+    rig.datapath.publish_table(1, &[MOVED; SLOTS], &[])?;
     rig.flags(OLD, backend_flags::ENDED, 0)?;
     assert_eq!(send(&mut rig, &NAT, 1000)?, (Outcome::ForwardOrphan, NEW));
     assert_eq!(send(&mut rig, &NAT, 1000)?, (Outcome::ForwardFlow, NEW));
@@ -227,7 +227,7 @@ fn explain_asks_with_a_datagram() -> Result<()> {
             "a question leaves no trace"
         );
         send(&mut rig, &service, 1000)?;
-        rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
+        rig.datapath.publish_table(1, &[MOVED; SLOTS], &[])?;
         let said = rig.datapath.explain(&question)?;
         assert_eq!(
             (said.outcome, said.backend),

@@ -140,7 +140,7 @@ fn later_fragments_follow_the_first_through_a_change() -> Result<()> {
         let frames = cut(&asked(&service).build(), 1024, 1024, 9);
         assert_eq!(rig.run(&frames[0])?.2, Outcome::ForwardSteady);
         rig.datapath
-            .publish_table(service.id, &[Slot::new(NEW, NEW, false); SLOTS])?;
+            .publish_table(service.id, &[Slot::new(NEW, NEW, false); SLOTS], &[])?;
         for frame in &frames[1..] {
             let (_, out, outcome) = rig.run(frame)?;
             assert_eq!((outcome, out[5]), (Outcome::ForwardFragment, OLD as u8));
@@ -414,7 +414,7 @@ fn a_flood_of_first_fragments_touches_no_flow_and_leaves_room_for_the_next() -> 
     let service = services()[1];
     let mut rig = rig(&service)?;
     rig.datapath
-        .publish_table(service.id, &[Slot::new(NEW, OLD, false); SLOTS])?;
+        .publish_table(service.id, &[Slot::new(NEW, OLD, false); SLOTS], &[])?;
     assert_eq!(
         rig.run(
             &Segment {

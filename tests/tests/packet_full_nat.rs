@@ -338,7 +338,7 @@ fn a_drain_keeps_backend_and_port() -> Result<()> {
     for service in tcp_services() {
         let port = open(&mut rig, &service, 1000)?;
         rig.datapath
-            .publish_table(service.id, &slots(&service, MOVED))?;
+            .publish_table(service.id, &slots(&service, MOVED), &[])?;
         let more = Segment::new(client(&service, 1000), service.vip, ACK).at(1001, 1);
         let (outcome, arrived) = ask(&mut rig, &more)?;
         assert_eq!(outcome, Outcome::ForwardHandshake);

@@ -301,7 +301,7 @@ fn errors_follow_the_flow_through_a_change() -> Result<()> {
         // A handshake in flight: found by what the service acknowledged.
         rig.run(&opening.build())?;
         let change = [Slot::new(NEW, NEW, true); SLOTS];
-        rig.datapath.publish_table(service.id, &change)?;
+        rig.datapath.publish_table(service.id, &change, &[])?;
         let before = (rig.entries(Table::Flows)?, rig.entries(Table::Handshakes)?);
         assert_eq!(arrives_at(&mut rig, &error)?, OLD);
         assert_eq!(
@@ -334,7 +334,8 @@ fn errors_follow_the_flow_through_a_change() -> Result<()> {
         rig.lose(Table::Handshakes)?;
         assert_eq!(arrives_at(&mut rig, &error)?, NEW);
         assert!(rig.entries(Table::Flows)?.is_empty());
-        rig.datapath.publish_table(service.id, &[MOVED; SLOTS])?;
+        rig.datapath
+            .publish_table(service.id, &[MOVED; SLOTS], &[])?;
         assert_eq!(arrives_at(&mut rig, &error)?, OLD);
         assert!(rig.entries(Table::Flows)?.is_empty());
     }

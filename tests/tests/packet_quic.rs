@@ -172,7 +172,7 @@ fn an_initial_opens_a_flow() -> Result<()> {
         let known = |backend| (Outcome::ForwardFlow, backend);
         assert_eq!(to(&mut rig, 1000, initial(&chosen(1)))?, opened(OLD));
         assert_eq!(to(&mut rig, 1000, initial(&chosen(1)))?, known(OLD));
-        rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
+        rig.datapath.publish_table(1, &[MOVED; SLOTS], &[])?;
         // Again (its answer was lost), 0-RTT beside it, and the next one, which has the server's own id.
         assert_eq!(to(&mut rig, 1000, initial(&chosen(1)))?, known(OLD));
         let early = long(1, VERSION_1, &chosen(1));
@@ -274,7 +274,7 @@ fn an_id_that_names_nobody_is_steered_by_address_and_counted() -> Result<()> {
     for service in services() {
         let mut rig = rig(&service, UNMOVED)?;
         send(&mut rig, &service, 1000, &initial(&chosen(1)))?;
-        rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
+        rig.datapath.publish_table(1, &[MOVED; SLOTS], &[])?;
         for (number, id) in [
             id_with(ROTATION, FIRST_ID + 9),
             id_with(ROTATION + 1, FIRST_ID + OLD),
@@ -466,7 +466,7 @@ fn explain_asks_with_quic_packets() -> Result<()> {
     for service in services() {
         let mut rig = rig(&service, UNMOVED)?;
         send(&mut rig, &service, 1000, &initial(&chosen(1)))?;
-        rig.datapath.publish_table(1, &[MOVED; SLOTS])?;
+        rig.datapath.publish_table(1, &[MOVED; SLOTS], &[])?;
         let ask = |opening, id: &[u8]| {
             let question = Question {
                 client: client(&service, 1000),

@@ -155,7 +155,7 @@ fn datagrams_on_every_port_in_l2() -> Result<()> {
     };
     assert_eq!(send(&mut rig, 53)?, (Outcome::ForwardOpening, 1));
     rig.datapath
-        .publish_table(2, &[Slot::new(2, 1, false); SLOTS])?;
+        .publish_table(2, &[Slot::new(2, 1, false); SLOTS], &[])?;
     assert_eq!(send(&mut rig, 53)?, (Outcome::ForwardFlow, 1));
     assert_eq!(send(&mut rig, 54)?, (Outcome::ForwardOpening, 2));
     Ok(())

@@ -10,14 +10,16 @@ use ebb_tests::{
 use lb_common::{
     abi::{Slot, backend_flags, mode},
     entry::{Meta, state},
+    former::Formers,
     outcome::Outcome,
     steer::tcp::{ACK, FIN, RST, SYN},
 };
-use lb_userspace::datapath::Table;
+use lb_userspace::datapath::{Datapath as _, Table};
 
 const OLD: u32 = 1;
 const NEW: u32 = 2;
 const OTHER: u32 = 3;
+const FOURTH: u32 = 4;
 const MOVED: Slot = Slot::new(NEW, OLD, false);
 const UNMOVED: Slot = Slot::new(OLD, OLD, false);
 /// Unmoved, but with flows that are not its base's.
@@ -46,11 +48,31 @@ struct Stage {
 impl Stage {
     fn new(is_v4: bool, mode: u8, slot: Slot) -> Result<Self> {
         let (mut rig, service) = (Rig::new()?, service(is_v4, mode));
-        for id in [OLD, NEW, OTHER] {
+        for id in 1..=8 {
             rig.backend(&service, id, backend(&service, id))?;
         }
         rig.service(service, &[slot; 101])?;
         Ok(Self { rig, service })
+    }
+
+    /// The same with these former owners of every slot.
+    fn with_formers(is_v4: bool, mode: u8, slot: Slot, formers: &[u32]) -> Result<Self> {
+        let mut stage = Self::new(is_v4, mode, slot)?;
+        let formers = Formers::new(formers.iter().copied());
+        let of_each: Vec<_> = (0..101).map(|index| (index, formers)).collect();
+        let slots = [slot.with_formers(); 101];
+        stage.rig.datapath.publish_table(1, &slots, &of_each)?;
+        assert_eq!(stage.rig.datapath.formers(1)?, of_each);
+        Ok(stage)
+    }
+
+    /// A segment goes to each of these, whose reset is withheld.
+    fn are_asked(&mut self, port: u16, ids: &[u32]) -> Result<()> {
+        for id in ids {
+            assert_eq!(self.sends(port, ACK)?.1, *id);
+            assert!(!self.answers(*id, port, RST)?, "{id}");
+        }
+        Ok(())
     }
 
     fn client(&self, port: u16) -> SocketAddr {
@@ -289,5 +311,84 @@ fn a_flood_of_guesses_leaves_room_for_flows_that_need_it() -> Result<()> {
             .iter()
             .all(|entry| !Meta(entry.meta).has(state::EXCEPTIONAL))
     );
+    Ok(())
+}
+
+#[test]
+fn who_owned_the_slot_in_between_is_asked_after_both() -> Result<()> {
+    for is_v4 in [true, false] {
+        let mut stage = Stage::with_formers(is_v4, mode::NAT, MOVED, &[OTHER, FOURTH])?;
+        // It takes the flow.
+        stage.are_asked(1000, &[OLD, NEW])?;
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+        let asked = stage.only_entry()?;
+        assert!(asked.has(state::GUESSED) && !asked.has(state::EXCEPTIONAL));
+        assert!(stage.answers(OTHER, 1000, ACK)?);
+        let known = stage.only_entry()?;
+        assert!(!known.has(state::GUESSED) && known.has(state::EXCEPTIONAL));
+        assert_eq!(known.backend(), OTHER);
+        assert!(!stage.answers(NEW, 1000, RST)?, "late");
+        assert!(stage.answers(OTHER, 1000, RST)?, "its own");
+
+        // Or does not, and the one before it does not either: then the client is told.
+        stage.rig.lose(Table::Flows)?;
+        stage.are_asked(1001, &[OLD, NEW, OTHER])?;
+        assert_eq!(stage.sends(1001, ACK)?.1, FOURTH);
+        assert!(stage.answers(FOURTH, 1001, RST)?, "nobody is left");
+        assert!(!stage.only_entry()?.has(state::GUESSED));
+    }
+    Ok(())
+}
+
+#[test]
+fn six_former_owners_are_asked_each_once() -> Result<()> {
+    let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[8, 3, 7, 4, 6, 5])?;
+    stage.are_asked(1000, &[OLD, NEW, 8, 3, 7, 4, 6])?;
+    assert_eq!(stage.sends(1000, ACK)?.1, 5);
+    assert!(stage.answers(5, 1000, RST)?);
+    Ok(())
+}
+
+#[test]
+fn a_slot_that_is_its_bases_again_remembers_who_had_it() -> Result<()> {
+    let mut stage = Stage::with_formers(true, mode::NAT, UNMOVED, &[OTHER])?;
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardBase, OLD));
+    assert!(!stage.answers(OLD, 1000, RST)?);
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+    assert!(stage.answers(OTHER, 1000, ACK)?);
+    assert!(stage.only_entry()?.has(state::EXCEPTIONAL));
+    // A stranger's reset is nobody's question.
+    assert!(stage.answers(FOURTH, 1001, RST)?);
+    Ok(())
+}
+
+#[test]
+fn who_has_ended_is_not_asked() -> Result<()> {
+    let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[OTHER, FOURTH])?;
+    for id in [NEW, OTHER] {
+        stage.rig.flags(id, backend_flags::ENDED, 0)?;
+    }
+    stage.are_asked(1000, &[OLD])?;
+    assert_eq!(stage.sends(1000, ACK)?.1, FOURTH);
+    assert!(stage.answers(FOURTH, 1000, RST)?, "nobody is left");
+    // Where that is the base, the current owner is the first.
+    let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[OTHER])?;
+    stage.rig.flags(OLD, backend_flags::ENDED, 0)?;
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardOrphan, NEW));
+    assert!(!stage.answers(NEW, 1000, RST)?);
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+    assert!(stage.answers(OTHER, 1000, RST)?);
+    Ok(())
+}
+
+#[test]
+fn data_from_a_former_owner_shows_where_the_flow_is() -> Result<()> {
+    for slot in [MOVED, UNMOVED] {
+        let mut stage = Stage::with_formers(true, mode::NAT, slot, &[FOURTH, OTHER])?;
+        assert!(stage.answers(OTHER, 1000, ACK)?);
+        let known = stage.only_entry()?;
+        assert!(known.has(state::EXCEPTIONAL) && !known.has(state::GUESSED));
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+    }
     Ok(())
 }

@@ -254,7 +254,7 @@ fn flows_outlive_the_change_of_programs() -> Result<()> {
     assert_eq!(outcome(&mut rig, 1)?, Outcome::ForwardOpening);
     rig.trace(&TraceFilter::ALL)?;
     rig.datapath
-        .publish_table(NAMES.id, &[Slot::new(2, 1, false); 101])?;
+        .publish_table(NAMES.id, &[Slot::new(2, 1, false); 101], &[])?;
     assert_eq!(outcome(&mut rig, 1)?, Outcome::ForwardFlow);
     assert_eq!(outcome(&mut rig, 2)?, Outcome::ForwardOpening);
     assert_eq!(rig.shown().len(), 2);

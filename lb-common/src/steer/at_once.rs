@@ -136,8 +136,8 @@ pub fn note_reply_at_once<E: Env>(
             }
             flow.note(entry, 0);
             flow.note_recent(recent, index, entry, meta);
-        } else if flow.slot.is_moved() && backend == flow.slot.current() {
-            // It shows where its flow is.
+        } else if flow.slot.is_open() && backend != flow.slot.base() {
+            // It may show where its flow is.
             return false;
         }
     }

@@ -1,11 +1,12 @@
-//! The second chance: a flow that no table knows, in a moved slot, has two backends that it may have begun on. In `nat`
-//! and `full-nat` the answers show which. (In `full-nat` a flow has the same port of the node again towards the same
-//! backend, be it that its allocation still stands or that it asks for the same one: see `full_nat`.)
+//! The second chance: a flow that no table knows, in a moved slot, has several backends that it may have begun on: the base,
+//! the current owner, and whoever was that in between (`candidates`). In `nat` and `full-nat` the answers show which. (In
+//! `full-nat` a flow has the same port of the node again towards the same backend, be it that its allocation still stands or
+//! that it asks for the same one: see `full_nat`.)
 //!
 //! - It is sent to the base first. Where the base answers with the reset of a host that does not know the connection, the
-//!   client is not told; the flow gets an entry for the other backend, where its retransmission then goes. Only once: a
-//!   reset from there as well goes on to the client.
-//! - An answer with data from `current` shows that the flow is there, before its client has sent anything.
+//!   client is not told; the flow gets an entry for the next backend, where its retransmission then goes. Each is asked
+//!   once: the reset of the last one goes on to the client.
+//! - An answer with data from another than the base shows that the flow is there, before its client has sent anything.
 //!
 //! A host that knows nothing of a connection answers a segment with ACK by a reset *without* ACK, its sequence number
 //! taken from the segment (RFC 9293 section 3.10.7.1); one that ends a connection of its own accord sends one with ACK, and
@@ -20,98 +21,95 @@ use crate::{
     entry::{self, EntryTable as _, FlowEntry, Meta, NewEntry, state},
 };
 
-/// In place of the initial sequence number of an entry that is a guess: the other backend was asked already.
-pub(super) const ASKED: u32 = 1;
-
 /// Whether a segment with these flags is the reset of a host that knows of no such connection.
 #[inline(always)]
 const fn is_bare_reset(flags: u8) -> bool {
     flags & (tcp::RST | tcp::ACK | tcp::SYN | tcp::FIN) == tcp::RST
 }
 
-/// The flow may be on `backend`. Not marked as exceptional before that answers: such an entry never gives way, and
-/// forged segments must not fill the table with them.
-#[inline(always)]
-pub(super) const fn asked(backend: u32) -> Meta {
-    Meta::new(ASKED, backend, state::GUESSED)
-}
-
 impl<E: Env> Flow<'_, E> {
-    /// Whether a flow here that nothing is known of may be on either of two backends, and answers will show on which, or
+    /// Whether a flow here that nothing is known of may be on one of several backends, and answers will show on which, or
     /// the backends will say.
     #[inline(always)]
     pub(super) fn is_open_question(&self) -> bool {
         let shows =
             mode::is_two_way(self.service.mode) || self.service.flags & service_flags::ASKS != 0;
-        self.slot.is_moved() && shows && !self.is_datagram()
+        self.slot.is_open() && shows && !self.is_datagram()
     }
 
-    /// The other of the slot's two backends, if `backend` is one of them and the other can be asked; else 0.
+    /// Whether an answer of `backend` says something of where its flow is.
     #[inline(always)]
-    pub(super) fn other(&self, backend: u32) -> u32 {
-        let (base, current) = (self.slot.base(), self.slot.current());
-        let other = if backend == base {
-            current
-        } else if backend == current {
-            base
-        } else {
-            0
+    pub(super) fn is_question(
+        &self,
+        known: Option<NonNull<FlowEntry>>,
+        backend: u32,
+        flags: u8,
+    ) -> bool {
+        if !E::WRITES || self.is_datagram() {
+            return false;
+        }
+        let Some(entry) = known else {
+            let tells = super::is_plain(flags) && backend != self.slot.base();
+            return self.is_open_question() && (tells || is_bare_reset(flags));
         };
-        if other == 0 || self.is_gone(other) {
-            0
+        // SAFETY: the entry was found for this packet.
+        let meta = unsafe { entry::meta(entry) };
+        if backend == meta.backend() {
+            meta.has(state::GUESSED)
         } else {
-            other
+            is_bare_reset(flags)
         }
     }
 
-    /// `backend` has answered a flow that has an entry. Whether the answer is withheld.
+    /// `backend` has answered a flow that has an entry, and [it matters](Self::is_question). Whether the answer is withheld.
     #[inline(always)]
     pub(super) fn judge(&self, entry: NonNull<FlowEntry>, backend: u32, flags: u8) -> bool {
         // SAFETY: the entry was found for this packet.
         let meta = unsafe { entry::meta(entry) };
-        if !E::WRITES || self.is_datagram() {
-            return false;
-        }
         if backend != meta.backend() {
             // Of several segments that were on their way to the wrong one each is answered. Where the entry's backend has
             // ended, the reset is what its clients are to be told.
-            return is_bare_reset(flags) && !self.is_gone(meta.backend());
+            return !self.is_gone(meta.backend());
         }
         if !meta.has(state::GUESSED) {
             return false;
         }
-        let other = if is_bare_reset(flags) && meta.isn() != ASKED {
-            self.other(backend)
+        let next = if is_bare_reset(flags) {
+            self.after(meta)
         } else {
-            0
+            None
         };
-        let new = if other == 0 {
-            self.flow_meta(0, backend, meta.0 & state::CLOSING)
-        } else {
-            asked(other)
+        let new = match next {
+            Some(next) => next.guess(),
+            None => self.flow_meta(0, backend, meta.0 & state::CLOSING),
         };
         // SAFETY: as above. Whoever changes the word at the same time has seen a packet that says more.
         let found = unsafe {
             let word = &raw mut (*entry.as_ptr()).meta;
             E::Flows::compare_exchange(word, meta.0, new.0)
         };
-        if other == 0 || Meta(found) != meta {
+        let Some(next) = next else {
             return false;
+        };
+        if Meta(found) != meta {
+            // Another reset of the same backend, on another CPU: the flow has gone on from there.
+            return Meta(found).backend() != backend;
         }
-        self.env.count(other, Count::Adopted);
+        self.env.count(next.backend, Count::Adopted);
         true
     }
 
-    /// `backend` has answered a flow that no table knows. Whether the answer is withheld.
+    /// `backend` has answered a flow that no table knows, and [it matters](Self::is_question). Whether the answer is withheld.
     #[inline(always)]
     pub(super) fn learn(&self, backend: u32, flags: u8) -> bool {
-        if !E::WRITES || !self.is_open_question() {
-            return false;
-        }
         let is_reset = is_bare_reset(flags);
-        let new = if is_reset && self.other(backend) != 0 {
-            asked(self.other(backend))
-        } else if super::is_plain(flags) && backend == self.slot.current() {
+        let is_later = self.is_later(backend);
+        let new = if is_reset && (is_later || backend == self.slot.base()) {
+            match self.besides(backend) {
+                Some(next) => next.guess(),
+                None => return false,
+            }
+        } else if !is_reset && is_later {
             self.flow_meta(0, backend, 0)
         } else {
             return false;

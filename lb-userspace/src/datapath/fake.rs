@@ -14,6 +14,7 @@ use lb_common::{
         BackendRecord, BackendStats, Explanation, ServiceRecord, Slot, backend_flags, cut_position,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
+    former::Formers,
     full_nat::Sources,
     index::IndexEntry,
     limits::WAYS,
@@ -80,6 +81,8 @@ struct Memory {
     backends: HashMap<u32, BackendRecord>,
     services: BTreeMap<u32, ServiceRecord>,
     tables: BTreeMap<u32, Vec<Slot>>,
+    /// By service and slot.
+    formers: HashMap<(u32, u32), Formers>,
     index: Vec<IndexEntry>,
     clients: ClientRules,
     flows: Entries,
@@ -167,6 +170,11 @@ impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
         table
             .get((index & ((1 << SLOT_BITS) - 1)) as usize)
             .copied()
+    }
+
+    fn formers(&self, index: u32) -> Formers {
+        let key = (index >> SLOT_BITS, index & ((1 << SLOT_BITS) - 1));
+        self.0.formers.get(&key).copied().unwrap_or_default()
     }
 
     fn backend_flags(&self, backend: u32) -> u32 {
@@ -325,6 +333,7 @@ impl Fake {
             backends: HashMap::new(),
             services: BTreeMap::new(),
             tables: BTreeMap::new(),
+            formers: HashMap::new(),
             index: Vec::new(),
             clients: ClientRules::default(),
             flows,
@@ -438,6 +447,13 @@ impl Fake {
         }
     }
 
+    /// Loses the whole handshake table.
+    pub fn forget_handshakes(&self) {
+        for entry in self.memory().handshakes.get_mut() {
+            *entry = FlowEntry::default();
+        }
+    }
+
     /// Every entry of a table.
     pub fn entries(&self, table: Table) -> Vec<FlowEntry> {
         let mut memory = self.memory();
@@ -493,11 +509,32 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    fn publish_table(&mut self, service: u32, slots: &[Slot]) -> Result<()> {
+    fn publish_table(
+        &mut self,
+        service: u32,
+        slots: &[Slot],
+        formers: &[(u32, Formers)],
+    ) -> Result<()> {
         let mut memory = self.memory();
         memory.write("publish_table")?;
         memory.tables.insert(service, slots.to_vec());
+        memory.formers.retain(|(id, _), _| *id != service);
+        let formers = formers.iter();
+        memory
+            .formers
+            .extend(formers.map(|(index, formers)| ((service, *index), *formers)));
         Ok(())
+    }
+
+    fn formers(&self, service: u32) -> Result<Vec<(u32, Formers)>> {
+        let memory = self.memory();
+        let all = memory.formers.iter();
+        let mut own: Vec<_> = all
+            .filter(|((id, _), _)| *id == service)
+            .map(|((_, index), formers)| (*index, *formers))
+            .collect();
+        own.sort_unstable_by_key(|(index, _)| *index);
+        Ok(own)
     }
 
     fn table(&self, service: u32) -> Result<Vec<Slot>> {

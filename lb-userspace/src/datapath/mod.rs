@@ -10,6 +10,7 @@ use std::{
 use lb_common::{
     abi::{BackendRecord, BackendStats, Explanation, ServiceRecord, Slot},
     entry::{FlowEntry, FlowKey, FlowPolicy, NewEntry},
+    former::Formers,
     full_nat::Sources,
     index::IndexEntry,
     outcome::Outcome,
@@ -178,11 +179,20 @@ pub trait Datapath: Send {
     fn remove_service(&mut self, id: u32) -> Result<()>;
 
     /// Publishes a service's whole table with one store, and returns when no packet in flight can still see the old one.
+    /// `formers`: the former owners of every slot that says that it has some.
     /// `Full` when there is no room for both tables at once.
-    fn publish_table(&mut self, service: u32, slots: &[Slot]) -> Result<()>;
+    fn publish_table(
+        &mut self,
+        service: u32,
+        slots: &[Slot],
+        formers: &[(u32, Formers)],
+    ) -> Result<()>;
 
     /// Reads a service's table; empty where it has none.
     fn table(&self, service: u32) -> Result<Vec<Slot>>;
+
+    /// Reads the former owners of its slots, of each that says that it has some.
+    fn formers(&self, service: u32) -> Result<Vec<(u32, Formers)>>;
 
     /// Stores single slots of the live table in place, each with one store: `(index, slot)`.
     fn put_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()>;

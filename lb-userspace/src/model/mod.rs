@@ -15,6 +15,7 @@ pub mod death;
 pub mod desired;
 pub mod drain;
 pub mod forecast;
+pub mod former;
 pub mod health;
 pub mod observed;
 pub mod packed;

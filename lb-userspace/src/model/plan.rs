@@ -8,7 +8,13 @@ use lb_common::{
     index::IndexEntry,
 };
 
-use super::{desired::Desired, observed::Vlans, packed::Packed, spec::ClientRules};
+use super::{
+    desired::Desired,
+    former::{self, FormerOwners},
+    observed::Vlans,
+    packed::Packed,
+    spec::ClientRules,
+};
 
 /// What has been written: noted only after a write succeeded.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +25,8 @@ pub struct Installed {
     pub services: BTreeMap<u32, ServiceRecord>,
     /// Tables by service id.
     pub tables: BTreeMap<u32, Packed>,
+    /// Former owners of slots by service id, where there are any.
+    pub formers: BTreeMap<u32, FormerOwners>,
     /// The index; `None` when it is not known.
     pub index: Option<Vec<IndexEntry>>,
     /// Client prefixes; `None` when they are not known.
@@ -44,6 +52,8 @@ pub enum Write {
         service: u32,
         /// The new table.
         slots: Packed,
+        /// Former owners of its slots.
+        formers: FormerOwners,
         /// See above.
         rebased: bool,
     },
@@ -72,13 +82,16 @@ pub struct Owners {
     pub current: Vec<u32>,
     /// Who owns flows without an entry, by slot; `None`: the same.
     pub base: Option<Vec<u32>>,
+    /// Who owned slots in between.
+    pub formers: FormerOwners,
 }
 
 impl Owners {
     fn slots(&self) -> impl Iterator<Item = Slot> {
         let base = self.base.as_ref().unwrap_or(&self.current);
         let owners = self.current.iter().zip(base);
-        owners.map(|(current, base)| Slot::new(*current, *base, false))
+        let slots = owners.map(|(current, base)| Slot::new(*current, *base, false));
+        former::flagged(slots, &self.formers)
     }
 }
 
@@ -118,7 +131,7 @@ pub fn plan(
     }
     for (id, record) in &desired.services {
         let table = owners(*id);
-        writes.extend(table.and_then(|owners| table_write(*id, &owners, installed.tables.get(id))));
+        writes.extend(table.and_then(|owners| table_write(*id, owners, installed)));
         if installed.services.get(id) != Some(record) {
             writes.push(Write::Service(*id, *record));
         }
@@ -144,15 +157,19 @@ pub fn plan(
     writes
 }
 
-fn table_write(id: u32, owners: &Owners, installed: Option<&Packed>) -> Option<Write> {
-    let Some(old) = installed.filter(|old| old.len() == owners.current.len()) else {
+fn table_write(id: u32, owners: Owners, installed: &Installed) -> Option<Write> {
+    let old = installed.tables.get(&id);
+    let Some(old) = old.filter(|old| old.len() == owners.current.len()) else {
         return Some(Write::Table {
             service: id,
             slots: owners.slots().collect(),
+            formers: owners.formers,
             rebased: false,
         });
     };
-    let (mut rebased, mut changed) = (false, false);
+    let formers = installed.formers.get(&id);
+    let formers = formers.map_or(&[][..], |formers| formers);
+    let (mut rebased, mut changed) = (false, formers != owners.formers);
     let slots = owners.slots().zip(old.iter()).map(|(new, old)| {
         rebased |= new.base() != old.base();
         changed |= new.current() != old.current();
@@ -162,6 +179,7 @@ fn table_write(id: u32, owners: &Owners, installed: Option<&Packed>) -> Option<W
     (rebased || changed).then_some(Write::Table {
         service: id,
         slots,
+        formers: owners.formers,
         rebased,
     })
 }
@@ -170,7 +188,12 @@ fn table_write(id: u32, owners: &Owners, installed: Option<&Packed>) -> Option<W
 /// another base: the flows that began in the meantime are not its base's.
 fn with_flag(new: Slot, old: Slot) -> Slot {
     let uncovered = old.is_moved() && (!new.is_moved() || new.base() != old.base());
-    Slot::new(new.current(), new.base(), old.has_exceptions() || uncovered)
+    let slot = Slot::new(new.current(), new.base(), old.has_exceptions() || uncovered);
+    if new.has_formers() {
+        slot.with_formers()
+    } else {
+        slot
+    }
 }
 
 impl Installed {
@@ -183,8 +206,14 @@ impl Installed {
             Write::Backend(id, record) => {
                 self.backends.insert(id, record);
             }
-            Write::Table { service, slots, .. } => {
+            Write::Table {
+                service,
+                slots,
+                formers,
+                ..
+            } => {
                 self.tables.insert(service, slots);
+                self.set_formers(service, formers);
             }
             Write::Service(id, record) => {
                 self.services.insert(id, record);
@@ -198,7 +227,17 @@ impl Installed {
             Write::NoService(id) => {
                 self.services.remove(&id);
                 self.tables.remove(&id);
+                self.formers.remove(&id);
             }
+        }
+    }
+
+    /// Notes former owners of a service's slots.
+    pub fn set_formers(&mut self, service: u32, formers: FormerOwners) {
+        if formers.is_empty() {
+            self.formers.remove(&service);
+        } else {
+            self.formers.insert(service, formers);
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     drain::{Admin, By, Change, Cutting, Drained, Draining, Ended, Progress},
+    former,
     spec::{BackendSpec, ServiceSpec},
 };
 
@@ -53,6 +54,10 @@ pub struct Service {
     pub current: Composition,
     /// Who took them before the last unfinished change.
     pub base: Composition,
+    /// Who took them in between, while changes overlapped: the last one first, none twice, at most
+    /// [`former::PASSED_MAX`].
+    #[serde(default)]
+    pub passed: Vec<Composition>,
     /// When `current` changed last, Unix milliseconds.
     pub last_change_ms: u64,
     /// When the service was made, Unix milliseconds.
@@ -395,6 +400,7 @@ impl Service {
             backends: BTreeMap::new(),
             current: Composition::new(),
             base: Composition::new(),
+            passed: Vec::new(),
             last_change_ms: created_ms,
             created_ms,
         }
@@ -477,14 +483,18 @@ impl Service {
             }
             Op::Switched { pool, .. } => self.hand_pool.clone_from(pool),
             Op::Composed { current, at_ms, .. } => {
-                self.current.clone_from(current);
-                self.last_change_ms = *at_ms;
                 if self.base.is_empty() {
                     // Nobody can have flows yet.
                     self.base.clone_from(current);
                 }
+                former::note(&mut self.passed, &self.current, current, &self.base);
+                self.current.clone_from(current);
+                self.last_change_ms = *at_ms;
             }
-            Op::Settled { .. } => self.base.clone_from(&self.current),
+            Op::Settled { .. } => {
+                self.base.clone_from(&self.current);
+                self.passed.clear();
+            }
             Op::ServiceAdded { .. }
             | Op::ServiceChanged { .. }
             | Op::ServiceRemoved { .. }
@@ -515,9 +525,9 @@ impl Service {
         backends.filter(|(_, backend)| backend.admin != Admin::Removed)
     }
 
-    /// Whether a change has not settled yet.
+    /// Whether a change has not settled yet, be it that it was taken back.
     pub fn is_changing(&self) -> bool {
-        self.current != self.base
+        self.current != self.base || !self.passed.is_empty()
     }
 
     /// Whether a drain is under way.

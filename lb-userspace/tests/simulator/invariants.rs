@@ -6,21 +6,25 @@
 //! | 2 | no flow begins on a backend that drains or is gone | each opening; every slot, after each command, tick and restart |
 //! | 3 | a handshake ends where it began | as 1, with flows in their handshake |
 //! | 4 | a flood of openings evicts no flow | as 1, while one goes on; openings leave the flow table as it is |
-//! | 5 | the tables follow from the state alone, whatever numbers the backends have | after each command, tick and restart |
+//! | 5 | the tables, and who owned slots in between, follow from the state alone, whatever numbers the backends have | after each command, tick and restart |
 //! | 6 | an id that something names means one backend | after each command, tick and restart |
 //!
 //! With writes that fail, the maps are behind the state at times: then 2 is looked at with each opening, 5 at the end of a run.
 
-use lb_userspace::model::state::{Composition, Service};
+use lb_userspace::model::{
+    former::{FormerOwners, MadeOf, Tables},
+    state::{Composition, Service},
+};
 
 use super::*;
 
 /// What the table was checked against last.
 #[derive(Debug, Default)]
 pub struct Known {
-    made_of: Option<(Composition, Composition)>,
+    made_of: Option<MadeOf>,
     current: Vec<u32>,
     base: Vec<u32>,
+    formers: FormerOwners,
 }
 
 impl Simulator {
@@ -49,7 +53,8 @@ impl Simulator {
     /// Asks where a flow's next packet would go.
     fn peek(&self, index: usize) {
         let flow = &self.flows[index];
-        if self.is_over(flow) {
+        // After a loss of the tables somebody has to be asked first.
+        if self.is_over(flow) || self.plan.loss_one_in.is_some() {
             return;
         }
         let packet = Packet {
@@ -69,7 +74,7 @@ impl Simulator {
     fn check_slots(&mut self) {
         let slots = self.fake.table(SERVICE).unwrap();
         let web = self.web();
-        let made_of = (web.current.clone(), web.base.clone());
+        let made_of = MadeOf::of(web);
         if self.known.made_of.as_ref() != Some(&made_of) {
             let current = compose::build(&SEED, web, &web.current);
             let base = compose::build(&SEED, web, &web.base);
@@ -78,7 +83,10 @@ impl Simulator {
                     self.fail("another order of ids makes another table");
                 }
             }
+            let build = |composition: &Composition| compose::build(&SEED, web, composition);
+            let formers = Tables::default().owners(web, (&current, &base), build);
             self.known = Known {
+                formers,
                 made_of: Some(made_of),
                 current,
                 base,
@@ -90,9 +98,25 @@ impl Simulator {
                 self.fail(&format!("slot {index} is {slot:?}, not {wanted:?}"));
             }
         }
+        self.check_formers();
         let takes = |id: &u32| self.known.current.contains(id);
         if let Some(id) = self.closed_to_new.iter().find(|id| takes(id)) {
             self.fail(&format!("{id} takes new flows, and drains or is gone"));
+        }
+    }
+}
+
+impl Simulator {
+    /// Former owners follow from the compositions alone, whenever a daemon learnt of them, and their ids are not free.
+    fn check_formers(&self) {
+        let web = self.web();
+        let found = self.fake.formers(SERVICE).unwrap();
+        if found != self.known.formers {
+            self.fail(&format!("former owners are {found:?}"));
+        }
+        let mut named = found.iter().flat_map(|(_, formers)| formers.iter());
+        if let Some(id) = named.find(|id| !web.backends.contains_key(id)) {
+            self.fail(&format!("id {id} is free although a slot remembers it"));
         }
     }
 }

@@ -15,7 +15,7 @@ use super::*;
 const EVENTS: u64 = 10_000_000;
 
 /// The kinds of runs.
-fn plans() -> [Plan; 7] {
+fn plans() -> [Plan; 8] {
     let usual = Plan {
         name: "changes",
         packets_a_step: 60,
@@ -45,6 +45,13 @@ fn plans() -> [Plan; 7] {
             name: "settling",
             command_one_in: 150,
             flows: 100,
+            ..usual
+        },
+        Plan {
+            name: "lost",
+            loss_one_in: Some(25),
+            command_one_in: 40,
+            restarts: true,
             ..usual
         },
         Plan {
@@ -137,6 +144,7 @@ fn ten_million_events() {
         sum.cut,
         sum.floods,
         sum.reloads,
+        sum.found_between,
     ];
     assert!(
         sum.events >= wanted && kinds.iter().all(|count| *count > 0),

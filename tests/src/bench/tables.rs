@@ -61,7 +61,7 @@ pub fn measure(node: &mut Node, rounds: usize) -> Result<TableCost> {
             .iter()
             .map(|owner| Slot::new(*owner, *owner, false))
             .collect();
-        datapath.publish_table(SERVICE, &table)?;
+        datapath.publish_table(SERVICE, &table, &[])?;
         published.push(start.elapsed().as_secs_f64() * 1e3);
     }
     datapath.remove_service(SERVICE)?;

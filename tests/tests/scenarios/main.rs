@@ -30,6 +30,7 @@ mod soak;
 mod speech;
 mod systemd;
 mod tables_lost;
+mod third;
 mod trace;
 mod truth;
 mod tunnel;

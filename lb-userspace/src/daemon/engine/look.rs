@@ -217,7 +217,7 @@ impl Engine {
         let Some(table) = self.installed.tables.get(&service) else {
             return Vec::new();
         };
-        let flagged = |slot: &Slot| slot.has_exceptions() && !slot.is_moved();
+        let flagged = |slot: &Slot| slot.has_exceptions() && !slot.is_open();
         if !table.kinds().iter().any(flagged) {
             return Vec::new();
         }
@@ -240,6 +240,7 @@ impl Engine {
                 .current
                 .iter()
                 .chain(&service.base)
+                .chain(service.passed.iter().flatten())
                 .any(|share| share.backend == id);
             (backend.admin == Admin::Removed && !composed).then(|| (name.clone(), service.id, id))
         };
@@ -259,12 +260,17 @@ impl Engine {
                 let mut kinds = table.kinds().iter();
                 kinds.any(|slot| slot.current() == backend || slot.base() == backend)
             });
+            let formers = self.installed.formers.get(&service_id);
+            let was_in_table = formers.is_some_and(|formers| {
+                let mut owners = formers.iter().flat_map(|(_, owners)| owners.iter());
+                owners.any(|owner| owner == backend)
+            });
             let entries = self
                 .last_look
                 .tallies
                 .get(&backend)
                 .map_or(0, |tally| tally.entries);
-            if !in_table && entries == 0 {
+            if !in_table && !was_in_table && entries == 0 {
                 ops.push(Op::BackendForgotten { service, backend });
             }
         }

@@ -37,6 +37,7 @@ use crate::{
         census::{self, Census, Fate, Times},
         compose,
         desired::{self, Node},
+        former,
         observed::{Health, Hop, Observed, Way},
         packed::Packed,
         plan::{Installed, Owners, Write, plan},
@@ -81,8 +82,10 @@ pub struct Engine {
     began_ms: u64,
     /// When each service's table was written last.
     published_ms: BTreeMap<u32, u64>,
-    /// What each service's table in the maps was made of: `current` and `base`. Missing where that is not known.
-    made_of: BTreeMap<u32, (Composition, Composition)>,
+    /// What each service's table in the maps was made of. Missing where that is not known.
+    made_of: BTreeMap<u32, former::MadeOf>,
+    /// What tables were in between, while changes overlap.
+    passed: former::Tables,
     last_look: look::Look,
     /// A table was published after the last look.
     look_is_old: bool,
@@ -138,6 +141,7 @@ impl Engine {
             began_ms: 0,
             published_ms: BTreeMap::new(),
             made_of: BTreeMap::new(),
+            passed: former::Tables::default(),
             last_look: look::Look::default(),
             look_is_old: true,
             pressing: pressing::Pressing::default(),
@@ -295,6 +299,7 @@ impl Engine {
         desired.node_flags = desired::node_flags(&self.spec);
         desired.sources = desired::sources(&self.spec);
         let worked_out = began.elapsed();
+        self.keep_passed();
         let writes = plan(&desired, &self.installed, &mut |id| self.owners(id));
         let count = writes.len();
         let planned = began.elapsed();
@@ -319,26 +324,48 @@ impl Engine {
         let made_of = self.made_of.get(&id).zip(self.installed.tables.get(&id));
         let build = |composition: &Composition| match made_of {
             // A change of one half leaves the other as it is, or makes it what the first was.
-            Some(((current, _), table)) if current == composition => {
+            Some((made_of, table)) if made_of.current == *composition => {
                 table.iter().map(Slot::current).collect()
             }
-            Some(((_, base), table)) if base == composition => {
+            Some((made_of, table)) if made_of.base == *composition => {
                 table.iter().map(Slot::base).collect()
             }
             _ => compose::build(&self.seed, service, composition),
         };
+        let current: Vec<u32> = build(&service.current);
+        let base: Option<Vec<u32>> =
+            (service.base != service.current).then(|| build(&service.base));
+        let now = (&current[..], base.as_deref().unwrap_or(&current));
+        let formers = self.passed.owners(service, now, build);
         Some(Owners {
-            current: build(&service.current),
-            base: (service.base != service.current).then(|| build(&service.base)),
+            current,
+            base,
+            formers,
         })
+    }
+
+    /// Remembers of the tables that stand what the next ones may need of them.
+    fn keep_passed(&mut self) {
+        for service in self.state.services.values() {
+            let id = service.id;
+            let (Some(made_of), Some(table)) =
+                (self.made_of.get(&id), self.installed.tables.get(&id))
+            else {
+                continue;
+            };
+            if made_of.base == service.base && service.passed.contains(&made_of.current) {
+                self.passed.keep(id, made_of, table);
+            }
+        }
+        self.passed
+            .tidy(self.state.services.values().map(|service| &**service));
     }
 
     /// All tables are as the state says.
     fn note_tables(&mut self) {
         for service in self.state.services.values() {
             if !is_made_of(&self.made_of, service) {
-                let made_of = (service.current.clone(), service.base.clone());
-                self.made_of.insert(service.id, made_of);
+                self.made_of.insert(service.id, former::MadeOf::of(service));
             }
         }
     }
@@ -346,7 +373,9 @@ impl Engine {
     fn read_doubtful(&mut self) -> datapath::Result<()> {
         while let Some(service) = self.doubtful.first().copied() {
             let slots = self.datapath.table(service)?;
+            let formers = self.datapath.formers(service)?;
             self.note_table(service, slots);
+            self.installed.set_formers(service, formers);
             self.doubtful.remove(&service);
         }
         Ok(())
@@ -388,6 +417,7 @@ impl Engine {
             Write::Table {
                 service,
                 slots,
+                formers,
                 rebased,
             } => {
                 if *rebased || self.is_datagram(*service) {
@@ -397,7 +427,7 @@ impl Engine {
                 self.made_of.remove(service);
                 self.look_is_old = true;
                 let whole: Vec<_> = slots.iter().collect();
-                self.datapath.publish_table(*service, &whole)?;
+                self.datapath.publish_table(*service, &whole, formers)?;
                 self.doubtful.remove(service);
                 self.published_ms.insert(*service, now_ms);
                 // Entries made while the table was replaced were marked by the old one.
@@ -462,6 +492,7 @@ fn read_installed(state: &State, datapath: &dyn Datapath) -> Result<Installed, d
         installed.services.insert(id, record);
         if !slots.is_empty() {
             installed.tables.insert(id, slots.into_iter().collect());
+            installed.set_formers(id, datapath.formers(id)?);
         }
     }
     for (_, _, id, _) in state.backends() {
@@ -474,7 +505,7 @@ fn read_installed(state: &State, datapath: &dyn Datapath) -> Result<Installed, d
 }
 
 /// Whether the service's table was made of what it should be made of.
-fn is_made_of(made_of: &BTreeMap<u32, (Composition, Composition)>, service: &Service) -> bool {
+fn is_made_of(made_of: &BTreeMap<u32, former::MadeOf>, service: &Service) -> bool {
     let made_of = made_of.get(&service.id);
-    made_of.is_some_and(|(current, base)| *current == service.current && *base == service.base)
+    made_of.is_some_and(|made_of| made_of.is_of(service))
 }

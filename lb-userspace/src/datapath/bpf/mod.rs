@@ -18,6 +18,7 @@ use lb_common::{
         VlanDevice, jump,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
+    former::Formers,
     full_nat::{PortEntry, Sources},
     index::{self, IndexEntry, Live, kind},
     limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX, WAYS},
@@ -42,6 +43,7 @@ use crate::{
 mod attach;
 mod barrier;
 mod clients;
+mod formers;
 mod frame;
 mod load;
 mod mapped;
@@ -127,6 +129,7 @@ pub struct BpfDatapath {
     services: Mapped<ServiceRecord>,
     backends: Parts<BackendRecord>,
     slots: Parts<Slot>,
+    formers: formers::Rows,
     flows: Parts<FlowEntry>,
     recent: Parts<recent::Group>,
     handshakes: Parts<FlowEntry>,
@@ -164,11 +167,12 @@ fn index_half(capacity: &Capacity) -> u32 {
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose size is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 10] {
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 11] {
     [
         ("SERVICES", capacity.services + 1, "services"),
         ("BACKENDS", capacity.backends + 1, "backends"),
         ("SLOTS", capacity.slots, "slots"),
+        ("FORMERS", capacity.slots.min(formers::ROWS_MAX), "slots"),
         ("FLOWS", capacity.flows, "flows"),
         ("RECENT", capacity.flows / WAYS, "flows"),
         ("HANDSHAKES", capacity.handshakes, "handshakes"),
@@ -193,6 +197,7 @@ impl BpfDatapath {
         check_pinned_sizes(&options.pins, &options.capacity)?;
         let mut datapath = Self::load(object, options)?;
         datapath.take_over_control()?;
+        datapath.tidy_formers()?;
         let program = program(&mut datapath.ebpf, "ebb")?;
         let wanted = &options.interfaces;
         let interfaces = Interfaces::open(program, &options.pins, wanted, options.mode)?;
@@ -213,12 +218,14 @@ impl BpfDatapath {
         let outcomes = PerCpuArray::try_from(take(&mut ebpf, "OUTCOMES")?).map_err(map_error)?;
         let stats = PerCpuArray::try_from(take(&mut ebpf, "BACKEND_STATS")?).map_err(map_error)?;
         let clients = clients::Tries::new(&mut ebpf)?;
+        let formers = formers::Rows::new(&mut ebpf)?;
         Ok(Self {
             control: mapped(&ebpf, "CONTROL")?,
             index: Parts::new("INDEX", array(&ebpf, "INDEX")?)?,
             services: mapped(&ebpf, "SERVICES")?,
             backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?,
             slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
+            formers,
             flows: Parts::new("FLOWS", array(&ebpf, "FLOWS")?)?,
             recent: Parts::new("RECENT", array(&ebpf, "RECENT")?)?,
             handshakes: Parts::new("HANDSHAKES", array(&ebpf, "HANDSHAKES")?)?,
@@ -398,6 +405,38 @@ impl BpfDatapath {
         Ok(Region::from_word(
             self.services.words(service)?[0].load(Ordering::Acquire),
         ))
+    }
+
+    /// Places of a table's slots that say that they have former owners.
+    fn with_formers(&self, region: Region) -> Result<Vec<u32>> {
+        let part = self.slots.part(region.range())?;
+        let mut places = Vec::new();
+        for place in region.range() {
+            if part.read(place)?.has_formers() {
+                places.push(place);
+            }
+        }
+        Ok(places)
+    }
+
+    /// Forgets the former owners of the slots of a table that no packet sees any more.
+    fn forget_formers(&mut self, table: Option<Region>) -> Result<()> {
+        let Some(region) = table else {
+            return Ok(());
+        };
+        let places = self.with_formers(region)?;
+        self.formers.remove(places)
+    }
+
+    /// Forgets those that a daemon before has left behind: of places that no table has now.
+    fn tidy_formers(&mut self) -> Result<()> {
+        let mut left = self.formers.places()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let tables = self.regions()?;
+        left.retain(|place| !tables.iter().any(|table| table.range().contains(place)));
+        self.formers.remove(left)
     }
 
     /// Nobody has lately seen to these entries, in ascending order within [`SCANNED_AT_ONCE`].
@@ -654,13 +693,20 @@ impl Datapath for BpfDatapath {
     }
 
     fn remove_service(&mut self, id: u32) -> Result<()> {
+        let before = self.region(id)?;
         step(Step::Publish);
         self.services.words(id)?[0].store(0, Ordering::Release);
         self.barrier.wait()?;
+        self.forget_formers(before)?;
         self.services.write_all(id, &ServiceRecord::default())
     }
 
-    fn publish_table(&mut self, service: u32, table: &[Slot]) -> Result<()> {
+    fn publish_table(
+        &mut self,
+        service: u32,
+        table: &[Slot],
+        formers: &[(u32, Formers)],
+    ) -> Result<()> {
         let wanted = table.len() as u32;
         let used = self.regions()?;
         let in_use = used.iter().map(|region| region.slots).sum();
@@ -676,10 +722,14 @@ impl Datapath for BpfDatapath {
             step(Step::HiddenSlot);
             word.store(slot.0, Ordering::Relaxed);
         }
+        // Beside the slots, and hidden as these are until the word below names their place.
+        self.formers.write(region.first, formers)?;
+        let before = self.region(service)?;
         let word = ServiceRecord::table_word(region.first, region.slots);
         step(Step::Publish);
         self.services.words(service)?[0].store(word, Ordering::Release);
-        self.barrier.wait()
+        self.barrier.wait()?;
+        self.forget_formers(before)
     }
 
     fn table(&self, service: u32) -> Result<Vec<Slot>> {
@@ -688,6 +738,19 @@ impl Datapath for BpfDatapath {
         };
         let part = self.slots.part(region.range())?;
         region.range().map(|index| part.read(index)).collect()
+    }
+
+    fn formers(&self, service: u32) -> Result<Vec<(u32, Formers)>> {
+        let Some(region) = self.region(service)? else {
+            return Ok(Vec::new());
+        };
+        let mut formers = Vec::new();
+        for place in self.with_formers(region)? {
+            if let Some(owners) = self.formers.read(place)? {
+                formers.push((place - region.first, owners));
+            }
+        }
+        Ok(formers)
     }
 
     fn put_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
