@@ -86,7 +86,7 @@ impl<E: Env> Flow<'_, E> {
 
     /// Who is to be asked from `place` on, leaving out `but`. Backends that have ended can not be asked.
     #[inline(always)]
-    fn from_place(&self, formers: &Formers, from: u32, but: u32) -> Option<Candidate> {
+    fn first_from(&self, formers: &Formers, from: u32, but: u32) -> Option<Candidate> {
         let mut found = Candidate {
             backend: 0,
             place: 0,
@@ -121,14 +121,14 @@ impl<E: Env> Flow<'_, E> {
             return None;
         }
         let from = if is_same { place(guess) + 1 } else { 0 };
-        self.from_place(&formers, from, guess.backend())
+        self.first_from(&formers, from, guess.backend())
     }
 
     /// Who is to be asked about a flow without an entry, which `backend` does not have: after the base the next, after
     /// anybody else the base at first.
     #[inline(always)]
     pub(super) fn besides(&self, backend: u32) -> Option<Candidate> {
-        self.from_place(&self.formers(), 0, backend)
+        self.first_from(&self.formers(), 0, backend)
     }
 
     /// The same, where packets of a flow that can not get an entry have been to all before `backend`.
@@ -138,7 +138,7 @@ impl<E: Env> Flow<'_, E> {
         let mut place = 0;
         while place < CANDIDATES {
             if self.candidate(&formers, place) == backend {
-                return self.from_place(&formers, place + 1, backend);
+                return self.first_from(&formers, place + 1, backend);
             }
             place += 1;
         }
