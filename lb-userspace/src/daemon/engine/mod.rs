@@ -41,7 +41,7 @@ use crate::{
         packed::Packed,
         plan::{Installed, Owners, Write, plan},
         spec::Spec,
-        state::{Composition, Op, Service, State},
+        state::{Composition, MANY, Op, Service, State, pack},
     },
 };
 
@@ -303,6 +303,9 @@ impl Engine {
             self.installed.note(write);
         }
         self.note_tables();
+        if count >= MANY {
+            pack(&mut self.installed.backends);
+        }
         if count > 0 {
             let (plan, all) = (planned - worked_out, began.elapsed() - planned);
             tracing::debug!(desired = ?worked_out, ?plan, writes = count, took = ?all, "maps are up to date");
