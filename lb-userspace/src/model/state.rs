@@ -24,7 +24,7 @@ pub const MANY: usize = 64;
 
 /// Has a map take no more room than its entries need. Where they came one after the other in the order of their keys,
 /// nearly half of it is empty.
-pub fn pack<T>(map: &mut BTreeMap<u32, T>) {
+pub fn pack<K: Ord, T>(map: &mut BTreeMap<K, T>) {
     *map = std::mem::take(map).into_iter().collect();
 }
 
@@ -372,6 +372,19 @@ mod shared {
 }
 
 impl Op {
+    /// Whether it may change which backends there are, where, or how they are checked.
+    pub const fn concerns_members(&self) -> bool {
+        matches!(
+            self,
+            Self::ServiceAdded { .. }
+                | Self::ServiceChanged { .. }
+                | Self::ServiceRemoved { .. }
+                | Self::BackendAdded { .. }
+                | Self::BackendChanged { .. }
+                | Self::BackendRemoved { .. }
+        )
+    }
+
     fn service(&self) -> Option<&str> {
         match self {
             Self::ServiceAdded { .. }

@@ -75,8 +75,8 @@ pub struct Engine {
     doubtful: BTreeSet<u32>,
     /// The maps are not what the state says.
     behind: bool,
-    /// Changes of the state since the start.
-    changes: u64,
+    /// Changes since the start of which backends there are, where, and how they are checked.
+    member_changes: u64,
     /// When the engine began, Unix milliseconds.
     began_ms: u64,
     /// When each service's table was written last.
@@ -134,7 +134,7 @@ impl Engine {
             installed,
             doubtful: BTreeSet::new(),
             behind: true,
-            changes: 0,
+            member_changes: 0,
             began_ms: 0,
             published_ms: BTreeMap::new(),
             made_of: BTreeMap::new(),
@@ -244,7 +244,7 @@ impl Engine {
             self.log.append(&ops)?;
             tracing::debug!(operations = ops.len(), took = ?began.elapsed(), "written down");
             self.state = next;
-            self.changes += 1;
+            self.member_changes += u64::from(ops.iter().any(Op::concerns_members));
             self.behind = true;
             if let Err(error) = self.log.offer(&self.state) {
                 tracing::warn!("the journal could not be replaced by a snapshot: {error}");
@@ -261,9 +261,9 @@ impl Engine {
             .collect()
     }
 
-    /// Counts changes of the state.
-    pub const fn changes(&self) -> u64 {
-        self.changes
+    /// Counts changes of which backends there are, where, and how they are checked.
+    pub const fn member_changes(&self) -> u64 {
+        self.member_changes
     }
 
     /// Brings the maps to what the state says.
