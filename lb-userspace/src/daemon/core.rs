@@ -165,7 +165,7 @@ pub struct Core {
     jobs: mpsc::Receiver<Job>,
     changed: watch::Sender<u64>,
     addresses: BTreeSet<IpAddr>,
-    /// The engine's count of changes when the ports were told.
+    /// The engine's count of changes of members when the ports were told.
     told: Option<u64>,
     watchdog: Option<Duration>,
     last_sign: Instant,
@@ -298,7 +298,7 @@ impl Core {
         for (service, backend) in self.engine.take_questions() {
             (self.ports.probe_now)(service, backend);
         }
-        let changes = Some(self.engine.changes());
+        let changes = Some(self.engine.member_changes());
         if self.told == changes {
             return;
         }

@@ -20,8 +20,9 @@ pub enum Admin {
     /// It takes new flows when it is healthy.
     #[default]
     Active,
-    /// It keeps its flows and takes no new ones.
-    Draining(Draining),
+    /// It keeps its flows and takes no new ones. In a place of its own: most backends are not draining, and there may be
+    /// ten thousand.
+    Draining(Box<Draining>),
     /// A drain has ended.
     Drained(Drained),
     /// Put aside by hand: takes no new flows, keeps what it has.
@@ -399,6 +400,28 @@ fn step_cutting(drain: &Draining, cutting: Cutting, now_ms: u64) -> Step {
 }
 
 impl Draining {
+    /// The state after a change that concerns a drain under way.
+    fn transition(mut self: Box<Self>, change: Change) -> Admin {
+        match change {
+            Change::Drain(new) => {
+                self.by = new.by;
+                self.deadline_ms = new.deadline_ms;
+                self.on_deadline = new.on_deadline;
+                self.spread = new.spread;
+                self.cutting = new.cutting;
+            }
+            Change::Counted(flows) => self.at_start = Some(flows),
+            Change::Progress(progress) => self.progress = progress,
+            Change::Cut(cutting) => self.cutting = Some(cutting),
+            Change::Adopt(by) => self.by = by,
+            Change::End(drained) => return Admin::Drained(drained),
+            Change::Activate => return Admin::Active,
+            Change::Maintain => return Admin::Maintenance,
+            Change::Remove => return Admin::Removed,
+        }
+        Admin::Draining(self)
+    }
+
     /// How far flows are cut at `now_ms`, as in [`lb_common::abi::BackendRecord::cut`].
     pub fn cut(&self, now_ms: u64) -> u32 {
         let Some(cutting) = self.cutting else {
@@ -478,29 +501,10 @@ impl Admin {
             (_, Change::Remove) => Self::Removed,
             (_, Change::Activate) => Self::Active,
             (_, Change::Maintain) => Self::Maintenance,
-            (Self::Draining(old), Change::Drain(new)) => Self::Draining(Draining {
-                at_start: old.at_start,
-                progress: old.progress,
-                since_ms: old.since_ms,
-                id: old.id,
-                ..new
-            }),
             (Self::Active | Self::Drained(_) | Self::Maintenance, Change::Drain(new)) => {
-                Self::Draining(new)
+                Self::Draining(Box::new(new))
             }
-            (Self::Draining(drain), Change::Counted(flows)) => Self::Draining(Draining {
-                at_start: Some(flows),
-                ..drain
-            }),
-            (Self::Draining(drain), Change::Progress(progress)) => {
-                Self::Draining(Draining { progress, ..drain })
-            }
-            (Self::Draining(drain), Change::Cut(cutting)) => Self::Draining(Draining {
-                cutting: Some(cutting),
-                ..drain
-            }),
-            (Self::Draining(_), Change::End(drained)) => Self::Drained(drained),
-            (Self::Draining(drain), Change::Adopt(by)) => Self::Draining(Draining { by, ..drain }),
+            (Self::Draining(drain), change) => drain.transition(change),
             (Self::Drained(drained), Change::Adopt(by)) => Self::Drained(Drained { by, ..drained }),
             (state @ (Self::Active | Self::Maintenance), Change::Adopt(_)) => state,
             (
@@ -682,7 +686,7 @@ mod tests {
 
     #[test]
     fn a_second_drain_changes_the_terms_only() {
-        let first = Admin::Draining(drain(OnDeadline::Reset));
+        let first = Admin::Draining(Box::new(drain(OnDeadline::Reset)));
         let mut second = drain(OnDeadline::Leave);
         (
             second.id,

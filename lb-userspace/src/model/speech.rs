@@ -119,6 +119,13 @@ impl Line {
 pub struct Heard {
     /// What it asks for; `None` before its first answer.
     pub wish: Option<Wish>,
+    /// What went wrong with that, if anything ever did: there may be ten thousand backends that ask for nothing.
+    pub troubles: Option<Box<Troubles>>,
+}
+
+/// What went wrong with what a backend asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Troubles {
     /// Why what it asks for is not done.
     pub refused: Option<String>,
     /// Times that it began to be refused.

@@ -20,6 +20,15 @@ pub const RECEIPTS_MAX: usize = 1000;
 /// How long a receipt is kept at least until another drain ends, milliseconds: 30 days.
 pub const RECEIPT_AGE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
 
+/// Changes at a time that leave a map in need of [`pack`].
+pub const MANY: usize = 64;
+
+/// Has a map take no more room than its entries need. Where they came one after the other in the order of their keys,
+/// nearly half of it is empty.
+pub fn pack<K: Ord, T>(map: &mut BTreeMap<K, T>) {
+    *map = std::mem::take(map).into_iter().collect();
+}
+
 /// A whole node.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct State {
@@ -238,6 +247,11 @@ impl State {
     pub fn with(&self, ops: &[Op]) -> Self {
         let mut next = self.clone();
         ops.iter().for_each(|op| next.apply(op));
+        if ops.len() >= MANY {
+            next.services.values_mut().for_each(|service| {
+                pack(&mut Arc::make_mut(service).backends);
+            });
+        }
         next
     }
 
@@ -363,6 +377,19 @@ mod shared {
 }
 
 impl Op {
+    /// Whether it may change which backends there are, where, or how they are checked.
+    pub const fn concerns_members(&self) -> bool {
+        matches!(
+            self,
+            Self::ServiceAdded { .. }
+                | Self::ServiceChanged { .. }
+                | Self::ServiceRemoved { .. }
+                | Self::BackendAdded { .. }
+                | Self::BackendChanged { .. }
+                | Self::BackendRemoved { .. }
+        )
+    }
+
     fn service(&self) -> Option<&str> {
         match self {
             Self::ServiceAdded { .. }

@@ -35,7 +35,10 @@ impl Engine {
         }
         let changes = reload::reload(&self.state, &self.spec, now_ms)?;
         match self.commit(changes.ops, now_ms) {
-            Ok(()) => Ok(changes.words),
+            Ok(()) => {
+                self.forget_followed();
+                Ok(changes.words)
+            }
             // A node that forwards goes on as it was: nobody is helped if there is no daemon either.
             Err(fault @ Fault::Journal(_)) if self.state != State::default() => {
                 tracing::warn!("the configuration is not followed yet: {fault}");
@@ -46,6 +49,13 @@ impl Engine {
             }
             Err(fault) => Err(failed("start", &fault)),
         }
+    }
+
+    /// Forgets the backends of a configuration that is followed: they are in the state.
+    fn forget_followed(&mut self) {
+        let services = self.spec.services.values_mut();
+        let pools = services.flat_map(|service| service.pools.values_mut());
+        pools.for_each(|pool| pool.backends.clear());
     }
 
     /// Tries again to follow the configuration of the start, where that could not be written down.
@@ -262,6 +272,7 @@ impl Engine {
             return Err(failed("reload", &fault));
         }
         self.unfollowed = None;
+        self.forget_followed();
         Ok(words)
     }
 

@@ -42,7 +42,7 @@ use crate::{
         packed::Packed,
         plan::{Installed, Owners, Write, plan},
         spec::Spec,
-        state::{Composition, Op, Service, State},
+        state::{Composition, MANY, Op, Service, State, pack},
     },
 };
 
@@ -76,8 +76,8 @@ pub struct Engine {
     doubtful: BTreeSet<u32>,
     /// The maps are not what the state says.
     behind: bool,
-    /// Changes of the state since the start.
-    changes: u64,
+    /// Changes since the start of which backends there are, where, and how they are checked.
+    member_changes: u64,
     /// When the engine began, Unix milliseconds.
     began_ms: u64,
     /// When each service's table was written last.
@@ -137,7 +137,7 @@ impl Engine {
             installed,
             doubtful: BTreeSet::new(),
             behind: true,
-            changes: 0,
+            member_changes: 0,
             began_ms: 0,
             published_ms: BTreeMap::new(),
             made_of: BTreeMap::new(),
@@ -248,7 +248,7 @@ impl Engine {
             self.log.append(&ops)?;
             tracing::debug!(operations = ops.len(), took = ?began.elapsed(), "written down");
             self.state = next;
-            self.changes += 1;
+            self.member_changes += u64::from(ops.iter().any(Op::concerns_members));
             self.behind = true;
             if let Err(error) = self.log.offer(&self.state) {
                 tracing::warn!("the journal could not be replaced by a snapshot: {error}");
@@ -265,9 +265,9 @@ impl Engine {
             .collect()
     }
 
-    /// Counts changes of the state.
-    pub const fn changes(&self) -> u64 {
-        self.changes
+    /// Counts changes of which backends there are, where, and how they are checked.
+    pub const fn member_changes(&self) -> u64 {
+        self.member_changes
     }
 
     /// Brings the maps to what the state says.
@@ -308,6 +308,9 @@ impl Engine {
             self.installed.note(write);
         }
         self.note_tables();
+        if count >= MANY {
+            pack(&mut self.installed.backends);
+        }
         if count > 0 {
             let (plan, all) = (planned - worked_out, began.elapsed() - planned);
             tracing::debug!(desired = ?worked_out, ?plan, writes = count, took = ?all, "maps are up to date");

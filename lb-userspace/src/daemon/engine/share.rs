@@ -155,7 +155,7 @@ impl Engine {
     }
 
     fn renew_names(&mut self) {
-        let changes = self.changes;
+        let changes = self.member_changes;
         let Some(sharing) = &mut self.sharing else {
             return;
         };

@@ -26,9 +26,10 @@ impl Engine {
         };
         let heard = self.observed.heard.entry(id).or_default();
         if !not_understood.is_empty() {
-            heard.not_understood += 1;
-            if heard.last_not_understood != not_understood {
-                not_understood.clone_into(&mut heard.last_not_understood);
+            let troubles = heard.troubles.get_or_insert_default();
+            troubles.not_understood += 1;
+            if troubles.last_not_understood != not_understood {
+                not_understood.clone_into(&mut troubles.last_not_understood);
                 tracing::warn!(
                     "{service}/{backend}: its agent says {not_understood:?}, which means nothing to ebb"
                 );
@@ -129,14 +130,18 @@ impl Engine {
     fn note_refusals(&mut self, due: &speech::Due) {
         for (id, heard) in &mut self.observed.heard {
             let refused = due.refused.get(id);
-            if let (None, Some(why)) = (&heard.refused, refused) {
-                heard.refusals += 1;
+            if refused.is_none() && heard.troubles.is_none() {
+                continue;
+            }
+            let troubles = heard.troubles.get_or_insert_default();
+            if let (None, Some(why)) = (&troubles.refused, refused) {
+                troubles.refusals += 1;
                 let backend = self.state.backends().find(|(_, _, other, _)| other == id);
                 let path = backend.map(|(name, _, _, backend)| format!("{name}/{}", backend.name));
                 let path = path.unwrap_or_default();
                 tracing::warn!("{path} asks to be drained and is not: {why}");
             }
-            heard.refused = refused.cloned();
+            troubles.refused = refused.cloned();
         }
     }
 }

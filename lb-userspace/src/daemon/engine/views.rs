@@ -20,7 +20,7 @@ use crate::{
         packed::Packed,
         refused::Refused,
         reload::listen,
-        speech::Wish,
+        speech::{Troubles, Wish},
         state::{Backend, Service},
     },
 };
@@ -233,12 +233,14 @@ impl Engine {
         let heard = self.observed.heard.get(&id)?;
         let overruled = backend.overruled && heard.wish == Some(Wish::Drain);
         let overruled = overruled.then(|| "the operator took its drain back".to_owned());
-        let words = &heard.last_not_understood;
+        let nothing = Troubles::default();
+        let troubles = heard.troubles.as_deref().unwrap_or(&nothing);
+        let words = &troubles.last_not_understood;
         Some(api::BackendSays {
             asks: heard.wish.map(|wish| wish.name().to_owned()),
-            refused: heard.refused.clone().or(overruled),
-            refusals: heard.refusals,
-            not_understood: heard.not_understood,
+            refused: troubles.refused.clone().or(overruled),
+            refusals: troubles.refusals,
+            not_understood: troubles.not_understood,
             last_not_understood: (!words.is_empty()).then(|| words.clone()),
         })
     }

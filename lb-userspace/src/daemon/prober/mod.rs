@@ -13,7 +13,11 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use crate::model::{health::HealthChange, spec::HealthSpec};
+use crate::model::{
+    health::HealthChange,
+    spec::HealthSpec,
+    state::{MANY, pack},
+};
 
 mod driver;
 mod probe;
@@ -124,6 +128,7 @@ impl Prober {
             }
             unchanged
         });
+        let many = targets.len() >= self.running.len() + MANY;
         for (key, target) in targets {
             if !self.running.contains_key(&key) {
                 self.next += 1;
@@ -131,6 +136,9 @@ impl Prober {
                 order(Order::Begin(self.next, Arc::clone(&key), target.clone()));
                 self.running.insert(key, (self.next, target));
             }
+        }
+        if many {
+            pack(&mut self.running);
         }
     }
 }
