@@ -807,6 +807,71 @@ fn what_a_look_freed_before_it_gave_way_to_a_command_is_in_the_receipt() {
     );
 }
 
+/// A node with a drain of `b1` under way for longer than the idle timeout, and a flow that lives there.
+fn long_in_a_drain() -> (Node, u32, u16) {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.drain("b1", 300, OnDeadline::Reset);
+    for _ in 0..10 {
+        node.pass(5_000);
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    }
+    (node, b1, port)
+}
+
+fn is_draining(node: &Node, id: u32) -> bool {
+    matches!(node.web().backends[&id].admin, Admin::Draining(_))
+}
+
+#[test]
+fn a_drain_waits_for_flows_whose_entries_are_lost_to_be_seen_again() {
+    let (mut node, b1, port) = long_in_a_drain();
+    node.pass(100);
+    node.fake.forget_flows();
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(is_draining(&node, b1), "it may live");
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(is_draining(&node, b1), "it was seen");
+    node.pass(3_000);
+    assert!(!is_draining(&node, b1));
+}
+
+#[test]
+fn a_drain_waits_for_flows_that_new_maps_know_nothing_of() {
+    let (node, b1, port) = long_in_a_drain();
+    let fake = Fake::new(Sizes::default());
+    let engine = Engine::new(
+        node.engine.state().clone(),
+        spec([service("web", true)]),
+        SEED,
+        Box::new(fake.clone()),
+        Box::new(NoLog),
+    )
+    .unwrap();
+    let now_ms = node.now_ms;
+    let mut node = Node {
+        engine,
+        fake,
+        now_ms,
+    };
+    node.engine.begin(now_ms).unwrap();
+    node.ways();
+    node.health_of_all(Health::Up);
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(is_draining(&node, b1), "it may live");
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(is_draining(&node, b1), "it was seen");
+    node.pass(10_000);
+    assert!(!is_draining(&node, b1));
+}
+
+fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap()
+}
+
 #[test]
 fn datagrams_go_on_elsewhere_after_the_deadline() {
     let mut node = Node::ready(spec([datagrams()]));

@@ -134,6 +134,8 @@ pub struct Census<'a> {
     pub exceptions: Vec<Exception>,
     /// Entries in use in the flow table.
     pub flows: u64,
+    /// Entries of the flow table that are to be removed.
+    pub freed: u64,
     /// Entries in use in the handshake table.
     pub handshakes: u64,
 }
@@ -171,6 +173,7 @@ impl<'a> Census<'a> {
             lists_exceptions: false,
             exceptions: Vec::new(),
             flows: 0,
+            freed: 0,
             handshakes: 0,
         }
     }
@@ -222,6 +225,12 @@ impl<'a> Census<'a> {
 
     /// Looks at an entry of the flow table.
     pub fn flow(&mut self, entry: &FlowEntry) -> Fate {
+        let fate = self.fate_of_flow(entry);
+        self.freed += u64::from(fate == Fate::Remove);
+        fate
+    }
+
+    fn fate_of_flow(&mut self, entry: &FlowEntry) -> Fate {
         let meta = Meta(entry.meta);
         let Some((view, service, slot)) = self.place(entry, meta) else {
             return Fate::Remove;

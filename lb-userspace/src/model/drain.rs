@@ -255,12 +255,29 @@ pub struct Sight {
     pub before: u64,
     /// Its last flows have just gone, and it has not been heard of since.
     pub doubtful: bool,
+    /// When entries of flows were lost last, whoever's they were, Unix milliseconds; 0 for never.
+    pub lost_ms: u64,
+    /// Since when openings and closes are counted, where flows may be older than that, Unix milliseconds; 0 where the
+    /// counters know all.
+    pub counted_since_ms: u64,
 }
 
 impl Sight {
     /// Flows it may still have.
     pub const fn left(self) -> u64 {
         self.listed + self.unseen
+    }
+
+    /// Whether an idle timeout has passed since all of these: whoever lives has been seen in that time, and is listed.
+    fn all_seen(self, since_ms: u64, idle_timeout: Duration, now_ms: u64) -> bool {
+        let since_ms = since_ms.max(self.lost_ms).max(self.counted_since_ms);
+        now_ms >= since_ms.saturating_add(as_ms(idle_timeout))
+    }
+
+    /// Whether the counters know all flows that are not listed.
+    fn all_counted(self, idle_timeout: Duration, now_ms: u64) -> bool {
+        let known_ms = self.counted_since_ms.saturating_add(as_ms(idle_timeout));
+        self.counted_since_ms == 0 || now_ms >= known_ms
     }
 
     /// The same without those that have closed: what a deadline finds.
@@ -315,8 +332,9 @@ pub const LOOK_TIME: Duration = Duration::from_secs(2);
 
 /// Decides what a drain does next.
 ///
-/// - No flow is left, listed or not: over, `empty`; but not before [`LOOK_TIME`]. So it is when none is listed and an idle timeout has passed since it
-///   began: whatever was not seen in that time has ended.
+/// - No flow is left, listed or not, and the counters know all of them: over, `empty`; but not before [`LOOK_TIME`].
+/// - None is listed, and an idle timeout has passed since it began, since entries were lost and since the counters count:
+///   over, `empty`. Whatever was not seen in that time has ended.
 /// - The backend has died: over, `died`, with the flows that it had when it was last known to answer. So it is when none
 ///   is left and it is silent: the kernel of a killed server closes its connections.
 /// - The backend is down and none of its flows is seen any more: over, `died`.
@@ -335,7 +353,7 @@ pub fn step(drain: &Draining, sight: Sight, idle_timeout: Duration, now_ms: u64)
     if sight.left() == 0 && sight.doubtful {
         return Step::Wait;
     }
-    if sight.left() == 0 {
+    if sight.left() == 0 && sight.all_counted(idle_timeout, now_ms) {
         let looked = now_ms >= drain.since_ms.saturating_add(as_ms(LOOK_TIME));
         return if looked {
             Step::End(End::of(Reason::Empty))
@@ -343,13 +361,13 @@ pub fn step(drain: &Draining, sight: Sight, idle_timeout: Duration, now_ms: u64)
             Step::Wait
         };
     }
-    if sight.listed == 0 && now_ms >= drain.since_ms.saturating_add(as_ms(idle_timeout)) {
+    if sight.listed == 0 && sight.all_seen(drain.since_ms, idle_timeout, now_ms) {
         return Step::End(End {
             idle_expired: sight.unseen,
             ..End::of(Reason::Empty)
         });
     }
-    if sight.listed == 0 && sight.down {
+    if sight.listed == 0 && sight.unseen > 0 && sight.down {
         return Step::End(End {
             died: sight.unseen,
             ..End::of(Reason::Died)
@@ -602,6 +620,14 @@ mod tests {
             ("none left at the deadline", Reset, sight(0, 0, false), 11_000, end(Reason::Empty)),
             ("unseen for the idle time", Leave, sight(0, 2, false), idle,
                 Step::End(End { idle_expired: 2, ..End::of(Reason::Empty) })),
+            ("unseen for the idle time, but not since entries were lost", Leave,
+                Sight { lost_ms: 2_000, ..sight(0, 2, false) }, idle, Step::End(End { left: 2, ..End::of(Reason::Deadline) })),
+            ("none left, but not all were counted", Reset, Sight { counted_since_ms: 900, ..sight(0, 0, false) }, 5_000, Step::Wait),
+            ("nor is anybody known to have died", Reset, Sight { counted_since_ms: 900, ..sight(0, 0, true) }, 5_000, Step::Wait),
+            ("the deadline finds whoever was not counted", Reset, Sight { counted_since_ms: 900, ..sight(0, 0, false) }, 15_000,
+                Step::Cut(Cutting { since_ms: 15_000, left: 0 })),
+            ("none left, and counted for an idle time", Reset, Sight { counted_since_ms: 900, ..sight(0, 0, false) }, idle,
+                end(Reason::Empty)),
             ("died", Reset, sight(0, 2, true), 5_000, Step::End(End { died: 2, ..End::of(Reason::Died) })),
             ("dead", Reset, Sight { dead: true, before: 5, ..sight(1, 2, true) }, 5_000,
                 Step::End(End { died: 5, ..End::of(Reason::Died) })),

@@ -29,6 +29,14 @@ impl Engine {
     /// Brings the node to the configuration and the maps to the state, after the start.
     pub fn begin(&mut self, now_ms: u64) -> Result<Vec<String>> {
         self.began_ms = now_ms;
+        let has_run = self
+            .state
+            .services
+            .values()
+            .any(|service| !service.current.is_empty());
+        if has_run && self.installed.tables.is_empty() {
+            self.losses.forgotten(now_ms);
+        }
         if self.state == State::default() {
             self.forget_entries()
                 .map_err(|error| failed("start", &error.into()))?;

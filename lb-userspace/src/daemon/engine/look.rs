@@ -166,12 +166,19 @@ impl Engine {
             verdict(census.flow(entry))
         })?;
         if !all {
+            self.losses.freed(census.freed);
             let (tallies, ages) = (census.tallies(), census.ages);
             self.note_freed(&tallies, &ages);
             tracing::debug!(took = ?began.elapsed(), "a look gives way to a command");
             return Ok(false);
         }
         self.gives_way_since_ms = None;
+        self.losses.freed(census.freed);
+        if self.losses.looked(census.flows, now_ms) {
+            tracing::warn!(
+                "entries of flows were lost: drains and changes wait for them to be seen again"
+            );
+        }
         let look = Look {
             tallies: census.tallies(),
             exceptional: census.exceptional,
@@ -290,7 +297,9 @@ impl Engine {
         }
         let ready = |service: &crate::model::state::Service| {
             let published = self.published_ms.get(&service.id).copied().unwrap_or(0);
-            let waited = now_ms >= published.saturating_add(as_ms(service.spec.idle_timeout));
+            // Flows whose entries were lost must be seen again.
+            let since = published.max(self.losses.lost_ms());
+            let waited = now_ms >= since.saturating_add(as_ms(service.spec.idle_timeout));
             compose::settles(service, now_ms) && waited
         };
         let services = self
@@ -350,6 +359,8 @@ impl Engine {
             dead: death::has_died(service, &self.observed, id),
             before: before.map_or(0, |(silence, watch)| watch.left_at(silence.since_ms)),
             doubtful: false,
+            lost_ms: self.losses.lost_ms(),
+            counted_since_ms: self.losses.counted_since_ms(),
             listed: tally.listed,
             unseen: unseen.saturating_sub(given_up),
             closed: tally.closed,

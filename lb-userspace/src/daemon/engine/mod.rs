@@ -7,6 +7,7 @@ mod doubt;
 mod drain_views;
 mod drains;
 mod look;
+mod loss;
 mod nudge;
 pub mod pressing;
 mod share;
@@ -87,6 +88,7 @@ pub struct Engine {
     /// What tables were in between, while changes overlap.
     passed: former::Tables,
     last_look: look::Look,
+    losses: loss::Losses,
     /// A table was published after the last look.
     look_is_old: bool,
     /// Commands that wait.
@@ -143,6 +145,7 @@ impl Engine {
             made_of: BTreeMap::new(),
             passed: former::Tables::default(),
             last_look: look::Look::default(),
+            losses: loss::Losses::default(),
             look_is_old: true,
             pressing: pressing::Pressing::default(),
             gives_way_since_ms: None,
