@@ -824,18 +824,24 @@ fn is_draining(node: &Node, id: u32) -> bool {
     matches!(node.web().backends[&id].admin, Admin::Draining(_))
 }
 
+/// The flow is waited for although nothing is known of it, and again once it was seen; its silence ends the drain within
+/// `last_ms` after the idle timeout.
+fn waits_for_it(node: &mut Node, b1: u32, port: u16, last_ms: u64) {
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(is_draining(node, b1), "it may live");
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(is_draining(node, b1), "it was seen");
+    node.pass(last_ms);
+    assert!(!is_draining(node, b1));
+}
+
 #[test]
 fn a_drain_waits_for_flows_whose_entries_are_lost_to_be_seen_again() {
     let (mut node, b1, port) = long_in_a_drain();
     node.pass(100);
     node.fake.forget_flows();
-    node.pass(as_ms(IDLE) - 1_000);
-    assert!(is_draining(&node, b1), "it may live");
-    assert_eq!(node.send(port, tcp::ACK, 8), b1);
-    node.pass(as_ms(IDLE) - 1_000);
-    assert!(is_draining(&node, b1), "it was seen");
-    node.pass(3_000);
-    assert!(!is_draining(&node, b1));
+    waits_for_it(&mut node, b1, port, 3_000);
 }
 
 #[test]
@@ -859,13 +865,7 @@ fn a_drain_waits_for_flows_that_new_maps_know_nothing_of() {
     node.engine.begin(now_ms).unwrap();
     node.ways();
     node.health_of_all(Health::Up);
-    node.pass(as_ms(IDLE) - 1_000);
-    assert!(is_draining(&node, b1), "it may live");
-    assert_eq!(node.send(port, tcp::ACK, 8), b1);
-    node.pass(as_ms(IDLE) - 1_000);
-    assert!(is_draining(&node, b1), "it was seen");
-    node.pass(10_000);
-    assert!(!is_draining(&node, b1));
+    waits_for_it(&mut node, b1, port, 10_000);
 }
 
 fn as_ms(duration: Duration) -> u64 {

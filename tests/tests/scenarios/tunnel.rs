@@ -88,6 +88,17 @@ pub(super) fn counted(scene: &Scene, backend: &str, interface: &str, name: &str)
         .with_context(|| format!("{name} in {counts}"))
 }
 
+/// No `ebb decap` of these backends has refused a packet.
+pub(super) fn none_refused(scene: &Scene, backends: &[&str]) -> Result<()> {
+    for backend in backends {
+        for dropped in ["drop_source", "drop_not_local", "drop_malformed"] {
+            let count = counted(scene, backend, "eth0", dropped)?;
+            assert_eq!(count, 0, "{backend} {dropped}");
+        }
+    }
+    Ok(())
+}
+
 /// Packets of the service with this outcome.
 fn outcome(scene: &Scene, name: &str) -> Result<u64> {
     let status = scene.ebb.status()?;
