@@ -79,7 +79,7 @@ impl<E: Env> Flow<'_, E> {
         let mark = recent::mark(self.hash, self.slot.base());
         let grain = self.service.idle_ticks >> SEEN_SHIFT;
         // SAFETY: words that all CPUs read and write whole.
-        unsafe { recent::holds(words.as_ptr(), self.hash, mark, self.env.now(), grain) }
+        unsafe { recent::holds(words.as_ptr(), mark, self.env.now(), grain) }
     }
 
     /// Notes that the entry was seen to, for the next packets.
