@@ -74,7 +74,7 @@ pub struct Member<'a> {
 /// `slots` should be prime, at least 100 times the number of members (see [`choose_slots`]) and at most 2^27. Fewer
 /// work, with coarser shares; more work as well, with shares less like the weights. A member has at most its fair
 /// share and [`SLACK_PPM`] of it, rounded up (one slot more if there are only a few a member). Takes about 6 ms for
-/// 65,537 slots and 1000 members (release build).
+/// 131,071 slots and 1000 members (release build).
 pub fn build(seed: &[u8; 16], slots: u32, members: &[Member]) -> Vec<u32> {
     let mut askers: Vec<Asker> = members
         .iter()
@@ -105,9 +105,7 @@ struct Asker {
     held: u32,
     /// Turns taken, at most one a slot.
     turn: u32,
-    /// When its turn begins, were its weight 1; in units of 2^-32 turns at the start of the walk.
-    turn_start: u64,
-    /// When in this turn it asks: the same, by its weight.
+    /// When in this turn it asks, in units of 2^-32 turns at the start of the walk, by its weight.
     time: u64,
     /// The slot it asks for next.
     next: u32,
@@ -129,22 +127,19 @@ impl Asker {
         let start = mix(hash as u64) % modulus;
         let step = 1 + mix((hash >> 64) as u64) % (modulus - 1).max(1);
         let rest = mix(hash as u64 ^ (hash >> 64) as u64);
-        let mut asker = Self {
+        Self {
             hash,
             id: member.id,
             weight: member.weight,
             quota: 0,
             held: 0,
             turn: 0,
-            turn_start: 0,
             time: 0,
             next: start as u32,
             step: coprime_from(step as u32, slots),
             phase: (rest >> 32) as u32,
             rounding: rest as u32,
-        };
-        asker.set_time(slots);
-        asker
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -152,19 +147,20 @@ impl Asker {
     }
 
     /// Sets `time` for the turn that has begun.
-    ///
-    /// Turns grow longer as fewer slots are left to ask for, so that the time of any one slot is distributed as
-    /// rendezvous hashing wants it (exponentially, here as a harmonic sum): only then are shares as weights are.
-    fn set_time(&mut self, slots: u32) {
-        let left = u64::from(slots - self.turn).max(1);
-        let length = (u64::from(slots) << 32) / left;
-        let ask_after = (u128::from(length) * u128::from(self.phase)) >> 32;
-        self.time = self.turn_start.saturating_add(ask_after as u64) / u64::from(self.weight);
-        self.turn_start = self.turn_start.saturating_add(length);
+    fn set_time(&mut self, turns: &mut Turns) {
+        let turn = turns.get(self.turn);
+        let ask_after = (u128::from(turn.length) * u128::from(self.phase)) >> 32;
+        let time = turn.start.saturating_add(ask_after as u64);
+        // Nearly all weights are 1, and a division would be felt.
+        self.time = match self.weight {
+            1 => time,
+            weight => time / u64::from(weight),
+        };
     }
 
     /// The slot it asks for now; goes on to the next turn.
-    fn ask(&mut self, slots: u32) -> u32 {
+    fn ask(&mut self, turns: &mut Turns) -> u32 {
+        let slots = turns.slots;
         let slot = self.next;
         // Both are below `slots`; a division here would be felt.
         let until_end = slots - slot;
@@ -174,8 +170,45 @@ impl Asker {
             self.step - until_end
         };
         self.turn += 1;
-        self.set_time(slots);
+        self.set_time(turns);
         slot
+    }
+}
+
+/// The turns of a walk, the same for every member but for its phase and weight.
+///
+/// They grow longer as fewer slots are left to ask for, so that the time of any one slot is distributed as rendezvous
+/// hashing wants it (exponentially, here as a harmonic sum): only then are shares as weights are.
+struct Turns {
+    slots: u32,
+    /// Those that somebody has come to.
+    known: Vec<Turn>,
+}
+
+/// A turn, in units of 2^-32 turns at the start of the walk, were the member's weight 1.
+#[derive(Clone, Copy)]
+struct Turn {
+    start: u64,
+    length: u64,
+}
+
+impl Turns {
+    fn new(slots: u32) -> Self {
+        let known = Vec::new();
+        Self { slots, known }
+    }
+
+    fn get(&mut self, turn: u32) -> Turn {
+        while self.known.len() <= turn as usize {
+            let start = self
+                .known
+                .last()
+                .map_or(0, |last| last.start.saturating_add(last.length));
+            let left = u64::from(self.slots).saturating_sub(self.known.len() as u64);
+            let length = (u64::from(self.slots) << 32) / left.max(1);
+            self.known.push(Turn { start, length });
+        }
+        self.known[turn as usize]
     }
 }
 
@@ -209,8 +242,12 @@ fn set_quotas(askers: &mut [Asker], slots: u32) {
 /// Deferred acceptance between slots and members.
 struct Matching {
     askers: Vec<Asker>,
-    /// For each slot the earliest asker yet: time, and index into `askers`, which settles a tie. [`FREE`] if none.
-    taken: Vec<(u64, u32)>,
+    turns: Turns,
+    /// For each slot when its earliest asker yet asked; [`FREE`]'s if none did. By themselves, because most who ask are
+    /// refused for this, and what is refused is felt: these fit into a processor's cache.
+    times: Vec<u64>,
+    /// Who it is: index into `askers`, which settles a tie.
+    owners: Vec<u32>,
     free: u32,
 }
 
@@ -218,10 +255,16 @@ struct Matching {
 const FREE: (u64, u32) = (u64::MAX, u32::MAX);
 
 impl Matching {
-    fn new(slots: u32, askers: Vec<Asker>) -> Self {
+    fn new(slots: u32, mut askers: Vec<Asker>) -> Self {
+        let mut turns = Turns::new(slots);
+        for asker in &mut askers {
+            asker.set_time(&mut turns);
+        }
         Self {
             askers,
-            taken: vec![FREE; slots as usize],
+            turns,
+            times: vec![FREE.0; slots as usize],
+            owners: vec![FREE.1; slots as usize],
             free: slots,
         }
     }
@@ -244,26 +287,28 @@ impl Matching {
                 .sum();
             // Half a turn a slot over all who still ask, however light they are. Quotas cover all slots, so while one
             // is free somebody asks; and a walk meets every slot, so it ends.
-            end = end.saturating_add((((self.taken.len() as u64) << 31) / weight.max(1)).max(1));
+            end = end.saturating_add(((u64::from(self.turns.slots) << 31) / weight.max(1)).max(1));
             self.ask_until(end, &mut asking);
         }
-        self.taken
+        self.owners
             .iter()
-            .map(|&(_, index)| self.askers[index as usize].id)
+            .map(|&index| self.askers[index as usize].id)
             .collect()
     }
 
     /// Lets the members in `asking`, and those they displace, ask for slots until `end` or until they are full.
     fn ask_until(&mut self, end: u64, asking: &mut Vec<u32>) {
-        let slots = self.taken.len() as u32;
+        let slots = self.turns.slots;
         while let Some(index) = asking.pop() {
             let asker = &mut self.askers[index as usize];
             let mut displaced = None;
             while !asker.is_full() && asker.turn < slots && asker.time < end {
-                let bid = (asker.time, index);
-                let slot = &mut self.taken[asker.ask(slots) as usize];
-                if bid < *slot {
-                    let (_, before) = std::mem::replace(slot, bid);
+                let time = asker.time;
+                let slot = asker.ask(&mut self.turns) as usize;
+                let earliest = &mut self.times[slot];
+                if time < *earliest || (time == *earliest && index < self.owners[slot]) {
+                    *earliest = time;
+                    let before = std::mem::replace(&mut self.owners[slot], index);
                     asker.held += 1;
                     if before == FREE.1 {
                         self.free -= 1;

@@ -237,8 +237,10 @@ fn build_in_order_of_time(seed: &[u8; 16], slots: u32, members: &[Member]) -> Ve
         .collect();
     prepare(&mut askers, slots);
     let mut requests = Vec::new();
+    let mut turns = Turns::new(slots);
     for (index, asker) in askers.iter_mut().enumerate() {
-        requests.extend((0..slots).map(|_| (asker.time, index, asker.ask(slots))));
+        asker.set_time(&mut turns);
+        requests.extend((0..slots).map(|_| (asker.time, index, asker.ask(&mut turns))));
     }
     requests.sort_unstable();
     let mut table = vec![0; slots as usize];
