@@ -52,15 +52,15 @@ impl Simulator {
         }
     }
 
-    /// Whether it was carried out, be it that the maps could not be written. What was refused has changed nothing.
+    /// Whether it was carried out. What was refused has changed nothing; what failed may have been written down or not.
     fn is_done(
         &mut self,
         before: &BTreeMap<u32, Backend>,
         result: Result<String, Refused>,
     ) -> bool {
-        let is_refused = matches!(&result, Err(refused) if refused.kind != RefusedKind::Failed);
+        let is_done = result.is_ok();
         self.after_several(before, result.map(drop));
-        !is_refused
+        is_done
     }
 
     fn all_are(&self, selection: &Selection, admin: &Admin) {

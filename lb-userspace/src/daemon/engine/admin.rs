@@ -69,7 +69,9 @@ impl Engine {
         if !planned.ops.iter().any(is_end) {
             return Ok(planned);
         }
-        self.look(now_ms).map_err(|fault| failed(what, &fault))?;
+        let nothing_done = "nothing has changed; see `ebb status`, and try again";
+        self.look(now_ms)
+            .map_err(|fault| failed(what, &fault).hint(nothing_done))?;
         plan(self, &|target, drain| self.seen(target, drain))
     }
 
