@@ -695,6 +695,34 @@ fn maintenance_takes_a_drain_back() {
 }
 
 #[test]
+fn who_was_cut_before_a_drain_was_taken_back_is_in_its_receipt() {
+    for command in ["undrain", "maintenance", "activate"] {
+        let mut node = Node::ready(spec([service("web", true)]));
+        let b1 = node.id("b1");
+        let port = node.flow_on(b1);
+        node.pass(10_000);
+        let drain = node.drain("b1", 5, OnDeadline::Reset);
+        node.pass(4000);
+        node.send(port, tcp::ACK, 8);
+        // All of the spread has passed, and not the last call.
+        node.pass(3500);
+        node.send(port, tcp::ACK, 8);
+        node.pass(300);
+        let view = node.engine.drain_view(drain, node.now_ms).unwrap();
+        assert_eq!(view.state, "resetting");
+        let done = match command {
+            "undrain" => node.engine.undrain("web/b1", node.now_ms),
+            "maintenance" => node.maintain("b1"),
+            _ => node.activate("b1"),
+        };
+        done.unwrap();
+        let receipt = node.receipt(drain);
+        let counts = (receipt.finished, receipt.reset, receipt.left);
+        assert_eq!(counts, (0, 1, 0), "{command}: {receipt:?}");
+    }
+}
+
+#[test]
 fn a_removed_service_leaves_nothing_behind() {
     let mut other = service("other", false);
     (other.listen.port, other.listen.last_port) = (81, 81);

@@ -121,31 +121,33 @@ fn weight(scene: &Scene, name: &str) -> Result<(Value, Value)> {
     Ok((shown["weight"].clone(), shown["configured_weight"].clone()))
 }
 
-/// `between` happens after each change.
+/// `between` happens after each change, and says how many entries of both tables it lost.
 fn overlapping(
     scene: &mut Scene,
     name: &str,
     patience: Duration,
-    mut between: impl FnMut(&mut Scene, &Load, usize) -> Result<()>,
-) -> Result<()> {
+    mut between: impl FnMut(&mut Scene, &Load, usize) -> Result<(u32, u32)>,
+) -> Result<(u32, u32)> {
     let load = scene.patient_load(BEFORE, REQUESTS, patience)?;
     let mut windows = Vec::new();
     let mut moments = vec![0, scene.moment(&load)?];
     let on_b3 = scene.open_on("b3")?.len();
     ensure!(on_b3 > 10, "{on_b3} flows on b3");
+    let mut gone = (0, 0);
     for (number, one) in CHANGES.iter().enumerate() {
         windows.push(change(scene, &load, one)?);
         moments.push(scene.moment(&load)?);
-        between(scene, &load, number)?;
+        let (flows, handshakes) = between(scene, &load, number)?;
+        gone = (gone.0 + flows, gone.1 + handshakes);
     }
     scene.traffic(&load, 50)?;
     let report = load.stop(Duration::from_millis(500));
-    third::tell(name, &moments, &report, (0, 0));
+    third::tell(name, &moments, &report, gone);
     ensure!(report.is_clean(), "{}", report.summary());
     for (window, (_, takers)) in windows.iter().zip(CHANGES) {
         follow_weights(scene, &report, window, takers)?;
     }
-    Ok(())
+    Ok(gone)
 }
 
 /// Both tables are lost twice in each change.
@@ -154,14 +156,20 @@ fn tables_lost(way: Way) -> Result<()> {
         return Ok(());
     }
     let mut scene = scene(way, "20s")?;
-    let mut gone = (0, 0);
     let between = |scene: &mut Scene, load: &Load, _| {
+        let mut gone = (0, 0);
         third::lose(scene, load, &mut gone)?;
-        third::lose(scene, load, &mut gone)
+        third::lose(scene, load, &mut gone)?;
+        Ok(gone)
     };
     let name = format!("{way:?}, tables lost");
-    overlapping(&mut scene, &name, third::PATIENCE, between)?;
+    let gone = overlapping(&mut scene, &name, third::PATIENCE, between)?;
     ensure!(gone.0 > 100 && gone.1 > 10, "little was lost: {gone:?}");
+    let saved = &scene.ebb.status()?["services"][0]["outcomes"]["drop_second_chance"];
+    ensure!(
+        saved.as_u64() > Some(0),
+        "no flow needed what the tables held"
+    );
     Ok(())
 }
 
@@ -200,10 +208,11 @@ fn daemon_killed(way: Way) -> Result<()> {
             let settled = |status: &Value| status["services"][0]["changing"] == false;
             scene.ebb.wait_status(LIMIT, settled)?;
         }
-        scene.traffic(load, 50)
+        scene.traffic(load, 50)?;
+        Ok((0, 0))
     };
     let name = format!("{way:?}, daemon killed");
-    overlapping(&mut scene, &name, Duration::from_secs(10), between)
+    overlapping(&mut scene, &name, Duration::from_secs(10), between).map(drop)
 }
 
 #[test]

@@ -372,17 +372,31 @@ fn ended(target: &Target, drain: &Draining, end: End, ages: &Ages, now_ms: u64) 
 pub fn taken_back(target: &Target, now_ms: u64) -> Option<Box<Ended>> {
     let drain = target.backend.admin.draining()?;
     let known = drain.at_start.unwrap_or(0);
-    let left = End {
-        left: known.saturating_sub(drain.progress.idle_expired),
-        ..End::of(Reason::Undrained)
-    };
+    let left = known.saturating_sub(drain.progress.idle_expired);
+    let end = undrained(drain, left, now_ms);
     Some(Box::new(ended(
         target,
         drain,
-        left,
+        end,
         &Ages::default(),
         now_ms,
     )))
+}
+
+/// The end of a drain that is taken back with so many flows open. Past its deadline those whose turn has come were cut.
+fn undrained(drain: &Draining, open: u64, now_ms: u64) -> End {
+    let at_deadline = drain.cutting.map_or(0, |cutting| cutting.left);
+    let cut = u128::from(at_deadline) * u128::from(drain.cut(now_ms)) / u128::from(u32::MAX);
+    let reset = cut as u64;
+    let left = match drain.cutting {
+        Some(_) => open.min(at_deadline - reset),
+        None => open,
+    };
+    End {
+        reset,
+        left,
+        ..End::of(Reason::Undrained)
+    }
 }
 
 /// What is known of a drain when it is taken back: the drain with its progress, its backend's flows, and the ages of
@@ -457,11 +471,8 @@ pub fn back(target: &Target, ended: Option<Box<Ended>>) -> Op {
 /// The end of a drain under way that a command takes back.
 pub(super) fn seen_end(target: &Target, seen: &Seen, now_ms: u64) -> Option<Box<Ended>> {
     let (drain, sight, ages) = seen(target, target.backend.admin.draining()?);
-    let left = End {
-        left: sight.open(),
-        ..End::of(Reason::Undrained)
-    };
-    Some(Box::new(ended(target, &drain, left, &ages, now_ms)))
+    let end = undrained(&drain, sight.open(), now_ms);
+    Some(Box::new(ended(target, &drain, end, &ages, now_ms)))
 }
 
 /// Why a backend's own side can not take its drain back; `None` where it can.
