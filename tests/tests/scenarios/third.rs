@@ -46,7 +46,7 @@ const MANY: &[Change] = &[
 ];
 
 /// Both tables are lost, and everybody says something afterwards.
-pub(super) fn lose(scene: &Scene, load: &Load, gone: &mut (u32, u32)) -> Result<()> {
+fn lose(scene: &Scene, load: &Load, gone: &mut (u32, u32)) -> Result<()> {
     let (flows, handshakes) = scene.lose_tables()?;
     *gone = (gone.0 + flows, gone.1 + handshakes);
     let before = load.now();
