@@ -9,6 +9,9 @@
 //! | `GET /v1/drains?of=WHAT,..&wait_ms=N` | | [`Drain`]s, running ones first, as soon as all have ended or the time is up, with `&until=change` also when the terms or the state of one have changed; `WHAT`: a number, `SERVICE` or `SERVICE/BACKEND` |
 //! | `GET /v1/drains/{id}?wait_ms=N` | | the same of one: a [`Drain`] |
 //! | `POST /v1/undrain` | [`UndrainRequest`] | [`Done`] |
+//! | `POST /v1/weight` | [`WeightRequest`]: of one backend or several, all or none | [`Done`] |
+//! | `POST /v1/maintenance` | [`MaintenanceRequest`]: the same | [`Done`] |
+//! | `POST /v1/activate` | [`Targets`]: the same | [`Done`] |
 //! | `POST /v1/remove` | [`BackendRequest`] | [`Done`] |
 //! | `POST /v1/add` | [`AddRequest`] | [`Done`] |
 //! | `POST /v1/switch` | [`SwitchRequest`] | [`Done`] |
@@ -28,12 +31,14 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::datapath::Attachment;
 use crate::model::spec::{ClientAction, Prefix};
+pub use admin::{MaintenanceRequest, Targets, WeightRequest};
 pub use drains::{
     By, Drain, DrainFlows, DrainProgress, DrainRequest, DrainsRequest, Forecast, Receipt,
     UndrainRequest,
 };
 pub use trace::{TraceEnd, TraceLine, TracePacket, TraceRequest, TraceStatus};
 
+mod admin;
 mod drains;
 mod trace;
 
@@ -172,8 +177,11 @@ pub struct BackendStatus {
     pub health_reason: Option<String>,
     /// Whether new flows may go to it right now.
     pub accepting: bool,
-    /// Weight.
+    /// Its weight.
     pub weight: u32,
+    /// The weight that it came with, while `weight` is set by hand; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured_weight: Option<u32>,
     /// Flows it has, as far as known: listed ones, or opened minus closed, whichever is more.
     pub flows: u64,
     /// Flows listed in the flow table.

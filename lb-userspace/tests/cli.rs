@@ -465,6 +465,31 @@ async fn changes_send_what_was_said() {
             json!({ "backend": "web/b1", "as_backend": true }),
         ),
         (
+            "weight web/b1 5",
+            "/v1/weight",
+            json!({ "backend": "web/b1", "weight": 5, "force": false }),
+        ),
+        (
+            "weight web/b1 web/b2 0 --force",
+            "/v1/weight",
+            json!({ "backends": ["web/b1", "web/b2"], "weight": 0, "force": true }),
+        ),
+        (
+            "weight web --pool blue default",
+            "/v1/weight",
+            json!({ "pools": ["web/blue"], "default": true, "force": false }),
+        ),
+        (
+            "maintenance web/b1 --force",
+            "/v1/maintenance",
+            json!({ "backend": "web/b1", "force": true }),
+        ),
+        (
+            "activate web/b1 web/b2",
+            "/v1/activate",
+            json!({ "backends": ["web/b1", "web/b2"] }),
+        ),
+        (
             "switch web green",
             "/v1/switch",
             json!({ "service": "web", "pool": "green", "force": false }),
@@ -610,6 +635,11 @@ async fn usage() {
         "drain",
         "drain web",
         "frobnicate",
+        "weight web/b1",
+        "weight web/b1 1001",
+        "weight web 5",
+        "maintenance",
+        "activate web",
         "status --x",
         "explain web --from 1.2.3.4",
     ] {

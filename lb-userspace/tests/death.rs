@@ -73,6 +73,9 @@ fn flows_are_taken_from_the_dead_while_others_live() {
     service.spec.on_death = OnDeath::Leave;
     assert!(!death::has_died(&service, &observed, 1), "to be left");
     service.spec.on_death = OnDeath::Reset;
+    let mut put_aside = service.clone();
+    put_aside.backends.get_mut(&1).unwrap().admin = Admin::Maintenance;
+    assert!(!death::has_died(&put_aside, &observed, 1), "worked on");
     let silence = Silence {
         since_ms: 0,
         dead: false,
@@ -90,6 +93,7 @@ fn flags_say_what_is_done() {
             reason,
             ended_ms: 0,
             flows_go_on: false,
+            maintained: false,
         })
     };
     let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);

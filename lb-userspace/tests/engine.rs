@@ -21,9 +21,10 @@ use lb_userspace::{
         fake::{Fake, Sizes, TICKS_PER_SECOND},
     },
     model::{
-        command::Terms,
+        command::{Selection, Terms},
         drain::Admin,
-        observed::{Health, Way},
+        observed::{Health, Silence, Way},
+        refused::Refused,
         spec::{BackendSpec, OnDeadline, Protocol, Spec, Tracking},
         state::State,
     },
@@ -115,6 +116,44 @@ impl Node {
         self.engine
             .drain(&format!("web/{name}"), terms, self.now_ms)
             .unwrap()
+    }
+
+    fn weigh(&mut self, name: &str, weight: Option<u32>) -> Result<String, Refused> {
+        let one = Selection::one(&format!("web/{name}"));
+        self.engine.weigh(&one, weight, false, self.now_ms)
+    }
+
+    fn maintain(&mut self, name: &str) -> Result<String, Refused> {
+        let one = Selection::one(&format!("web/{name}"));
+        self.engine.maintain(&one, false, self.now_ms)
+    }
+
+    fn activate(&mut self, name: &str) -> Result<String, Refused> {
+        let one = Selection::one(&format!("web/{name}"));
+        self.engine.activate(&one, self.now_ms)
+    }
+
+    fn admin(&self, name: &str) -> &'static str {
+        self.web().backend(name).unwrap().1.admin.name()
+    }
+
+    /// Its part of the slots, in percent.
+    fn share(&self, name: &str) -> f64 {
+        let (id, slots) = (self.id(name), self.slots());
+        let own = slots.iter().filter(|slot| slot.current() == id).count();
+        100.0 * own as f64 / slots.len() as f64
+    }
+
+    /// The daemon ends, and another begins with this configuration.
+    fn restart(&mut self, spec: Spec) {
+        // As the journal has it.
+        let text = serde_json::to_string(self.engine.state()).unwrap();
+        let state = serde_json::from_str(&text).unwrap();
+        let fake = Box::new(self.fake.clone());
+        self.engine = Engine::new(state, spec, SEED, fake, Box::new(NoLog)).unwrap();
+        self.engine.begin(self.now_ms).unwrap();
+        self.ways();
+        self.health_of_all(Health::Up);
     }
 
     fn send(&self, port: u16, flags: u8, sequence: u32) -> u32 {
@@ -434,6 +473,252 @@ fn an_address_is_in_the_index_once_and_names_a_service_that_answers() {
             expected,
             "{wishes:?}"
         );
+    }
+}
+
+#[test]
+fn a_weight_by_hand_changes_the_shares_and_settles_late() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    let said = node.weigh("b2", Some(5)).unwrap();
+    assert_eq!(said, "web/b2 has weight 5, set by hand");
+    assert!(
+        (61.0..64.0).contains(&node.share("b2")),
+        "{}",
+        node.share("b2")
+    );
+    assert!((11.5..13.5).contains(&node.share("b1")));
+    assert!(node.slots().iter().any(|slot| slot.is_moved()));
+    // Whoever is quiet until then is not known yet.
+    node.pass(IDLE.as_millis() as u64 - 1000);
+    assert!(
+        node.web().is_changing(),
+        "flows have had no time to be seen"
+    );
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    node.pass(2000);
+    assert!(!node.web().is_changing());
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    node.weigh("b2", None).unwrap();
+    assert!((24.0..26.0).contains(&node.share("b2")));
+    assert!(node.web().is_changing());
+}
+
+#[test]
+fn weight_0_keeps_flows_and_takes_no_new_ones() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.weigh("b1", Some(0)).unwrap();
+    assert!(node.slots().iter().all(|slot| slot.current() != b1));
+    for _ in 0..60 {
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+        node.pass(1000);
+    }
+    assert!(!node.web().is_changing());
+    assert_eq!(node.admin("b1"), "active");
+    // Not even when nobody else is up.
+    node.health_of_all(Health::Down);
+    assert!(node.web().current.iter().all(|share| share.backend != b1));
+    node.health_of_all(Health::Up);
+    node.weigh("b1", Some(1)).unwrap();
+    assert!(node.share("b1") > 20.0);
+}
+
+#[test]
+fn min_available_counts_weights_and_maintenance() {
+    let mut web = service("web", true);
+    web.min_available = 3;
+    let mut node = Node::ready(spec([web]));
+    node.weigh("b1", Some(0)).unwrap();
+    let before = node.engine.state().clone();
+    for (command, refused) in [
+        ("weight 0 of", node.weigh("b2", Some(0))),
+        ("maintenance", node.maintain("b2")),
+    ] {
+        let refused = refused.unwrap_err();
+        let error = format!(
+            "{command} web/b2: 2 of 3 accepting backends of pool blue would remain, min_available is 3"
+        );
+        assert_eq!(refused.error, error);
+        assert!(refused.hint.unwrap().ends_with("or use --force"));
+    }
+    assert_eq!(*node.engine.state(), before);
+    // Whom new flows do not go to anyway is not missed.
+    node.maintain("b1").unwrap();
+    node.weigh("g1", Some(0)).unwrap();
+    let two = Selection {
+        backends: vec!["web/b2".to_owned(), "web/b3".to_owned()],
+        pools: Vec::new(),
+    };
+    let said = node.engine.weigh(&two, Some(0), true, node.now_ms).unwrap();
+    assert_eq!(said, "web/b2, web/b3 have weight 0, set by hand");
+    let refused = node.weigh("b1", Some(1001)).unwrap_err();
+    assert_eq!(refused.error, "weight web/b1: weight 1001 is too large");
+}
+
+#[test]
+fn what_is_set_by_hand_outlasts_reloads_and_restarts() {
+    let all = spec([service("web", true)]);
+    let mut node = Node::ready(all.clone());
+    node.weigh("b2", Some(5)).unwrap();
+    node.maintain("b3").unwrap();
+    let mut other = all.clone();
+    let web = other.services.get_mut("web").unwrap();
+    let blue = &mut web.pools.get_mut("blue").unwrap().backends;
+    blue.get_mut("b2").unwrap().weight = 2;
+    blue.remove("b3");
+    let plan = node.engine.plan_reload(&other, node.now_ms).unwrap();
+    let words = "change backend web/b2: weight 1 to 2 (5, set by hand, stays)";
+    assert!(plan.iter().any(|step| step == words), "{plan:?}");
+    node.engine.reload(other.clone(), node.now_ms).unwrap();
+    assert_eq!(node.admin("b3"), "draining", "it has left");
+    node.restart(other);
+    let shown = node.engine.status(&facts(), node.now_ms).services[0].pools[0].backends[1].clone();
+    assert_eq!((shown.weight, shown.configured_weight), (5, Some(2)));
+    node.engine.reload(all.clone(), node.now_ms).unwrap();
+    assert_eq!(node.admin("b3"), "maintenance", "it is back, as it was");
+    node.restart(all);
+    assert_eq!(node.admin("b3"), "maintenance");
+    node.weigh("b2", None).unwrap();
+    let shown = node.engine.status(&facts(), node.now_ms).services[0].pools[0].backends[1].clone();
+    assert_eq!((shown.weight, shown.configured_weight), (1, None));
+}
+
+#[test]
+fn an_operators_drain_outlasts_that_its_backend_leaves_the_configuration_and_returns() {
+    let all = spec([service("web", true)]);
+    let mut less = all.clone();
+    let web = less.services.get_mut("web").unwrap();
+    web.pools.get_mut("blue").unwrap().backends.remove("b2");
+    let mut node = Node::ready(all.clone());
+    let b2 = node.id("b2");
+    node.flow_on(b2);
+    node.drain("b2", 600, OnDeadline::Leave);
+    node.engine.reload(less, node.now_ms).unwrap();
+    node.engine.reload(all, node.now_ms).unwrap();
+    assert_eq!(node.admin("b2"), "draining");
+    node.pass(700_000);
+    assert_eq!(node.admin("b2"), "drained");
+}
+
+#[test]
+fn maintenance_keeps_flows_without_a_deadline() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    assert_eq!(node.maintain("b1").unwrap(), "web/b1 is in maintenance");
+    assert_eq!(node.maintain("b1").unwrap(), "web/b1 is in maintenance");
+    assert!(node.slots().iter().all(|slot| slot.current() != b1));
+    for second in 0..100 {
+        assert_eq!(node.send(port, tcp::ACK, 8), b1, "after {second} s");
+        node.pass(1000);
+    }
+    assert!(!node.web().is_changing());
+    assert_eq!(node.activate("b1").unwrap(), "web/b1 is active");
+    assert_eq!(node.activate("b1").unwrap(), "web/b1 is active");
+    assert!(node.share("b1") > 20.0);
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+}
+
+#[test]
+fn a_backend_in_maintenance_is_not_taken_for_dead() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.maintain("b1").unwrap();
+    let silence = Silence {
+        since_ms: node.now_ms,
+        dead: true,
+    };
+    node.engine.note_silence("web", "b1", Some(silence));
+    node.engine
+        .health("web", "b1", Health::Down, None, node.now_ms);
+    node.engine.after_events(node.now_ms);
+    node.pass(5000);
+    assert_eq!(
+        node.flags(b1) & (backend_flags::DEAD | backend_flags::ENDED),
+        0
+    );
+    assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    // Back at work it is.
+    node.activate("b1").unwrap();
+    assert_ne!(node.flags(b1) & backend_flags::DEAD, 0);
+}
+
+#[test]
+fn a_drain_of_a_backend_in_maintenance_returns_to_it() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.maintain("b1").unwrap();
+    let refused = node.engine.undrain("web/b1", node.now_ms).unwrap_err();
+    assert_eq!(refused.error, "undrain web/b1: it is not draining");
+    assert!(refused.hint.unwrap().contains("`ebb activate web/b1`"));
+    let drain = node.drain("b1", 60, OnDeadline::Reset);
+    node.pass(1000);
+    let said = node.engine.undrain("web/b1", node.now_ms).unwrap();
+    assert_eq!(said, "web/b1 is in maintenance");
+    let receipt = node.receipt(drain);
+    assert_eq!((receipt.reason.as_str(), receipt.left), ("undrained", 1));
+    // To its end, too.
+    let drain = node.drain("b1", 60, OnDeadline::Reset);
+    node.send(port, tcp::RST, 8);
+    node.pass(20_000);
+    assert_eq!(node.receipt(drain).reason, "empty");
+    node.engine.undrain("web/b1", node.now_ms).unwrap();
+    assert_eq!(node.admin("b1"), "maintenance");
+    node.drain("b1", 60, OnDeadline::Reset);
+    node.activate("b1").unwrap();
+    assert_eq!(node.admin("b1"), "active");
+}
+
+#[test]
+fn maintenance_takes_a_drain_back() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    let drain = node.drain("b1", 5, OnDeadline::Reset);
+    node.pass(1000);
+    node.maintain("b1").unwrap();
+    let receipt = node.receipt(drain);
+    assert_eq!((receipt.reason.as_str(), receipt.left), ("undrained", 1));
+    for _ in 0..30 {
+        node.pass(1000);
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    }
+    assert!(
+        !node.web().is_changing(),
+        "it settles without the drain's end"
+    );
+}
+
+#[test]
+fn who_was_cut_before_a_drain_was_taken_back_is_in_its_receipt() {
+    for command in ["undrain", "maintenance", "activate"] {
+        let mut node = Node::ready(spec([service("web", true)]));
+        let b1 = node.id("b1");
+        let port = node.flow_on(b1);
+        node.pass(10_000);
+        let drain = node.drain("b1", 5, OnDeadline::Reset);
+        node.pass(4000);
+        node.send(port, tcp::ACK, 8);
+        // All of the spread has passed, and not the last call.
+        node.pass(3500);
+        node.send(port, tcp::ACK, 8);
+        node.pass(300);
+        let view = node.engine.drain_view(drain, node.now_ms).unwrap();
+        assert_eq!(view.state, "resetting");
+        let done = match command {
+            "undrain" => node.engine.undrain("web/b1", node.now_ms),
+            "maintenance" => node.maintain("b1"),
+            _ => node.activate("b1"),
+        };
+        done.unwrap();
+        let receipt = node.receipt(drain);
+        let counts = (receipt.finished, receipt.reset, receipt.left);
+        assert_eq!(counts, (0, 1, 0), "{command}: {receipt:?}");
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A failure prints its seed; `EBB_SIM_SEED=n cargo test -p lb-userspace --test simulator` replays it.
 
+#[path = "simulator/by_hand.rs"]
+mod by_hand;
 mod common;
 #[path = "simulator/invariants.rs"]
 mod invariants;
@@ -148,6 +150,11 @@ struct Counts {
     several: u64,
     refused: u64,
     reloads: u64,
+    /// Weights set by hand or taken back.
+    weights: u64,
+    /// Backends put into maintenance, and those put back to work from there.
+    maintained: u64,
+    activated: u64,
     /// Losses of both tables.
     lost: u64,
     /// Resets that no client was told of.
@@ -176,6 +183,9 @@ impl Counts {
         self.several += other.several;
         self.refused += other.refused;
         self.reloads += other.reloads;
+        self.weights += other.weights;
+        self.maintained += other.maintained;
+        self.activated += other.activated;
         self.lost += other.lost;
         self.withheld += other.withheld;
         self.found_between += other.found_between;
@@ -564,7 +574,7 @@ impl Simulator {
         let (id, name) = live[self.random.below(live.len())].clone();
         let path = format!("web/{name}");
         let now = self.now_ms;
-        match self.random.below(16) {
+        match self.random.below(20) {
             0..=3 => {
                 let terms = Terms {
                     timeout: Some(Duration::from_secs(5 + self.random.below(60) as u64)),
@@ -589,11 +599,12 @@ impl Simulator {
                 let done = !result
                     .as_ref()
                     .is_err_and(|refused| refused.kind != RefusedKind::Failed);
+                let failed = done && result.is_err();
                 self.note(format!("undrain {path}: {result:?}"));
                 if done {
                     self.counts.cut += over.len() as u64;
                     self.flows = going;
-                    self.closed_to_new.remove(&id);
+                    self.follow_closed(failed);
                 }
             }
             7 => {
@@ -613,6 +624,9 @@ impl Simulator {
             11 => self.drain_several(),
             12 => self.undrain_several(),
             13 => self.reload(),
+            14 | 15 => self.weigh(),
+            16 => self.maintain(),
+            17 => self.activate(),
             _ if self.plan.health => {
                 let health = [Health::Up, Health::Up, Health::Down][self.random.below(3)];
                 self.note(format!("health {path}: {health:?}"));
@@ -723,12 +737,12 @@ impl Simulator {
         self.flows = going;
     }
 
-    /// Active backends may get new flows again; all others must not, once a command has said so: one that `failed` to write
+    /// Active backends may get new flows again, unless their weight is 0; all others must not, once a command has said so: one that `failed` to write
     /// the maps has promised nothing yet.
     fn follow_closed(&mut self, failed: bool) {
         let backends = &self.engine.state().services["web"].backends;
         for (id, backend) in backends {
-            if backend.admin == Admin::Active {
+            if backend.is_wanted() {
                 self.closed_to_new.remove(id);
             } else if !failed {
                 self.closed_to_new.insert(*id);

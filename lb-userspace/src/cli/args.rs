@@ -11,7 +11,7 @@ use crate::model::spec::{OnDeadline, Prefix, XdpMode};
 use super::{
     error::{CliError, exit},
     help,
-    names::{self, Backend, Drains, NewBackend, Pool, Scope, Service},
+    names::{self, Backend, Drains, NameError, NewBackend, Pool, Scope, Service, Weight},
     trace::SNAP,
 };
 
@@ -74,6 +74,18 @@ pub enum Command {
     /// Let drained backends take new flows again
     #[command(long_about = help::UNDRAIN, after_long_help = help::UNDRAIN_AFTER)]
     Undrain(UndrainArgs),
+
+    /// Set the share of new flows that backends take
+    #[command(long_about = help::WEIGHT, after_long_help = help::WEIGHT_AFTER)]
+    Weight(WeightArgs),
+
+    /// Put backends aside: no new flows, and no deadline for those that they have
+    #[command(long_about = help::MAINTENANCE, after_long_help = help::MAINTENANCE_AFTER)]
+    Maintenance(MaintenanceArgs),
+
+    /// Put backends back to work, from maintenance or a drain
+    #[command(long_about = help::ACTIVATE, after_long_help = help::ACTIVATE_AFTER)]
+    Activate(Targets),
 
     /// List drains: running ones with a forecast, ended ones with their receipt
     #[command(long_about = help::DRAINS, after_long_help = help::DRAINS_AFTER)]
@@ -461,6 +473,64 @@ pub struct UndrainArgs {
     pub as_backend: bool,
 }
 
+/// `ebb weight`.
+#[derive(Debug, Args)]
+#[command(override_usage = "ebb weight [OPTIONS] <SERVICE/BACKEND>... <WEIGHT>")]
+pub struct WeightArgs {
+    /// The backends, as in web/b1, or with --pool their service, as in web; and last the weight: 0 to 1000, relative to
+    /// the others of the pool, or `default`
+    // One list: clap would take the word before an option in between for the weight.
+    #[arg(value_name = "SERVICE/BACKEND|WEIGHT", required = true)]
+    pub words: Vec<String>,
+
+    /// Every backend of this pool of the service
+    #[arg(long, value_name = "POOL")]
+    pub pool: Vec<Pool>,
+
+    /// Even when fewer than min_available backends are left (with weight 0)
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl WeightArgs {
+    /// Whose weight, and the weight.
+    ///
+    /// # Errors
+    ///
+    /// One of them is missing, or is none.
+    pub fn parts(&self) -> Result<(Named, Weight), CliError> {
+        let wrong = |error: String| {
+            let hint = "`ebb weight web/b1 5`, and `ebb weight --help` says more";
+            CliError::failed(error).hint(hint).exit(exit::USAGE)
+        };
+        let (last, backends) = match self.words.split_last() {
+            Some((last, backends)) if !backends.is_empty() => (last, backends),
+            _ => return Err(wrong("a backend and its weight are wanted".to_owned())),
+        };
+        let weight = last
+            .parse()
+            .map_err(|why: NameError| wrong(format!("{last:?} is no weight: {why}")))?;
+        let of: Result<Vec<Scope>, NameError> = backends.iter().map(|word| word.parse()).collect();
+        let targets = Targets {
+            of: of.map_err(|why| wrong(why.to_string()))?,
+            pool: self.pool.clone(),
+        };
+        Ok((targets.named()?, weight))
+    }
+}
+
+/// `ebb maintenance`.
+#[derive(Debug, Args)]
+pub struct MaintenanceArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub targets: Targets,
+
+    /// Even when fewer than min_available backends are left
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// `--on-deadline`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AtDeadline {
@@ -595,6 +665,46 @@ mod tests {
     }
 
     #[test]
+    fn the_weight_comes_after_the_backends() {
+        let parts = |line: &str| match parse(line).expect(line).command {
+            Command::Weight(args) => args.parts(),
+            _ => panic!("{line}"),
+        };
+        let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let one = || Named::One("web/b1".to_owned());
+        let rows = [
+            ("ebb weight web/b1 5", one(), Some(5)),
+            ("ebb weight web/b1 --force 0", one(), Some(0)),
+            ("ebb weight web/b1 default", one(), None),
+            (
+                "ebb weight web/b1 web/b2 1000 --force",
+                Named::Backends(paths(&["web/b1", "web/b2"])),
+                Some(1000),
+            ),
+            (
+                "ebb weight web --pool blue 7",
+                Named::Pools(paths(&["web/blue"])),
+                Some(7),
+            ),
+        ];
+        for (line, named, weight) in rows {
+            assert_eq!(parts(line).expect(line), (named, Weight(weight)), "{line}");
+        }
+        for (line, part) in [
+            ("ebb weight web/b1", "a backend and its weight"),
+            ("ebb weight 5", "a backend and its weight"),
+            ("ebb weight web/b1 1001", "0 to 1000"),
+            ("ebb weight web/b1 web/b2", "\"web/b2\" is no weight"),
+            ("ebb weight web/blue/b1 5", "leave the pool out"),
+            ("ebb weight web 5", "names a service"),
+        ] {
+            let error = parts(line).expect_err(line);
+            assert_eq!(error.exit, exit::USAGE, "{line}");
+            assert!(error.error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn trace_takes_its_filter() {
         let line = "ebb trace web/b1 --client 192.0.2.0/24 --port 443 --protocol icmp \
                     --outcome drop_ttl,reset --dropped -n 5 --seconds 9 --pcap - --frames in --snap 96";
@@ -632,6 +742,10 @@ mod tests {
             "ebb add web/b1 10.0.0.1:80",
             "ebb add web/blue/b1 10.0.0.1:0",
             "ebb add web/blue/b1 10.0.0.1:80 --weight 1001",
+            "ebb weight",
+            "ebb weight web/b1 -1",
+            "ebb maintenance",
+            "ebb activate web/b1 --force",
             "ebb explain web",
             "ebb switch web",
             "ebb pass a/b",

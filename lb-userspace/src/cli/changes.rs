@@ -3,11 +3,12 @@
 use serde_json::json;
 
 use crate::api::{
-    AddRequest, BackendRequest, Done, ReloadRequest, Reloaded, SwitchRequest, UndrainRequest,
+    self, AddRequest, BackendRequest, Done, MaintenanceRequest, ReloadRequest, Reloaded,
+    SwitchRequest, UndrainRequest, WeightRequest,
 };
 
 use super::{
-    args::{AddArgs, Named, SwitchArgs, UndrainArgs},
+    args::{AddArgs, MaintenanceArgs, Named, SwitchArgs, Targets, UndrainArgs, WeightArgs},
     client::{Answer, Client},
     error::{CliError, exit},
     names::Backend,
@@ -28,6 +29,43 @@ pub async fn undrain(client: &Client, args: &UndrainArgs, out: &mut Output) -> O
         Named::Pools(pools) => request.pools = pools,
     }
     done(&client.post("/v1/undrain", &request).await?, out)
+}
+
+fn targets(named: Named) -> api::Targets {
+    let mut of = api::Targets::default();
+    match named {
+        Named::One(backend) => of.backend = Some(backend),
+        Named::Backends(backends) => of.backends = backends,
+        Named::Pools(pools) => of.pools = pools,
+    }
+    of
+}
+
+/// `ebb weight`.
+pub async fn weight(client: &Client, args: &WeightArgs, out: &mut Output) -> Outcome {
+    let (named, weight) = args.parts()?;
+    let request = WeightRequest {
+        of: targets(named),
+        weight: weight.0,
+        default: weight.0.is_none(),
+        force: args.force,
+    };
+    done(&client.post("/v1/weight", &request).await?, out)
+}
+
+/// `ebb maintenance`.
+pub async fn maintenance(client: &Client, args: &MaintenanceArgs, out: &mut Output) -> Outcome {
+    let request = MaintenanceRequest {
+        of: targets(args.targets.named()?),
+        force: args.force,
+    };
+    done(&client.post("/v1/maintenance", &request).await?, out)
+}
+
+/// `ebb activate`.
+pub async fn activate(client: &Client, args: &Targets, out: &mut Output) -> Outcome {
+    let request = targets(args.named()?);
+    done(&client.post("/v1/activate", &request).await?, out)
 }
 
 /// `ebb remove`.

@@ -143,7 +143,9 @@ Examples:
 /// `ebb undrain --help`.
 pub const UNDRAIN: &str = "\
 Ends drains: the backends take new flows again as soon as they are healthy. Flows that they kept stay on them; flows \
-that began elsewhere meanwhile stay where they are. Several, or all of a pool, at once or not at all.";
+that began elsewhere meanwhile stay where they are. Several, or all of a pool, at once or not at all.
+
+A backend that was in maintenance before its drain is in maintenance again; `ebb activate` ends both.";
 
 /// Below `ebb undrain --help`.
 pub const UNDRAIN_AFTER: &str = "\
@@ -153,6 +155,51 @@ a drain that an operator or the configuration asked for stays, and that is no er
 Examples:
   ebb undrain web/b1 web/b2
   ebb undrain web --pool blue";
+
+/// `ebb weight --help`.
+pub const WEIGHT: &str = "\
+Sets the share of new flows that backends take, relative to the others of their pool. Open flows stay where they are. \
+It holds over reloads and restarts until `ebb weight SERVICE/BACKEND default`: then the weight of the configuration \
+(or of `ebb add`) holds again. `ebb status` shows which weights are set by hand.
+
+With weight 0 a backend takes no new flows and keeps those that it has. Where fewer than min_available backends would \
+be left, that is refused unless forced. Several, or all of a pool, at once or not at all.";
+
+/// Below `ebb weight --help`.
+pub const WEIGHT_AFTER: &str = "\
+Examples:
+  ebb weight web/b1 5             five times the share of a backend of weight 1
+  ebb weight web/b1 web/b2 0      no new flows to these two
+  ebb weight web --pool blue default";
+
+/// `ebb maintenance --help`.
+pub const MAINTENANCE: &str = "\
+Puts backends aside: when the command returns, no new flow goes to them. The flows that they have stay, and no \
+deadline ends them; a drain that is under way is taken back. Health goes on being checked and shown, but a backend in \
+maintenance is not taken for dead: its flows are left alone while somebody works on it.
+
+It holds over reloads and restarts until `ebb activate`. A backend in maintenance can be drained; `ebb undrain` \
+returns it to maintenance. Refused where fewer than min_available backends would be left, unless forced. Several, or \
+all of a pool, at once or not at all.";
+
+/// Below `ebb maintenance --help`.
+pub const MAINTENANCE_AFTER: &str = "\
+Examples:
+  ebb maintenance web/b1
+  ebb maintenance web/b1 && ebb drain web/b1 --wait   empty it, and keep it aside
+  ebb maintenance web --pool green";
+
+/// `ebb activate --help`.
+pub const ACTIVATE: &str = "\
+Has backends take new flows again as soon as they are healthy, whatever they did before: maintenance and drains end. \
+Flows that they kept stay on them; flows that began elsewhere meanwhile stay where they are. Several, or all of a \
+pool, at once or not at all. A weight that was set by hand stays.";
+
+/// Below `ebb activate --help`.
+pub const ACTIVATE_AFTER: &str = "\
+Examples:
+  ebb activate web/b1 web/b2
+  ebb activate web --pool blue";
 
 /// `ebb add --help`.
 pub const ADD: &str = "\

@@ -99,6 +99,9 @@ fn carry_out(cli: Cli) -> Result<u8, CliError> {
         Command::Status(args) => block_on(status::status(&client, &args, out)),
         Command::Drain(args) => block_on(drain::drain(&client, &args, out)),
         Command::Undrain(targets) => block_on(changes::undrain(&client, &targets, out)),
+        Command::Weight(args) => block_on(changes::weight(&client, &args, out)),
+        Command::Maintenance(args) => block_on(changes::maintenance(&client, &args, out)),
+        Command::Activate(targets) => block_on(changes::activate(&client, &targets, out)),
         Command::Drains(args) => block_on(drains::drains(&client, &args, out)),
         Command::Add(args) => block_on(changes::add(&client, &args, out)),
         Command::Remove { backend, force } => {

@@ -1,4 +1,4 @@
-//! How services, pools, backends, addresses, interfaces and durations are written on the command line.
+//! How services, pools, backends, weights, addresses, interfaces and durations are written on the command line.
 
 use std::{
     fmt,
@@ -6,6 +6,8 @@ use std::{
     str::FromStr,
     time::Duration,
 };
+
+use crate::model::command::WEIGHT_MAX;
 
 /// Longest name of a service, pool or backend, in characters.
 const NAME_MAX_CHARS: usize = 63;
@@ -208,6 +210,26 @@ impl FromStr for Drains {
     }
 }
 
+/// A weight; `None`: the one that a backend came with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight(pub Option<u32>);
+
+impl FromStr for Weight {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text == "default" {
+            return Ok(Self(None));
+        }
+        match text.parse() {
+            Ok(weight) if weight <= WEIGHT_MAX => Ok(Self(Some(weight))),
+            _ => Err(NameError(format!(
+                "a weight is 0 to {WEIGHT_MAX}, or `default`"
+            ))),
+        }
+    }
+}
+
 /// Reads `ADDRESS:PORT`; the port is never 0.
 ///
 /// # Errors
@@ -337,6 +359,15 @@ mod tests {
         for text in ["web", "web/b1", "7/b1"] {
             let of: Drains = text.parse().expect(text);
             assert!(matches!(of, Drains::Of(_)) && of.to_string() == text);
+        }
+    }
+
+    #[test]
+    fn weights() {
+        assert_eq!("1000".parse(), Ok(Weight(Some(1000))));
+        assert_eq!("default".parse(), Ok(Weight(None)));
+        for text in ["1001", "-1", "1.5", "", "Default"] {
+            assert!(said::<Weight>(text).contains("0 to 1000"), "{text:?}");
         }
     }
 

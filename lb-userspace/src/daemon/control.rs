@@ -31,6 +31,7 @@ use crate::{
     },
 };
 
+mod admin;
 mod drains;
 
 /// What every request needs.
@@ -116,6 +117,9 @@ pub fn router(control: Control) -> Router {
         .route("/v1/drains", get(drains::list).post(drains::drain_all))
         .route("/v1/drains/{id}", get(drains::one))
         .route("/v1/undrain", post(drains::undrain))
+        .route("/v1/weight", post(admin::weight))
+        .route("/v1/maintenance", post(admin::maintenance))
+        .route("/v1/activate", post(admin::activate))
         .route("/v1/remove", post(remove))
         .route("/v1/add", post(add))
         .route("/v1/switch", post(switch))

@@ -14,10 +14,18 @@ use super::{
 };
 
 pub use drains::{
-    DRAIN_MAX, Planned, Selection, Terms, begin, drain, end, members, taken_back, undrain,
+    DRAIN_MAX, Planned, Seen, Selection, Terms, back, begin, drain, end, members, taken_back,
+    undrain,
 };
+pub use maintenance::{activate, maintain};
+pub use weights::weigh;
 
 mod drains;
+mod maintenance;
+mod weights;
+
+/// Largest weight of a backend.
+pub const WEIGHT_MAX: u32 = 1000;
 
 /// Result of a command.
 pub type Result<T> = std::result::Result<T, Refused>;
@@ -88,7 +96,7 @@ pub fn remove(
     let refuse = |why: String| Err(Refused::conflict(format!("remove {path}: {why}")));
     match &target.backend.admin {
         Admin::Active | Admin::Maintenance if !force => {
-            return refuse(format!("it is {}", target.backend.admin.name())).map_err(|refused| {
+            return refuse(format!("it is {}", target.backend.admin.words())).map_err(|refused| {
                 refused.hint(format!("`ebb drain {path} --wait` first, or use --force"))
             });
         }
@@ -205,12 +213,7 @@ fn check_new(
         ))
         .hint("choose another name"));
     }
-    if spec.weight > 1000 {
-        return Err(
-            Refused::invalid(format!("add {name}: weight {} is too large", spec.weight))
-                .hint("0 to 1000"),
-        );
-    }
+    check_weight(&format!("add {name}"), spec.weight)?;
     check_address(service, name, spec.address)?;
     check_server_id(service, name, spec)?;
     let taken = state.backends().find(|(_, other, _, backend)| {
@@ -231,6 +234,14 @@ fn check_new(
             Err(Refused::conflict(error).hint("a backend's answers must name one service"))
         }
     }
+}
+
+fn check_weight(what: &str, weight: u32) -> Result<()> {
+    if weight <= WEIGHT_MAX {
+        return Ok(());
+    }
+    let error = format!("{what}: weight {weight} is too large");
+    Err(Refused::invalid(error).hint(format!("0 to {WEIGHT_MAX}")))
 }
 
 /// Refuses a server id that another backend of the service goes by.
@@ -351,9 +362,12 @@ fn why_not(service: &Service, observed: &Observed, pool: &str) -> String {
     let reason = |(id, backend): (u32, &Backend)| {
         let health = health(service, observed, id);
         match &backend.admin {
+            Admin::Active if backend.weight() == 0 => {
+                Some(format!("{} has weight 0", backend.name))
+            }
             Admin::Active if health.is_up() => None,
             Admin::Active => Some(format!("{} is {}", backend.name, health.name())),
-            admin => Some(format!("{} is {}", backend.name, admin.name())),
+            admin => Some(format!("{} is {}", backend.name, admin.words())),
         }
     };
     let pool = service

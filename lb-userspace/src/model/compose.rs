@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    drain::{Admin, as_ms},
+    drain::as_ms,
     observed::{Health, Observed},
     spec::HealthSpec,
     state::{Backend, Composition, Op, Service, Share},
@@ -34,10 +34,7 @@ pub fn accepting<'a>(
     pool: &'a str,
 ) -> impl Iterator<Item = (u32, &'a Backend)> {
     service.live_backends().filter(move |(id, backend)| {
-        backend.pool == pool
-            && backend.admin == Admin::Active
-            && backend.spec.weight > 0
-            && health(service, observed, *id).is_up()
+        backend.pool == pool && backend.is_wanted() && health(service, observed, *id).is_up()
     })
 }
 
@@ -46,7 +43,7 @@ pub fn accepting<'a>(
 pub fn wanted(service: &Service, observed: &Observed) -> Composition {
     let share = |(id, backend): (u32, &Backend)| Share {
         backend: id,
-        weight: backend.spec.weight,
+        weight: backend.weight(),
     };
     let up: Composition = accepting(service, observed, service.active_pool())
         .map(share)
@@ -58,16 +55,11 @@ pub fn wanted(service: &Service, observed: &Observed) -> Composition {
     if !up.is_empty() {
         return up;
     }
-    let still_wanted = |share: &&Share| {
-        let backend = service.backends.get(&share.backend);
-        backend.is_some_and(|backend| backend.admin == Admin::Active)
+    let still_wanted = |last: &Share| {
+        let backend = service.backends.get(&last.backend)?;
+        backend.is_wanted().then(|| share((last.backend, backend)))
     };
-    service
-        .current
-        .iter()
-        .filter(still_wanted)
-        .copied()
-        .collect()
+    service.current.iter().filter_map(still_wanted).collect()
 }
 
 /// Whether a service that has never had a composition should go on waiting for verdicts and next hops.
@@ -78,7 +70,7 @@ fn waits(service: &Service, observed: &Observed, now_ms: u64) -> bool {
     let pool = service.active_pool();
     let mut candidates = service
         .live_backends()
-        .filter(|(_, backend)| backend.pool == pool && backend.admin == Admin::Active);
+        .filter(|(_, backend)| backend.pool == pool && backend.is_wanted());
     candidates.any(|(id, backend)| {
         let health = health(service, observed, id);
         let no_way = observed.hop(&backend.spec.address).is_none();

@@ -2,7 +2,8 @@
 //!
 //! A backend is dead once so many probes of its liveness check in a row met silence (see [`super::health`]). Silence may
 //! also be this node's own: with its way to the backends broken it hears nobody. So flows are cut only while somebody
-//! else who takes new flows is not dead, and never those of a backend that takes new flows itself for want of a better.
+//! else who takes new flows is not dead, and never those of a backend that takes new flows itself for want of a better, or
+//! that an operator has put into maintenance.
 
 use lb_common::abi::backend_flags;
 
@@ -21,8 +22,14 @@ pub fn has_died(service: &Service, observed: &Observed, backend: u32) -> bool {
         let mut others = service.current.iter();
         others.any(|share| !is_dead(share.backend))
     };
+    // Somebody works on it: that it is silent is no news, and its flows may outlive that.
+    let maintained = || {
+        let backend = service.backends.get(&backend);
+        backend.is_some_and(|backend| backend.admin == Admin::Maintenance)
+    };
     service.spec.on_death != OnDeath::Leave
         && is_dead(backend)
+        && !maintained()
         && !takes_flows(backend)
         && others_live()
 }

@@ -111,6 +111,9 @@ pub struct Draining {
     pub progress: Progress,
     /// Set once its deadline has passed and its flows are being cut.
     pub cutting: Option<Cutting>,
+    /// Its backend was in maintenance before, and is again when the drain is taken back.
+    #[serde(default)]
+    pub maintained: bool,
 }
 
 /// What has been seen of a drain's flows so far.
@@ -161,6 +164,9 @@ pub struct Drained {
     pub ended_ms: u64,
     /// Whether flows were left to go on. If not, the backend's id means nobody any more.
     pub flows_go_on: bool,
+    /// As of [`Draining`].
+    #[serde(default)]
+    pub maintained: bool,
 }
 
 /// Why a drain ended.
@@ -519,10 +525,11 @@ impl Admin {
             (_, Change::Remove) => Self::Removed,
             (_, Change::Activate) => Self::Active,
             (_, Change::Maintain) => Self::Maintenance,
-            (Self::Active | Self::Drained(_) | Self::Maintenance, Change::Drain(new)) => {
-                Self::Draining(Box::new(new))
-            }
             (Self::Draining(drain), change) => drain.transition(change),
+            (state, Change::Drain(new)) => Self::Draining(Box::new(Draining {
+                maintained: state.is_maintained(),
+                ..new
+            })),
             (Self::Drained(drained), Change::Adopt(by)) => Self::Drained(Drained { by, ..drained }),
             (state @ (Self::Active | Self::Maintenance), Change::Adopt(_)) => state,
             (
@@ -540,6 +547,24 @@ impl Admin {
             Self::Drained(_) => "drained",
             Self::Maintenance => "maintenance",
             Self::Removed => "removed",
+        }
+    }
+
+    /// For people, after "it is".
+    pub const fn words(&self) -> &'static str {
+        match self {
+            Self::Maintenance => "in maintenance",
+            other => other.name(),
+        }
+    }
+
+    /// Whether it is in maintenance, or was before its drain.
+    pub const fn is_maintained(&self) -> bool {
+        match self {
+            Self::Maintenance => true,
+            Self::Draining(drain) => drain.maintained,
+            Self::Drained(drained) => drained.maintained,
+            Self::Active | Self::Removed => false,
         }
     }
 
@@ -594,6 +619,7 @@ mod tests {
             at_start: Some(10),
             progress: Progress::default(),
             cutting: None,
+            maintained: false,
         }
     }
 
@@ -761,6 +787,32 @@ mod tests {
         assert_ne!(
             step(&drain, closed, IDLE, now_ms + as_ms(LINGER)),
             Step::Wait
+        );
+    }
+
+    #[test]
+    fn a_drain_remembers_maintenance() {
+        let begin = |before: Admin| before.transition(Change::Drain(drain(OnDeadline::Reset)));
+        let ended = |draining: Admin| {
+            let maintained = draining.is_maintained();
+            draining.transition(Change::End(Drained {
+                id: 1,
+                by: By::Operator,
+                reason: Reason::Empty,
+                ended_ms: 2_000,
+                flows_go_on: false,
+                maintained,
+            }))
+        };
+        assert!(!begin(Admin::Active).is_maintained());
+        assert!(begin(Admin::Maintenance).is_maintained());
+        // Other terms of the same drain.
+        assert!(begin(begin(Admin::Maintenance)).is_maintained());
+        assert!(begin(ended(begin(Admin::Maintenance))).is_maintained());
+        assert!(
+            !begin(Admin::Maintenance)
+                .transition(Change::Activate)
+                .is_maintained()
         );
     }
 

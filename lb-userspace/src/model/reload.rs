@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    command::{Result, Target, Terms, begin, check_address, free_backend_ids, taken_back},
+    command::{Result, Target, Terms, back, begin, check_address, free_backend_ids, taken_back},
     drain::{Admin, By},
     refused::Refused,
     spec::{BackendSpec, Capacity, OutOfOrder, ServiceSpec, Spec},
@@ -318,32 +318,44 @@ fn keep_backend(
             spec,
             origin: Origin::Config,
         };
+        let by_hand = match backend.hand_weight {
+            Some(weight) => format!(" ({weight}, set by hand, stays)"),
+            None => String::new(),
+        };
         changes.push(
             op,
             format!(
-                "change backend {service}/{name}: weight {} to {}",
+                "change backend {service}/{name}: weight {} to {}{by_hand}",
                 backend.spec.weight, spec.weight
             ),
         );
     }
     if backend.leaving {
-        // It has come back. The drain was the configuration's, so it is taken back with it.
-        let op = Op::Activated {
-            service: service.to_owned(),
-            backend: id,
-            ended: taken_back(
-                &Target {
-                    name: service,
-                    service: old,
-                    id,
-                    backend,
-                },
-                now_ms,
-            ),
+        let target = Target {
+            name: service,
+            service: old,
+            id,
+            backend,
         };
-        changes.push(op, format!("undrain backend {service}/{name}"));
+        return_to(&target, now_ms, changes);
     }
     Ok(())
+}
+
+/// It has come back. Where the drain was the configuration's, it is taken back with it; whoever else asked for one has not
+/// changed his mind.
+fn return_to(target: &Target, now_ms: u64, changes: &mut Changes) {
+    if target.backend.admin.drained_by() == Some(By::Configuration) {
+        let op = back(target, taken_back(target, now_ms));
+        changes.push(op, format!("undrain backend {}", target.path()));
+    } else {
+        let op = Op::Leaving {
+            service: target.name.to_owned(),
+            backend: target.id,
+            leaving: false,
+        };
+        changes.push(op, format!("keep backend {}", target.path()));
+    }
 }
 
 fn check_same(name: &str, old: &Service, new: &ServiceSpec) -> Result<()> {

@@ -202,7 +202,7 @@ pub fn due(state: &State, observed: &Observed) -> Due {
 /// Whether it is one of those that `min_available` counts.
 fn takes_flows(service: &Service, observed: &Observed, id: u32, backend: &Backend) -> bool {
     backend.pool == service.active_pool()
-        && backend.spec.weight > 0
+        && backend.weight() > 0
         && compose::health(service, observed, id).is_up()
 }
 

@@ -82,6 +82,9 @@ pub struct Backend {
     pub pool: String,
     /// Address and weight.
     pub spec: BackendSpec,
+    /// The weight that was set by hand, in place of the one above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hand_weight: Option<u32>,
     /// Where it came from.
     pub origin: Origin,
     /// What the operator wants of it.
@@ -162,6 +165,12 @@ pub enum Op {
         spec: BackendSpec,
         origin: Origin,
     },
+    /// A weight is set by hand; `None`: the one that it came with holds again.
+    Weighted {
+        service: String,
+        backend: u32,
+        weight: Option<u32>,
+    },
     /// Whether a backend is to be removed once drained.
     Leaving {
         service: String,
@@ -202,6 +211,12 @@ pub enum Op {
     },
     /// A backend is active again; with the end of the drain that it was in.
     Activated {
+        service: String,
+        backend: u32,
+        ended: Option<Box<Ended>>,
+    },
+    /// A backend is put aside; with the end of the drain that it was in.
+    Maintained {
         service: String,
         backend: u32,
         ended: Option<Box<Ended>>,
@@ -288,7 +303,7 @@ impl State {
                 self.keep(ended);
                 self.apply_inside(op);
             }
-            Op::Activated { ended, .. } => {
+            Op::Activated { ended, .. } | Op::Maintained { ended, .. } => {
                 if let Some(ended) = ended {
                     self.keep(ended);
                 }
@@ -296,6 +311,7 @@ impl State {
             }
             Op::BackendAdded { .. }
             | Op::BackendChanged { .. }
+            | Op::Weighted { .. }
             | Op::Leaving { .. }
             | Op::DrainCounted { .. }
             | Op::DrainProgress { .. }
@@ -398,6 +414,7 @@ impl Op {
             Self::ServiceRemoved { service }
             | Self::BackendAdded { service, .. }
             | Self::BackendChanged { service, .. }
+            | Self::Weighted { service, .. }
             | Self::Leaving { service, .. }
             | Self::Drain { service, .. }
             | Self::DrainCounted { service, .. }
@@ -407,6 +424,7 @@ impl Op {
             | Self::DrainAdopted { service, .. }
             | Self::Overruled { service, .. }
             | Self::Activated { service, .. }
+            | Self::Maintained { service, .. }
             | Self::BackendRemoved { service, .. }
             | Self::BackendForgotten { service, .. }
             | Self::Switched { service, .. }
@@ -456,6 +474,9 @@ impl Service {
                 b.spec = *spec;
                 b.origin = *origin;
             }),
+            Op::Weighted {
+                backend, weight, ..
+            } => self.edit(*backend, |b| b.hand_weight = *weight),
             Op::Leaving {
                 backend, leaving, ..
             } => self.edit(*backend, |b| b.leaving = *leaving),
@@ -491,6 +512,10 @@ impl Service {
             } => self.edit(*backend, |b| b.overruled = *overruled),
             Op::Activated { backend, .. } => self.edit(*backend, |b| {
                 b.change(Change::Activate);
+                b.leaving = false;
+            }),
+            Op::Maintained { backend, .. } => self.edit(*backend, |b| {
+                b.change(Change::Maintain);
                 b.leaving = false;
             }),
             Op::BackendRemoved {
@@ -571,6 +596,7 @@ impl Backend {
             name: name.to_owned(),
             pool: pool.to_owned(),
             spec,
+            hand_weight: None,
             origin,
             admin: Admin::Active,
             leaving: false,
@@ -578,6 +604,16 @@ impl Backend {
             forgiven: Forgiven::default(),
             overruled: false,
         }
+    }
+
+    /// Its share relative to the others of its pool; with 0 it takes no new flows, as outside of the table.
+    pub fn weight(&self) -> u32 {
+        self.hand_weight.unwrap_or(self.spec.weight)
+    }
+
+    /// Whether new flows are meant for it, as far as the operator has a say.
+    pub fn is_wanted(&self) -> bool {
+        self.admin == Admin::Active && self.weight() > 0
     }
 
     fn change(&mut self, change: Change) {
@@ -608,6 +644,7 @@ mod tests {
             at_start: None,
             progress: Progress::default(),
             cutting: None,
+            maintained: false,
         };
         let receipt = drain.receipt(
             "web/b1".to_owned(),

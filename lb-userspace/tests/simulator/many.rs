@@ -144,6 +144,9 @@ fn ten_million_events() {
         sum.cut,
         sum.floods,
         sum.reloads,
+        sum.weights,
+        sum.maintained,
+        sum.activated,
         sum.found_between,
     ];
     assert!(

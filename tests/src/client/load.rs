@@ -71,6 +71,8 @@ impl LoadOptions {
 /// A long connection that is open.
 struct Held {
     backend: Arc<str>,
+    /// When the last question was asked that has been answered, ns of `CLOCK_MONOTONIC`.
+    answered_ns: u64,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -240,6 +242,15 @@ impl Load {
         self.wait(limit, |now| now.long.values().sum::<usize>() >= n)
     }
 
+    /// Waits until every long connection has asked something from now on, and has its answer. Whether one breaks meanwhile
+    /// makes no difference.
+    pub fn wait_answered(&self, limit: Duration) -> bool {
+        let at = clock::now_ns();
+        self.wait_state(limit, |state| {
+            state.held.values().all(|held| held.answered_ns >= at)
+        })
+    }
+
     /// Opens `n` more long connections at once.
     pub fn open_long(&self, n: usize) {
         for _ in 0..n {
@@ -392,6 +403,14 @@ impl Shared {
             long_connection(&shared, id).await;
             shared.change(|state| state.tasks -= 1);
         });
+    }
+
+    fn note_answer(&self, id: u64, asked_ns: u64) {
+        let mut state = self.lock();
+        state.now.frames += 1;
+        if let Some(held) = state.held.get_mut(&id) {
+            held.answered_ns = asked_ns;
+        }
     }
 
     fn note_flow(&self, flow: Flow) {
@@ -584,6 +603,7 @@ async fn long_exchange(shared: &Arc<Shared>, id: u64, seen: &mut Seen) -> Result
             id,
             Held {
                 backend,
+                answered_ns: 0,
                 close: Some(close),
             },
         );
@@ -595,10 +615,11 @@ async fn long_exchange(shared: &Arc<Shared>, id: u64, seen: &mut Seen) -> Result
             u64::from(least),
             u64::from(most).min(wire::PAYLOAD_MAX as u64),
         );
+        let asked_ns = clock::now_ns();
         connection
             .echo(u16::try_from(length).unwrap_or(u16::MAX))
             .await?;
-        shared.lock().now.frames += 1;
+        shared.note_answer(id, asked_ns);
         if shared.closing_all.load(Ordering::Relaxed) {
             break;
         }

@@ -69,7 +69,10 @@ impl Soak<'_> {
                 let then = if *reset { "reset" } else { "leave" };
                 format!("drain web/{name} --timeout {seconds}s --on-deadline {then}")
             }
-            Command::Undrain(name) => format!("undrain web/{name}"),
+            Command::Undrain(_)
+            | Command::Weight(..)
+            | Command::Maintenance(_)
+            | Command::Activate(_) => command.to_string(),
             Command::Remove(name) => format!("remove web/{name}"),
             Command::Add(name) => format!(
                 "add web/{}/{name} {}",

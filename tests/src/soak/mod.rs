@@ -177,7 +177,8 @@ impl Soak<'_> {
         let mut closed: BTreeSet<String> = BACKENDS.iter().map(|&name| name.to_owned()).collect();
         for backend in backends(&status) {
             let name = backend["name"].as_str().unwrap_or_default();
-            if backend["admin"] == "active" && plan::pool_of(name) == active {
+            let is_wanted = backend["admin"] == "active" && backend["weight"] != 0;
+            if is_wanted && plan::pool_of(name) == active {
                 closed.remove(name);
             }
         }
@@ -223,6 +224,7 @@ fn view(status: &Value) -> Result<View> {
             name,
             Backend {
                 admin: backend["admin"].as_str().context("admin")?.to_owned(),
+                weight: backend["weight"].as_u64().context("weight")?,
                 is_up: backend["health"] == "up",
                 flows: backend["flows"].as_u64().unwrap_or(0),
             },

@@ -9,10 +9,19 @@ use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 pub struct Backend {
     /// `active`, `draining`, `drained`...
     pub admin: String,
+    /// Its weight.
+    pub weight: u64,
     /// It is healthy.
     pub is_up: bool,
     /// Flows it has.
     pub flows: u64,
+}
+
+impl Backend {
+    /// New connections may go to it, if its pool takes them and it is up.
+    pub fn is_wanted(&self) -> bool {
+        self.admin == "active" && self.weight > 0
+    }
 }
 
 /// All that a choice is made from.
@@ -42,6 +51,12 @@ pub enum Command {
     Drain(String, u64, bool, u8),
     /// `undrain`.
     Undrain(String),
+    /// `weight`, or `default`.
+    Weight(String, Option<u64>),
+    /// `maintenance`.
+    Maintenance(String),
+    /// `activate`.
+    Activate(String),
     /// `remove`.
     Remove(String),
     /// `add`.
@@ -89,6 +104,9 @@ impl Command {
         match self {
             Self::Drain(..) => "drain",
             Self::Undrain(_) => "undrain",
+            Self::Weight(..) => "weight",
+            Self::Maintenance(_) => "maintenance",
+            Self::Activate(_) => "activate",
             Self::Remove(_) => "remove",
             Self::Add(_) => "add",
             Self::Switch(_) => "switch",
@@ -120,6 +138,10 @@ impl fmt::Display for Command {
                 )
             }
             Self::Undrain(name) => write!(f, "undrain web/{name}"),
+            Self::Weight(name, Some(weight)) => write!(f, "weight web/{name} {weight}"),
+            Self::Weight(name, None) => write!(f, "weight web/{name} default"),
+            Self::Maintenance(name) => write!(f, "maintenance web/{name}"),
+            Self::Activate(name) => write!(f, "activate web/{name}"),
             Self::Remove(name) => write!(f, "remove web/{name}"),
             Self::Add(name) => write!(f, "add web/{}/{name}", pool_of(name)),
             Self::Switch(pool) => write!(f, "switch web {pool}"),
@@ -166,7 +188,7 @@ pub fn next(view: &View, lose_tables: bool, random: &mut SmallRng) -> Step {
 /// Backends that would still take new flows in `pool` without `name`.
 fn others(view: &View, pool: &str, name: &str) -> usize {
     let fits = |(other, backend): &(&String, &Backend)| {
-        pool_of(other) == pool && *other != name && backend.admin == "active" && backend.is_up
+        pool_of(other) == pool && *other != name && backend.is_wanted() && backend.is_up
     };
     view.backends.iter().filter(fits).count()
 }
@@ -183,7 +205,7 @@ fn commands(view: &View, random: &mut SmallRng) -> Vec<Command> {
             .collect()
     };
     for _ in 0..3 {
-        if let Some(name) = with_admin(&["active"]).choose(random) {
+        if let Some(name) = with_admin(&["active", "maintenance"]).choose(random) {
             // Of the pool in the background all may go, but somebody must be there for a switch.
             if others(view, pool_of(name), name) > 0 {
                 possible.push(Command::Drain(
@@ -198,6 +220,7 @@ fn commands(view: &View, random: &mut SmallRng) -> Vec<Command> {
     if let Some(name) = with_admin(&["draining", "drained"]).choose(random) {
         possible.push(Command::Undrain((*name).clone()));
     }
+    possible.extend(by_hand(view, random));
     let empty: Vec<_> = with_admin(&["drained"])
         .into_iter()
         .filter(|name| {
@@ -223,6 +246,31 @@ fn commands(view: &View, random: &mut SmallRng) -> Vec<Command> {
     // A file read again brings back what was removed by hand, which is another change than this.
     if view.removed.is_empty() {
         possible.push(Command::Reload);
+    }
+    possible
+}
+
+/// A weight, maintenance and its end.
+fn by_hand(view: &View, random: &mut SmallRng) -> Vec<Command> {
+    let mut possible = Vec::new();
+    let names: Vec<&String> = view.backends.keys().collect();
+    if let Some(name) = names.choose(random) {
+        let weight = [None, Some(0), Some(1), Some(3), Some(10)][random.random_range(0..5)];
+        // As with drains somebody must be left.
+        if weight != Some(0) || others(view, pool_of(name), name) > 0 {
+            possible.push(Command::Weight((*name).clone(), weight));
+        }
+    }
+    if let Some(name) = names.choose(random)
+        && others(view, pool_of(name), name) > 0
+    {
+        possible.push(Command::Maintenance((*name).clone()));
+    }
+    let aside = view.backends.iter();
+    let aside = aside.filter(|(_, backend)| backend.admin != "active");
+    let aside: Vec<&String> = aside.map(|(name, _)| name).collect();
+    if let Some(name) = aside.choose(random) {
+        possible.push(Command::Activate((*name).clone()));
     }
     possible
 }
@@ -255,6 +303,7 @@ mod tests {
     fn view(of: &[(&str, &str)]) -> View {
         let backend = |admin: &str| Backend {
             admin: admin.to_owned(),
+            weight: 1,
             is_up: true,
             flows: 0,
         };
@@ -292,7 +341,13 @@ mod tests {
         for _ in 0..2000 {
             let step = next(&view, true, &mut random);
             let hurts = match &step {
-                Step::Command(Command::Drain(..) | Command::Switch(_), _) => true,
+                Step::Command(Command::Switch(_), _) => true,
+                Step::Command(
+                    Command::Drain(name, ..)
+                    | Command::Weight(name, Some(0))
+                    | Command::Maintenance(name),
+                    _,
+                ) => name == "b1" || name == "g1",
                 Step::Fault(Fault::ServerKilled(name, _) | Fault::Unready(name, _)) => name == "b1",
                 _ => false,
             };

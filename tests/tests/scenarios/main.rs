@@ -36,3 +36,4 @@ mod truth;
 mod tunnel;
 mod upgrade;
 mod vlan;
+mod weights;

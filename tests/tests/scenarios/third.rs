@@ -19,7 +19,7 @@ const BACKENDS: [&str; 4] = ["b1", "b2", "b3", "b4"];
 const IDLE: &str = "idle_timeout = \"20s\"";
 /// In `nat` each backend that is asked costs a retransmission, and each waits twice as long as the one before; who is met by
 /// one loss after the other waits longest.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Long flows from before, and those that each change adds.
 const BEFORE: usize = 120;
 const MORE: usize = 80;
@@ -91,7 +91,7 @@ fn survive(scene: &Scene, name: &str, changes: &[Change], by: &str) -> Result<()
 }
 
 /// How many of those begun before, during the first change and so on broke.
-fn tell(name: &str, moments: &[u64], report: &Report, gone: (u32, u32)) {
+pub(super) fn tell(name: &str, moments: &[u64], report: &Report, gone: (u32, u32)) {
     let ends = moments[1..].iter().copied().chain([u64::MAX]);
     let periods = moments.iter().copied().zip(ends);
     let words = periods.enumerate().map(|(number, (from, to))| {

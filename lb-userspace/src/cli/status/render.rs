@@ -185,6 +185,12 @@ fn says(says: &BackendSays) -> Vec<String> {
 /// What a row has no room for.
 fn notes(backend: &BackendStatus, now_ms: u64) -> Vec<String> {
     let mut notes = Vec::new();
+    if let Some(configured) = backend.configured_weight {
+        notes.push(format!(
+            "weight {} set by hand, {configured} otherwise",
+            backend.weight
+        ));
+    }
     if let Some(drain) = &backend.drain
         && drain.receipt.is_none()
     {
@@ -249,6 +255,7 @@ mod tests {
             health_reason: None,
             accepting: true,
             weight: 1,
+            configured_weight: None,
             flows: 12,
             flows_listed: 0,
             packets,
@@ -355,6 +362,7 @@ mod tests {
         let mut down = backend("b2", 2, 0);
         down.health = "down".to_owned();
         down.health_reason = Some("connection refused".to_owned());
+        (down.weight, down.configured_weight) = (5, Some(1));
         let mut service = service(vec![draining, down]);
         service.changing = true;
         service.slots_moved = 100;
@@ -366,6 +374,7 @@ mod tests {
         for part in [
             "changing: 100 of 65536 slots moved, 9 with flows elsewhere",
             "\n  b1: draining, 12 flows left, deadline in 5m 0s, then the rest goes on",
+            "\n  b2: weight 5 set by hand, 1 otherwise",
             "\n  b2: down, connection refused",
             "\n  not delivered: 1.20k drop_no_backend\n",
             "\n  warning: careful",

@@ -161,8 +161,6 @@ impl Engine {
     pub fn undrain_all(&mut self, selection: &Selection, by: By, now_ms: u64) -> Result<String> {
         let words = selection.words();
         // Refused before anything is looked at.
-        let unseen =
-            |_: &Target, drain: &Draining| (drain.clone(), Sight::default(), Ages::default());
         let planned = command::undrain(&self.state, selection, by, &unseen, now_ms)?;
         if planned.ops.is_empty() {
             return Ok(planned.kept.join("; "));
@@ -177,24 +175,14 @@ impl Engine {
                 .collect();
             planned.ops.extend(overruled);
         }
-        let state = &self.state;
-        let paths: Vec<String> = planned
-            .backends
-            .iter()
-            .filter_map(|(service, id)| {
-                let backend = state.services.get(service)?.backends.get(id)?;
-                Some(format!("{service}/{}", backend.name))
-            })
-            .collect();
         self.carry_out(&format!("undrain {words}"), planned.ops, now_ms)?;
-        let are = if paths.len() == 1 { "is" } else { "are" };
         let mut told = planned.kept;
-        told.insert(0, format!("{} {are} active", paths.join(", ")));
+        told.insert(0, self.are(&planned.backends));
         Ok(told.join("; "))
     }
 
     /// What the last look knows of a draining backend.
-    fn seen(&self, target: &Target, drain: &Draining) -> (Draining, Sight, Ages) {
+    pub(super) fn seen(&self, target: &Target, drain: &Draining) -> (Draining, Sight, Ages) {
         let progress = self.progress(drain);
         let sight = self.sight(target.service, target.id, target.backend);
         let drain = Draining {
@@ -308,7 +296,7 @@ impl Engine {
             .hint("restart ebb to change them; forwarding goes on meanwhile"))
     }
 
-    fn carry_out(&mut self, what: &str, ops: Vec<Op>, now_ms: u64) -> Result<()> {
+    pub(super) fn carry_out(&mut self, what: &str, ops: Vec<Op>, now_ms: u64) -> Result<()> {
         self.commit(ops, now_ms)
             .map_err(|fault| failed(what, &fault))
     }
@@ -441,7 +429,12 @@ pub struct ProbeTarget {
     pub health: Arc<crate::model::spec::HealthSpec>,
 }
 
-fn failed(what: &str, fault: &Fault) -> Refused {
+/// Nothing has been looked at yet.
+pub(super) fn unseen(_: &Target, drain: &Draining) -> (Draining, Sight, Ages) {
+    (drain.clone(), Sight::default(), Ages::default())
+}
+
+pub(super) fn failed(what: &str, fault: &Fault) -> Refused {
     let hint = match fault {
         Fault::Journal(_) => "nothing has changed; make room on the disk of the state directory",
         Fault::Maps(_) => "it is written down and tried again until it succeeds; see `ebb status`",

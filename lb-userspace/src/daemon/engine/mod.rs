@@ -2,6 +2,7 @@
 //!
 //! Everything here runs to its end when called; time is an argument. The loop around it is in [`super::core`].
 
+mod admin;
 pub mod commands;
 mod doubt;
 mod drain_views;

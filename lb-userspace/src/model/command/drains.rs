@@ -109,7 +109,7 @@ pub fn drain(
         }
     }
     if !terms.force {
-        problems.extend(too_few(&targets, observed));
+        problems.extend(too_few("drain", &targets, observed));
     }
     all_of(problems).map(|()| planned)
 }
@@ -167,7 +167,7 @@ fn adopted(target: &Target, by: By) -> Op {
 
 /// Finds a selection's backends, each once; of a pool those that are `wanted`. `words`: the command, and what is said
 /// of a pool without any.
-fn select<'a>(
+pub(super) fn select<'a>(
     state: &'a State,
     selection: &Selection,
     words: (&str, &str),
@@ -237,7 +237,7 @@ pub fn members<'a>(state: &'a State, pool: &str) -> Result<Vec<Target<'a>>> {
 }
 
 /// One refusal out of all reasons.
-fn all_of(mut problems: Vec<Refused>) -> Result<()> {
+pub(super) fn all_of(mut problems: Vec<Refused>) -> Result<()> {
     if problems.len() < 2 {
         return problems.pop().map_or(Ok(()), Err);
     }
@@ -279,12 +279,15 @@ pub fn begin(state: &State, target: &Target, terms: Terms, now_ms: u64) -> Op {
             at_start: None,
             progress: Progress::default(),
             cutting: None,
+            // Known to whoever carries it out.
+            maintained: false,
         },
     }
 }
 
-/// Refuses what would leave too few backends for new flows, service by service, all of its targets together.
-fn too_few(targets: &[Target], observed: &Observed) -> Vec<Refused> {
+/// Refuses what would leave too few backends for new flows, service by service, all of its targets together. `command`:
+/// what takes the new flows from them.
+pub(super) fn too_few(command: &str, targets: &[Target], observed: &Observed) -> Vec<Refused> {
     let mut services: BTreeMap<&str, (&Service, Vec<&Target>)> = BTreeMap::new();
     for target in targets {
         let (_, of_it) = services
@@ -294,11 +297,16 @@ fn too_few(targets: &[Target], observed: &Observed) -> Vec<Refused> {
     }
     services
         .into_values()
-        .filter_map(|(service, targets)| too_few_of(service, &targets, observed))
+        .filter_map(|(service, targets)| too_few_of(command, service, &targets, observed))
         .collect()
 }
 
-fn too_few_of(service: &Service, targets: &[&Target], observed: &Observed) -> Option<Refused> {
+fn too_few_of(
+    command: &str,
+    service: &Service,
+    targets: &[&Target],
+    observed: &Observed,
+) -> Option<Refused> {
     let pool = service.active_pool();
     let now: BTreeSet<u32> = accepting(service, observed, pool)
         .map(|(id, _)| id)
@@ -313,7 +321,7 @@ fn too_few_of(service: &Service, targets: &[&Target], observed: &Observed) -> Op
         return None;
     }
     let error = format!(
-        "drain {}: {rest} of {} accepting backends of pool {pool} would remain, min_available is {least}",
+        "{command} {}: {rest} of {} accepting backends of pool {pool} would remain, min_available is {least}",
         going.join(", "),
         now.len(),
     );
@@ -338,6 +346,7 @@ pub fn end(
             reason: end.reason,
             ended_ms: now_ms,
             flows_go_on: end.left > 0,
+            maintained: drain.maintained,
         },
         ended: Box::new(ended(target, drain, end, ages, now_ms)),
         forgiven,
@@ -363,24 +372,39 @@ fn ended(target: &Target, drain: &Draining, end: End, ages: &Ages, now_ms: u64) 
 pub fn taken_back(target: &Target, now_ms: u64) -> Option<Box<Ended>> {
     let drain = target.backend.admin.draining()?;
     let known = drain.at_start.unwrap_or(0);
-    let left = End {
-        left: known.saturating_sub(drain.progress.idle_expired),
-        ..End::of(Reason::Undrained)
-    };
+    let left = known.saturating_sub(drain.progress.idle_expired);
+    let end = undrained(drain, left, now_ms);
     Some(Box::new(ended(
         target,
         drain,
-        left,
+        end,
         &Ages::default(),
         now_ms,
     )))
+}
+
+/// The end of a drain that is taken back with so many flows open. Past its deadline those whose turn has come were cut.
+fn undrained(drain: &Draining, open: u64, now_ms: u64) -> End {
+    let at_deadline = drain.cutting.map_or(0, |cutting| cutting.left);
+    let cut = u128::from(at_deadline) * u128::from(drain.cut(now_ms)) / u128::from(u32::MAX);
+    let reset = cut as u64;
+    let left = match drain.cutting {
+        Some(_) => open.min(at_deadline - reset),
+        None => open,
+    };
+    End {
+        reset,
+        left,
+        ..End::of(Reason::Undrained)
+    }
 }
 
 /// What is known of a drain when it is taken back: the drain with its progress, its backend's flows, and the ages of
 /// those that are listed.
 pub type Seen<'a> = dyn Fn(&Target, &Draining) -> (Draining, Sight, Ages) + 'a;
 
-/// Takes the drains of a selection back, under way or ended. Of a pool, what is active already stays as it is.
+/// Takes the drains of a selection back, under way or ended. Who was in maintenance before is again. Of a pool, what is not
+/// drained stays as it is.
 ///
 /// Of a backend's own side (`by`), only drains that it asked for itself; what else there is stays and is no error, since
 /// it asks each time that its service begins.
@@ -391,7 +415,7 @@ pub fn undrain(
     seen: &Seen,
     now_ms: u64,
 ) -> Result<Planned> {
-    let wanted = |backend: &Backend| !matches!(backend.admin, Admin::Active);
+    let wanted = |backend: &Backend| backend.admin.drained_by().is_some();
     let none = "none of its backends is draining";
     let (targets, mut problems) = select(state, selection, ("undrain", none), wanted);
     let mut planned = Planned::default();
@@ -402,37 +426,63 @@ pub fn undrain(
             planned.kept.push(why);
             continue;
         }
-        let receipt = match &target.backend.admin {
-            Admin::Draining(drain) => {
-                let (drain, sight, ages) = seen(target, drain);
-                let left = End {
-                    left: sight.open(),
-                    ..End::of(Reason::Undrained)
-                };
-                Some(Box::new(ended(target, &drain, left, &ages, now_ms)))
-            }
-            Admin::Drained(_) | Admin::Maintenance => None,
-            Admin::Active | Admin::Removed => {
-                let error = format!("undrain {}: it is not draining", target.path());
-                problems.push(Refused::conflict(error));
-                continue;
-            }
-        };
+        if target.backend.admin.drained_by().is_none() {
+            problems.push(not_draining(target));
+            continue;
+        }
         planned.backends.push((target.name.to_owned(), target.id));
-        planned.ops.push(Op::Activated {
-            service: target.name.to_owned(),
-            backend: target.id,
-            ended: receipt,
-        });
+        planned
+            .ops
+            .push(back(target, seen_end(target, seen, now_ms)));
     }
     all_of(problems).map(|()| planned)
+}
+
+fn not_draining(target: &Target) -> Refused {
+    let path = target.path();
+    let refused = Refused::conflict(format!("undrain {path}: it is not draining"));
+    if target.backend.admin == Admin::Maintenance {
+        refused.hint(format!(
+            "it is in maintenance: `ebb activate {path}` puts it back to work"
+        ))
+    } else {
+        refused
+    }
+}
+
+/// A drain is taken back: what its backend was before it is again.
+pub fn back(target: &Target, ended: Option<Box<Ended>>) -> Op {
+    let (service, backend) = (target.name.to_owned(), target.id);
+    if target.backend.admin.is_maintained() {
+        Op::Maintained {
+            service,
+            backend,
+            ended,
+        }
+    } else {
+        Op::Activated {
+            service,
+            backend,
+            ended,
+        }
+    }
+}
+
+/// The end of a drain under way that a command takes back.
+pub(super) fn seen_end(target: &Target, seen: &Seen, now_ms: u64) -> Option<Box<Ended>> {
+    let (drain, sight, ages) = seen(target, target.backend.admin.draining()?);
+    let end = undrained(&drain, sight.open(), now_ms);
+    Some(Box::new(ended(target, &drain, end, &ages, now_ms)))
 }
 
 /// Why a backend's own side can not take its drain back; `None` where it can.
 fn stays(target: &Target) -> Option<String> {
     let path = target.path();
     match target.backend.admin.drained_by() {
-        None => Some(format!("{path} is {} already", target.backend.admin.name())),
+        None => Some(format!(
+            "{path} is {} already",
+            target.backend.admin.words()
+        )),
         Some(_) if target.backend.leaving => Some(format!(
             "{path} stays drained: it has left the configuration"
         )),
