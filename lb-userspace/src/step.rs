@@ -28,7 +28,7 @@ pub enum Step {
     LiveSlot,
     /// Wait until no packet in flight sees what was there before.
     Barrier,
-    /// Change an entry of the flow table or of the handshake table.
+    /// Change an entry of the flow table or of the handshake table, or note how many there are.
     Entry,
     /// Change a map by a system call.
     Call,

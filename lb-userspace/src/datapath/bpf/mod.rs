@@ -14,8 +14,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, ServiceRecord, Slot,
-        VlanDevice, jump,
+        BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, Known,
+        ServiceRecord, Slot, VlanDevice, jump,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     former::Formers,
@@ -271,7 +271,7 @@ impl BpfDatapath {
             clients: found.clients,
             flags: found.flags,
             vlans: found.vlans,
-            reserved: found.reserved,
+            known: found.known,
         };
         self.control.write_all(0, &control)
     }
@@ -867,6 +867,19 @@ impl Datapath for BpfDatapath {
 
     fn barrier(&mut self) -> Result<()> {
         self.barrier.wait()
+    }
+
+    fn known(&self) -> Result<Known> {
+        Ok(self.control.read(0)?.known)
+    }
+
+    fn note_known(&mut self, known: &Known) -> Result<()> {
+        let control = ControlRecord {
+            known: *known,
+            ..self.control.read(0)?
+        };
+        let first = std::mem::offset_of!(ControlRecord, known) / 8;
+        self.control.note(0, &control, first)
     }
 
     fn scan_while(
