@@ -1,4 +1,4 @@
-//! The steps in which the daemon changes what outlasts it: the journal and the maps. A test counts them, and has the daemon
+//! The steps in which the daemon changes what outlasts it: the journal, the maps, the programs. A test counts them, and has the daemon
 //! die at each in turn; elsewhere nobody counts, and a step costs one load.
 
 use std::sync::{
@@ -32,11 +32,17 @@ pub enum Step {
     Entry,
     /// Change a map by a system call.
     Call,
+    /// Have the kernel load a program.
+    Program,
+    /// Put a program into a place of the jump table.
+    Jump,
+    /// Make, pin, remove the link of an interface, or put a program into it.
+    Link,
 }
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::JournalWrite,
         Self::JournalSync,
         Self::Snapshot,
@@ -48,6 +54,9 @@ impl Step {
         Self::Barrier,
         Self::Entry,
         Self::Call,
+        Self::Program,
+        Self::Jump,
+        Self::Link,
     ];
 
     /// What [`Steps::taken`] calls it.
@@ -146,7 +155,7 @@ mod tests {
         for step in Step::ALL {
             steps.take(step);
         }
-        assert_eq!(steps.taken(), (11, Step::ALL.to_vec()));
+        assert_eq!(steps.taken(), (14, Step::ALL.to_vec()));
         steps.begin(3, false);
         steps.take(Step::Entry);
         steps.take(Step::Word);

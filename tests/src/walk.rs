@@ -191,6 +191,42 @@ impl Walk {
         Ok(())
     }
 
+    /// Walks the start of a daemon that has had a predecessor: it loads the program anew, fills the jump table and puts the program
+    /// in place of the one that runs.
+    ///
+    /// # Errors
+    /// As of [`Self::operation`].
+    pub fn start(&mut self, sample: Sample) -> Result<()> {
+        let reference = self.where_it_stands()?;
+        self.fate.load_anew(true);
+        self.fate.kill9()?;
+        self.fate.die_at(0, false);
+        self.fate.revive(&self.scene.ebb)?;
+        let (_, mut steps) = self.fate.taken();
+        for kind in [Step::Program, Step::Jump, Step::Link] {
+            ensure!(steps.contains(&kind), "a start without a step {kind:?}");
+        }
+        // What follows is what the daemon does at other times as well.
+        let linked = steps.iter().rposition(|step| *step == Step::Link);
+        steps.truncate(linked.map_or(0, |last| last + 1));
+        let count = steps.len() as u64;
+        let mut deaths = 0;
+        for at in choose(&steps, sample, &mut self.random) {
+            let what = || {
+                format!(
+                    "start: killed at step {at} of {count}, {:?}",
+                    steps.get(at - 1)
+                )
+            };
+            deaths += self.die_in_start(at, &reference).with_context(what)?;
+        }
+        self.fate.load_anew(false);
+        let steps = ("start", count, deaths);
+        eprintln!("{steps:?} after {:.0?}", self.began.elapsed());
+        self.sum.operations.push(steps);
+        Ok(())
+    }
+
     /// Everybody leaves; what came of it all.
     ///
     /// # Errors
@@ -260,13 +296,7 @@ impl Walk {
             return Ok(0);
         }
         let until_ms = unix_ms();
-        let answered = self.load.now().requests_ok + MEANWHILE;
-        let goes_on = self.load.wait(LIMIT, |now| now.requests_ok >= answered);
-        ensure!(
-            goes_on,
-            "no traffic while nobody is there: {:?}",
-            self.load.broken()
-        );
+        self.traffic_goes_on()?;
         self.fate.revive(&self.scene.ebb)?;
         let status = self.scene.ebb.status()?;
         let found = self.where_it_stands()?;
@@ -296,6 +326,37 @@ impl Walk {
         let closed_from = clock::now_ns();
         self.undo_from(operation, closed_from)?;
         Ok(1)
+    }
+
+    /// A start that loads the program, with a death at a step; whether it came.
+    fn die_in_start(&mut self, at: usize, reference: &End) -> Result<u64> {
+        self.fate.kill9()?;
+        self.fate.die_at(u32::try_from(at)?, false);
+        let died = self.fate.ends_again(&self.scene.ebb, AFTERMATH)?;
+        self.fate.die_at(0, true);
+        if !died {
+            return Ok(0);
+        }
+        self.traffic_goes_on()?;
+        self.fate.revive(&self.scene.ebb)?;
+        let end = self.where_it_stands()?;
+        ensure!(
+            end == *reference,
+            "it leads to {end:?} instead of {reference:?}"
+        );
+        Ok(1)
+    }
+
+    /// Requests are answered, whoever is there.
+    fn traffic_goes_on(&self) -> Result<()> {
+        let answered = self.load.now().requests_ok + MEANWHILE;
+        let goes_on = self.load.wait(LIMIT, |now| now.requests_ok >= answered);
+        ensure!(
+            goes_on,
+            "no traffic while nobody is there: {:?}",
+            self.load.broken()
+        );
+        Ok(())
     }
 
     /// Whether it dies before the operation is over, with what follows from it.

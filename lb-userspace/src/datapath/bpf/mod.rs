@@ -573,7 +573,7 @@ fn fill_jumps(ebpf: &mut Ebpf, instance: Instance) -> Result<()> {
         let fd = program(ebpf, name)?
             .fd()
             .map_err(|error| Error::Other(format!("program {name}: {}", chain(&error))))?;
-        step(Step::Call);
+        step(Step::Jump);
         jumps.set(*place, fd, 0).map_err(map_error)?;
     }
     Ok(())
