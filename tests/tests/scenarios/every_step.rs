@@ -66,7 +66,7 @@ fn many_steps_l2() -> Result<()> {
 
 /// The steps of a start that other operations do not have: programs, jump table, links.
 #[test]
-#[ignore = "takes some minutes; `--ignored` runs it"]
+#[ignore = "takes half an hour: each death loads the program twice; `--ignored` runs it"]
 fn every_start_l2() -> Result<()> {
     if !can_run() {
         return Ok(());
