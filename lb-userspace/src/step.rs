@@ -10,8 +10,10 @@ use std::sync::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Step {
+    /// Something of making the seed's file: make, write, sync, give it its name.
+    Seed = 1,
     /// Append a record to the journal.
-    JournalWrite = 1,
+    JournalWrite,
     /// Have the disk keep it.
     JournalSync,
     /// Something of the journal's replacement by a snapshot: make, write, sync, rename, sync the directory.
@@ -32,6 +34,8 @@ pub enum Step {
     Entry,
     /// Change a map by a system call.
     Call,
+    /// Make and pin the maps that are missing, or remove a pin of one.
+    Pin,
     /// Have the kernel load a program.
     Program,
     /// Put a program into a place of the jump table.
@@ -42,7 +46,8 @@ pub enum Step {
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
+        Self::Seed,
         Self::JournalWrite,
         Self::JournalSync,
         Self::Snapshot,
@@ -54,6 +59,7 @@ impl Step {
         Self::Barrier,
         Self::Entry,
         Self::Call,
+        Self::Pin,
         Self::Program,
         Self::Jump,
         Self::Link,
@@ -155,7 +161,7 @@ mod tests {
         for step in Step::ALL {
             steps.take(step);
         }
-        assert_eq!(steps.taken(), (14, Step::ALL.to_vec()));
+        assert_eq!(steps.taken(), (16, Step::ALL.to_vec()));
         steps.begin(3, false);
         steps.take(Step::Entry);
         steps.take(Step::Word);

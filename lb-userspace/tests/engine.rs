@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{IDLE, address, hop, service, spec};
 use lb_common::{
     Addr,
-    abi::{Slot, backend_flags},
+    abi::{Known, Slot, backend_flags},
     index::{kind, selector},
     steer::{Packet, tcp},
 };
@@ -905,6 +905,18 @@ fn a_drain_waits_for_flows_whose_entries_were_lost_before_a_restart() {
     // What this one has found is known to the next.
     let mut node = next_daemon(&node, node.fake.clone());
     waits_for_it(&mut node, b1, port, 4_000);
+}
+
+/// A daemon that died while it forgot the maps, or an ebb that noted nothing: what is missing may be missing since ever.
+#[test]
+fn a_drain_waits_where_nobody_has_noted_what_there_was() {
+    let (mut node, b1, port) = long_in_a_drain();
+    node.pass(100);
+    node.fake.forget_flows();
+    node.fake.reset_backend_stats(b1).unwrap();
+    node.fake.note_known(&Known::default()).unwrap();
+    let mut node = next_daemon(&node, node.fake.clone());
+    waits_for_it(&mut node, b1, port, 10_000);
 }
 
 /// Where nothing was lost, a drain ends after a restart as soon as it would have without.

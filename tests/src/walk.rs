@@ -1,6 +1,7 @@
 //! A daemon that is killed at each step of what it does: each journal record, each write to a map. After each death the next
 //! one must come to where the operation leads, or stand where it began; clients and servers see none of it.
 
+mod first;
 mod operations;
 
 use std::{
@@ -23,6 +24,7 @@ use crate::{
     scenario::{LIMIT, SHORT_AT_ONCE, Scene, Way, backends},
 };
 
+pub use first::first_start;
 pub use operations::{Goal, Operation, Request, all};
 
 /// Backends of both pools; `g3` comes and goes.
@@ -130,15 +132,7 @@ impl Walk {
     /// # Errors
     /// The lab, the daemon or the load does not start.
     pub fn new(way: Way, seed: u64) -> Result<Self> {
-        let (scene, fate) = Scene::mortal(way, &BACKENDS, |service| {
-            service.default_health = true;
-            service.more = "health = \"none\"\nidle_timeout = \"2s\"\n\
-                drain = { timeout = \"60s\", on_deadline = \"leave\" }"
-                .into();
-            for (_, members) in &mut service.pools {
-                members.retain(|name| name != "g3");
-            }
-        })?;
+        let (scene, fate) = scene(way)?;
         let options = LoadOptions {
             long: LONG,
             ramp: Duration::from_millis(300),
@@ -442,24 +436,41 @@ impl Walk {
     }
 
     fn where_it_stands(&self) -> Result<End> {
-        let status = self.scene.ebb.status()?;
-        Ok(End {
-            state: state(&status),
-            current: self.current()?,
-        })
+        where_it_stands(&self.scene)
     }
+}
 
-    /// Reads the table that packets see, of `web`.
-    fn current(&self) -> Result<Vec<u32>> {
-        let pinned = |name: &str| MapData::from_pin(self.scene.lab.pins().join("ebb").join(name));
-        let records: Array<_, [u64; 24]> = Array::try_from(Map::Array(pinned("SERVICES")?))?;
-        let table = records.get(&WEB, 0)?[0];
-        let (first, count) = ((table >> 32) as u32, table as u32);
-        let slots: Array<_, u64> = Array::try_from(Map::Array(pinned("SLOTS")?))?;
-        (first..first + count)
-            .map(|index| Ok(Slot(slots.get(&index, 0)?).current()))
-            .collect()
-    }
+/// The scene of all walks: a daemon whose lives are decided over.
+fn scene(way: Way) -> Result<(Scene, Fate)> {
+    Scene::mortal(way, &BACKENDS, |service| {
+        service.default_health = true;
+        service.more = "health = \"none\"\nidle_timeout = \"2s\"\n\
+            drain = { timeout = \"60s\", on_deadline = \"leave\" }"
+            .into();
+        for (_, members) in &mut service.pools {
+            members.retain(|name| name != "g3");
+        }
+    })
+}
+
+fn where_it_stands(scene: &Scene) -> Result<End> {
+    let status = scene.ebb.status()?;
+    Ok(End {
+        state: state(&status),
+        current: current(scene)?,
+    })
+}
+
+/// Reads the table that packets see, of `web`.
+fn current(scene: &Scene) -> Result<Vec<u32>> {
+    let pinned = |name: &str| MapData::from_pin(scene.lab.pins().join("ebb").join(name));
+    let records: Array<_, [u64; 24]> = Array::try_from(Map::Array(pinned("SERVICES")?))?;
+    let table = records.get(&WEB, 0)?[0];
+    let (first, count) = ((table >> 32) as u32, table as u32);
+    let slots: Array<_, u64> = Array::try_from(Map::Array(pinned("SLOTS")?))?;
+    (first..first + count)
+        .map(|index| Ok(Slot(slots.get(&index, 0)?).current()))
+        .collect()
 }
 
 /// What a status says that must not depend on deaths.

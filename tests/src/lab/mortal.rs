@@ -96,10 +96,9 @@ pub fn live(options: &NodeOptions, words: &Path) -> Result<()> {
         let child = match unsafe { fork() }? {
             ForkResult::Child => {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-                let datapath = match words.anew.load(Ordering::Relaxed) {
-                    0 => datapath,
-                    _ => assemble::load_node(options)?,
-                };
+                if words.anew.load(Ordering::Relaxed) != 0 {
+                    return assemble::run_node(options);
+                }
                 return assemble::run_loaded(options, datapath, Arc::new(SetClock(words)));
             }
             ForkResult::Parent { child } => child,

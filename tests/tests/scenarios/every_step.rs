@@ -3,7 +3,7 @@
 use anyhow::Result;
 use ebb_tests::{
     scenario::{Way, can_run},
-    walk::{Goal, Sample, Walk, all},
+    walk::{Goal, Sample, Walk, all, first_start},
 };
 
 const FEW: Sample = Sample {
@@ -62,6 +62,29 @@ fn many_steps_nat() -> Result<()> {
 #[ignore = "takes some minutes; `--ignored` runs it"]
 fn many_steps_l2() -> Result<()> {
     walk(Way::L2, MANY)
+}
+
+/// The very first start, which no packet depends on yet.
+fn first(sample: Sample) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let seed = ebb_tests::scenario::seed_of_commit();
+    let (steps, deaths) = first_start(Way::Nat, sample, seed)?;
+    eprintln!("first start: {steps} steps, killed at {deaths}: each time the next start was as one from nothing");
+    assert!(deaths > 0, "of {steps} steps");
+    Ok(())
+}
+
+#[test]
+fn a_first_start_nat() -> Result<()> {
+    first(Sample { at_most: 1, ..FEW })
+}
+
+#[test]
+#[ignore = "takes many minutes: each death loads the program twice; `--ignored` runs it"]
+fn many_first_starts_nat() -> Result<()> {
+    first(MANY)
 }
 
 /// The steps of a start that other operations do not have: programs, jump table, links.

@@ -157,16 +157,11 @@ impl Engine {
         self.losses = Losses::recall(&self.datapath.known()?, now_ms);
         let mut services = self.state.services.values();
         let has_run = services.any(|service| !service.current.is_empty());
-        let under_way = |service: &Service| service.is_draining() || service.is_changing();
         if !has_run {
             self.losses.begin();
-        } else if self.installed.tables.is_empty() {
+        } else if self.installed.tables.is_empty() || !self.losses.has_evidence() {
+            // Maps that are new, some of them at least, or of an ebb that noted nothing.
             self.losses.forgotten(now_ms);
-        } else if !self.losses.has_evidence()
-            && self.state.services.values().any(|found| under_way(found))
-        {
-            // Maps of an ebb that noted nothing.
-            self.losses.lost(now_ms);
         }
         self.note_losses();
         Ok(())

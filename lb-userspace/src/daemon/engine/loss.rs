@@ -57,15 +57,10 @@ impl Losses {
         };
     }
 
-    /// Some may have been lost.
-    pub const fn lost(&mut self, now_ms: u64) {
-        self.lost_ms = now_ms;
-    }
-
     /// The maps are new, and the state is not: flows may live that nothing was ever counted of.
     pub fn forgotten(&mut self, now_ms: u64) {
         self.begin();
-        self.lost(now_ms);
+        self.lost_ms = now_ms;
         self.counted_since_ms = now_ms;
     }
 
@@ -85,7 +80,7 @@ impl Losses {
         if missing <= before / MISSED_OF {
             return false;
         }
-        self.lost(now_ms);
+        self.lost_ms = now_ms;
         true
     }
 

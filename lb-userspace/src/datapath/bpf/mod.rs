@@ -465,7 +465,9 @@ pub fn remove_pins(pins: &Path) -> io::Result<()> {
     if !pins.exists() {
         return Ok(());
     }
+    pinned::forget_known(pins);
     for entry in fs::read_dir(pins)? {
+        step(Step::Pin);
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(pins)
@@ -546,6 +548,8 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
             .map_pin_path("JUMPS", options.pins.join(JUMPS_TRACING))
             .map_max_entries("TRACE_RING", TRACE_RING_BYTES);
     }
+    // It makes the maps that are missing, and pins each.
+    step(Step::Pin);
     let mut ebpf = loader
         .load(object)
         .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
