@@ -351,8 +351,24 @@ pub struct ControlRecord {
     pub flags: u32,
     /// How many VLAN devices the map `VLANS` lists.
     pub vlans: u32,
+    /// What the daemon knows of flows that were lost. It lies with what it is about, so that it outlives the daemon, and
+    /// ends with the maps.
+    pub known: Known,
+}
+
+/// [`ControlRecord::known`]: for the daemon alone, no program asks for it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    /// Entries of the flow table that the last look has left in use, plus one; 0 in maps that nobody has looked at.
+    pub entries: u32,
+    /// When entries were lost last, Unix seconds, rounded up; 0 for never.
+    pub lost_s: u32,
+    /// Since when openings and closes are counted, where flows may be older than that, Unix seconds, rounded up; 0 where
+    /// the counters know all.
+    pub counted_since_s: u32,
     /// Zero.
-    pub reserved: [u32; 4],
+    pub reserved: u32,
 }
 
 /// Bits of [`ControlRecord::flags`].
@@ -463,7 +479,8 @@ macro_rules! layout {
 layout! {
     ServiceRecord: size 192, table at 0, key at 8, vip at 88, port at 104, mode at 107, flags at 108, idle_ticks at 112, last_port at 124, affinity_mask at 128, tunnel_port at 144;
     BackendRecord: size 128, address at 0, ethernet at 16, ifindex at 28, flags at 32, port at 36, cut at 40, to_backend at 44, service at 52, vlan at 56, room at 58, outer at 60, tunnel_source at 64, tunnel_sum at 80;
-    ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20;
+    ControlRecord: size 64, index at 0, index_seed at 8, abi_version at 16, ticks_per_second at 20, known at 48;
+    Known: size 16, entries at 0, lost_s at 4, counted_since_s at 8;
     BackendStats: size 64, packets at 0, reply_bytes at 56;
     Allowance: size 16, tick at 0;
     TooBig: size 16, service at 0;

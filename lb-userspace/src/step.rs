@@ -1,4 +1,4 @@
-//! The steps in which the daemon changes what outlasts it: the journal and the maps. A test counts them, and has the daemon
+//! The steps in which the daemon changes what outlasts it: the journal, the maps, the programs. A test counts them, and has the daemon
 //! die at each in turn; elsewhere nobody counts, and a step costs one load.
 
 use std::sync::{
@@ -10,8 +10,10 @@ use std::sync::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Step {
+    /// Something of making the seed's file: make, write, sync, give it its name.
+    Seed = 1,
     /// Append a record to the journal.
-    JournalWrite = 1,
+    JournalWrite,
     /// Have the disk keep it.
     JournalSync,
     /// Something of the journal's replacement by a snapshot: make, write, sync, rename, sync the directory.
@@ -28,15 +30,24 @@ pub enum Step {
     LiveSlot,
     /// Wait until no packet in flight sees what was there before.
     Barrier,
-    /// Change an entry of the flow table or of the handshake table.
+    /// Change an entry of the flow table or of the handshake table, or note how many there are.
     Entry,
     /// Change a map by a system call.
     Call,
+    /// Make and pin the maps that are missing, or remove a pin of one.
+    Pin,
+    /// Have the kernel load a program.
+    Program,
+    /// Put a program into a place of the jump table.
+    Jump,
+    /// Make, pin, remove the link of an interface, or put a program into it.
+    Link,
 }
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
+        Self::Seed,
         Self::JournalWrite,
         Self::JournalSync,
         Self::Snapshot,
@@ -48,6 +59,10 @@ impl Step {
         Self::Barrier,
         Self::Entry,
         Self::Call,
+        Self::Pin,
+        Self::Program,
+        Self::Jump,
+        Self::Link,
     ];
 
     /// What [`Steps::taken`] calls it.
@@ -146,7 +161,7 @@ mod tests {
         for step in Step::ALL {
             steps.take(step);
         }
-        assert_eq!(steps.taken(), (11, Step::ALL.to_vec()));
+        assert_eq!(steps.taken(), (16, Step::ALL.to_vec()));
         steps.begin(3, false);
         steps.take(Step::Entry);
         steps.take(Step::Word);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{IDLE, address, hop, service, spec};
 use lb_common::{
     Addr,
-    abi::{Slot, backend_flags},
+    abi::{Known, Slot, backend_flags},
     index::{kind, selector},
     steer::{Packet, tcp},
 };
@@ -154,6 +154,18 @@ impl Node {
         self.engine.begin(self.now_ms).unwrap();
         self.ways();
         self.health_of_all(Health::Up);
+    }
+
+    /// An answer of a backend to [`Self::send`].
+    fn reply(&self, port: u16, backend: u32, flags: u8) {
+        let packet = Packet {
+            client: Addr::from_v4([10, 9, 0, 1]),
+            client_port: port.to_be(),
+            service_port: 80u16.to_be(),
+            flags,
+            sequence: 0,
+        };
+        self.fake.reply(self.web().id, &packet, backend);
     }
 
     fn send(&self, port: u16, flags: u8, sequence: u32) -> u32 {
@@ -1129,28 +1141,86 @@ fn a_drain_waits_for_flows_whose_entries_are_lost_to_be_seen_again() {
     waits_for_it(&mut node, b1, port, 3_000);
 }
 
-#[test]
-fn a_drain_waits_for_flows_that_new_maps_know_nothing_of() {
-    let (node, b1, port) = long_in_a_drain();
-    let fake = Fake::new(Sizes::default());
+/// Another daemon over these maps, with what the journal says.
+fn next_daemon(node: &Node, fake: Fake) -> Node {
     let engine = Engine::new(
         node.engine.state().clone(),
         spec([service("web", true)]),
         SEED,
         Box::new(fake.clone()),
         Box::new(NoLog),
-    )
-    .unwrap();
-    let now_ms = node.now_ms;
-    let mut node = Node {
-        engine,
+    );
+    let mut next = Node {
+        engine: engine.unwrap(),
         fake,
-        now_ms,
+        now_ms: node.now_ms,
     };
-    node.engine.begin(now_ms).unwrap();
-    node.ways();
-    node.health_of_all(Health::Up);
+    next.engine.begin(next.now_ms).unwrap();
+    next.ways();
+    next.health_of_all(Health::Up);
+    next
+}
+
+#[test]
+fn a_drain_waits_for_flows_that_new_maps_know_nothing_of() {
+    let (node, b1, port) = long_in_a_drain();
+    let mut node = next_daemon(&node, Fake::new(Sizes::default()));
     waits_for_it(&mut node, b1, port, 10_000);
+}
+
+#[test]
+fn that_the_maps_are_younger_than_the_state_is_known_after_another_restart() {
+    let (node, b1, port) = long_in_a_drain();
+    let mut node = next_daemon(&node, Fake::new(Sizes::default()));
+    for _ in 0..2 {
+        node.pass(300);
+        node = next_daemon(&node, node.fake.clone());
+    }
+    waits_for_it(&mut node, b1, port, 10_000);
+}
+
+#[test]
+fn a_drain_waits_for_flows_whose_entries_were_lost_before_a_restart() {
+    let (mut node, b1, port) = long_in_a_drain();
+    node.pass(100);
+    node.fake.forget_flows();
+    // Nobody has looked since.
+    let mut node = next_daemon(&node, node.fake.clone());
+    node.pass(500);
+    // What this one has found is known to the next.
+    let mut node = next_daemon(&node, node.fake.clone());
+    waits_for_it(&mut node, b1, port, 4_000);
+}
+
+/// A daemon that died while it forgot the maps, or an ebb that noted nothing: what is missing may be missing since ever.
+#[test]
+fn a_drain_waits_where_nobody_has_noted_what_there_was() {
+    let (mut node, b1, port) = long_in_a_drain();
+    node.pass(100);
+    node.fake.forget_flows();
+    node.fake.reset_backend_stats(b1).unwrap();
+    node.fake.note_known(&Known::default()).unwrap();
+    let mut node = next_daemon(&node, node.fake.clone());
+    waits_for_it(&mut node, b1, port, 10_000);
+}
+
+/// Where nothing was lost, a drain ends after a restart as soon as it would have without.
+#[test]
+fn a_restart_holds_up_no_drain() {
+    let ends_after = |restarts: bool| {
+        let (mut node, b1, port) = long_in_a_drain();
+        assert_eq!(node.send(port, tcp::FIN | tcp::ACK, 8), b1);
+        node.reply(port, b1, tcp::FIN | tcp::ACK);
+        let closed_ms = node.now_ms;
+        if restarts {
+            node = next_daemon(&node, node.fake.clone());
+        }
+        while is_draining(&node, b1) {
+            node.pass(100);
+        }
+        node.now_ms - closed_ms
+    };
+    assert_eq!(ends_after(true), ends_after(false));
 }
 
 fn as_ms(duration: Duration) -> u64 {

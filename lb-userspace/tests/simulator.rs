@@ -833,10 +833,7 @@ impl Simulator {
             self.counts.empty += u64::from(ended.reason == Reason::Empty);
         }
         self.receipts += ended.len();
-        // A daemon that begins anew does not know that entries were lost before.
-        if self.plan.loss_one_in.is_none() {
-            self.check_empty();
-        }
+        self.check_empty();
     }
 
     /// A drain that ended as `empty` has no flow left.

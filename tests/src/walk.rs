@@ -1,6 +1,7 @@
 //! A daemon that is killed at each step of what it does: each journal record, each write to a map. After each death the next
 //! one must come to where the operation leads, or stand where it began; clients and servers see none of it.
 
+mod first;
 mod operations;
 
 use std::{
@@ -23,6 +24,7 @@ use crate::{
     scenario::{LIMIT, SHORT_AT_ONCE, Scene, Way, backends},
 };
 
+pub use first::first_start;
 pub use operations::{Goal, Operation, Request, all};
 
 /// Backends of both pools; `g3` comes and goes.
@@ -130,15 +132,7 @@ impl Walk {
     /// # Errors
     /// The lab, the daemon or the load does not start.
     pub fn new(way: Way, seed: u64) -> Result<Self> {
-        let (scene, fate) = Scene::mortal(way, &BACKENDS, |service| {
-            service.default_health = true;
-            service.more = "health = \"none\"\nidle_timeout = \"2s\"\n\
-                drain = { timeout = \"60s\", on_deadline = \"leave\" }"
-                .into();
-            for (_, members) in &mut service.pools {
-                members.retain(|name| name != "g3");
-            }
-        })?;
+        let (scene, fate) = scene(way)?;
         let options = LoadOptions {
             long: LONG,
             ramp: Duration::from_millis(300),
@@ -186,6 +180,42 @@ impl Walk {
             deaths += self.die(operation, *at, &reference).with_context(what)?;
         }
         let steps = (operation.name, listed as u64, deaths);
+        eprintln!("{steps:?} after {:.0?}", self.began.elapsed());
+        self.sum.operations.push(steps);
+        Ok(())
+    }
+
+    /// Walks the start of a daemon that has had a predecessor: it loads the program anew, fills the jump table and puts the program
+    /// in place of the one that runs.
+    ///
+    /// # Errors
+    /// As of [`Self::operation`].
+    pub fn start(&mut self, sample: Sample) -> Result<()> {
+        let reference = self.where_it_stands()?;
+        self.fate.load_anew(true);
+        self.fate.kill9()?;
+        self.fate.die_at(0, false);
+        self.fate.revive(&self.scene.ebb)?;
+        let (_, mut steps) = self.fate.taken();
+        for kind in [Step::Program, Step::Jump, Step::Link] {
+            ensure!(steps.contains(&kind), "a start without a step {kind:?}");
+        }
+        // What follows is what the daemon does at other times as well.
+        let linked = steps.iter().rposition(|step| *step == Step::Link);
+        steps.truncate(linked.map_or(0, |last| last + 1));
+        let count = steps.len() as u64;
+        let mut deaths = 0;
+        for at in choose(&steps, sample, &mut self.random) {
+            let what = || {
+                format!(
+                    "start: killed at step {at} of {count}, {:?}",
+                    steps.get(at - 1)
+                )
+            };
+            deaths += self.die_in_start(at, &reference).with_context(what)?;
+        }
+        self.fate.load_anew(false);
+        let steps = ("start", count, deaths);
         eprintln!("{steps:?} after {:.0?}", self.began.elapsed());
         self.sum.operations.push(steps);
         Ok(())
@@ -260,13 +290,7 @@ impl Walk {
             return Ok(0);
         }
         let until_ms = unix_ms();
-        let answered = self.load.now().requests_ok + MEANWHILE;
-        let goes_on = self.load.wait(LIMIT, |now| now.requests_ok >= answered);
-        ensure!(
-            goes_on,
-            "no traffic while nobody is there: {:?}",
-            self.load.broken()
-        );
+        self.traffic_goes_on()?;
         self.fate.revive(&self.scene.ebb)?;
         let status = self.scene.ebb.status()?;
         let found = self.where_it_stands()?;
@@ -296,6 +320,37 @@ impl Walk {
         let closed_from = clock::now_ns();
         self.undo_from(operation, closed_from)?;
         Ok(1)
+    }
+
+    /// A start that loads the program, with a death at a step; whether it came.
+    fn die_in_start(&mut self, at: usize, reference: &End) -> Result<u64> {
+        self.fate.kill9()?;
+        self.fate.die_at(u32::try_from(at)?, false);
+        let died = self.fate.ends_again(&self.scene.ebb, AFTERMATH)?;
+        self.fate.die_at(0, true);
+        if !died {
+            return Ok(0);
+        }
+        self.traffic_goes_on()?;
+        self.fate.revive(&self.scene.ebb)?;
+        let end = self.where_it_stands()?;
+        ensure!(
+            end == *reference,
+            "it leads to {end:?} instead of {reference:?}"
+        );
+        Ok(1)
+    }
+
+    /// Requests are answered, whoever is there.
+    fn traffic_goes_on(&self) -> Result<()> {
+        let answered = self.load.now().requests_ok + MEANWHILE;
+        let goes_on = self.load.wait(LIMIT, |now| now.requests_ok >= answered);
+        ensure!(
+            goes_on,
+            "no traffic while nobody is there: {:?}",
+            self.load.broken()
+        );
+        Ok(())
     }
 
     /// Whether it dies before the operation is over, with what follows from it.
@@ -381,24 +436,41 @@ impl Walk {
     }
 
     fn where_it_stands(&self) -> Result<End> {
-        let status = self.scene.ebb.status()?;
-        Ok(End {
-            state: state(&status),
-            current: self.current()?,
-        })
+        where_it_stands(&self.scene)
     }
+}
 
-    /// Reads the table that packets see, of `web`.
-    fn current(&self) -> Result<Vec<u32>> {
-        let pinned = |name: &str| MapData::from_pin(self.scene.lab.pins().join("ebb").join(name));
-        let records: Array<_, [u64; 24]> = Array::try_from(Map::Array(pinned("SERVICES")?))?;
-        let table = records.get(&WEB, 0)?[0];
-        let (first, count) = ((table >> 32) as u32, table as u32);
-        let slots: Array<_, u64> = Array::try_from(Map::Array(pinned("SLOTS")?))?;
-        (first..first + count)
-            .map(|index| Ok(Slot(slots.get(&index, 0)?).current()))
-            .collect()
-    }
+/// The scene of all walks: a daemon whose lives are decided over.
+fn scene(way: Way) -> Result<(Scene, Fate)> {
+    Scene::mortal(way, &BACKENDS, |service| {
+        service.default_health = true;
+        service.more = "health = \"none\"\nidle_timeout = \"2s\"\n\
+            drain = { timeout = \"60s\", on_deadline = \"leave\" }"
+            .into();
+        for (_, members) in &mut service.pools {
+            members.retain(|name| name != "g3");
+        }
+    })
+}
+
+fn where_it_stands(scene: &Scene) -> Result<End> {
+    let status = scene.ebb.status()?;
+    Ok(End {
+        state: state(&status),
+        current: current(scene)?,
+    })
+}
+
+/// Reads the table that packets see, of `web`.
+fn current(scene: &Scene) -> Result<Vec<u32>> {
+    let pinned = |name: &str| MapData::from_pin(scene.lab.pins().join("ebb").join(name));
+    let records: Array<_, [u64; 24]> = Array::try_from(Map::Array(pinned("SERVICES")?))?;
+    let table = records.get(&WEB, 0)?[0];
+    let (first, count) = ((table >> 32) as u32, table as u32);
+    let slots: Array<_, u64> = Array::try_from(Map::Array(pinned("SLOTS")?))?;
+    (first..first + count)
+        .map(|index| Ok(Slot(slots.get(&index, 0)?).current()))
+        .collect()
 }
 
 /// What a status says that must not depend on deaths.

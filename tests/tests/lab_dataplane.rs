@@ -14,7 +14,7 @@ use ebb_tests::{
 };
 use lb_common::{
     Addr,
-    abi::{BackendRecord, ServiceRecord, Slot, backend_flags, mode},
+    abi::{BackendRecord, Known, ServiceRecord, Slot, backend_flags, mode},
     checksum,
     hash::HashKey,
     index::{IndexEntry, kind, selector},
@@ -181,7 +181,21 @@ fn carries(topology: Topology, mode: u8) -> Result<()> {
         "{packets} packets for {} frames",
         report.frames
     );
-    bpf::remove_pins(&lab.pins().join("ebb")).context("remove the pins")
+    forgets(&lab, datapath)
+}
+
+/// Whoever removes the maps takes back what was noted of them first: should he die on the way, some will be new.
+fn forgets(lab: &Lab, mut datapath: BpfDatapath) -> Result<()> {
+    let known = Known {
+        entries: 7,
+        lost_s: 8,
+        ..Known::default()
+    };
+    datapath.note_known(&known)?;
+    assert_eq!(datapath.known()?, known);
+    bpf::remove_pins(&lab.pins().join("ebb")).context("remove the pins")?;
+    assert_eq!(datapath.known()?, Known::default());
+    Ok(())
 }
 
 #[test]

@@ -29,7 +29,7 @@ const fn tool(name: &'static str, package: &'static str, needed_for: Purpose) ->
     }
 }
 
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 15] = [
     tool("ip", "iproute2", Purpose::Demo),
     tool("ethtool", "ethtool", Purpose::Demo),
     tool("nsenter", "util-linux", Purpose::Demo),
@@ -48,6 +48,8 @@ const TOOLS: [Tool; 13] = [
     tool("iperf3", "iperf3", Purpose::Test),
     tool("tcpdump", "tcpdump", Purpose::Test),
     tool("ping", "iputils-ping", Purpose::Test),
+    tool("systemd-nspawn", "systemd-container", Purpose::Test),
+    tool("mmdebstrap", "mmdebstrap", Purpose::Test),
 ];
 
 const NGINX: &str = "nginx";
@@ -161,7 +163,11 @@ mod tests {
         let names = |purpose| join(&missing(purpose, |_| false), |tool| tool.package);
         assert_eq!(names(Purpose::Demo), "iproute2 ethtool util-linux procps");
         assert!(names(Purpose::Test).starts_with(&names(Purpose::Demo)));
-        assert!(names(Purpose::Test).contains("nginx-light wrk iperf3 tcpdump iputils-ping"));
+        assert!(
+            names(Purpose::Test).contains(
+                "nginx-light wrk iperf3 tcpdump iputils-ping systemd-container mmdebstrap"
+            )
+        );
     }
 
     #[test]

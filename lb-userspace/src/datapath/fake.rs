@@ -11,7 +11,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendRecord, BackendStats, Explanation, ServiceRecord, Slot, backend_flags, cut_position,
+        BackendRecord, BackendStats, Explanation, Known, ServiceRecord, Slot, backend_flags,
+        cut_position,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     former::Formers,
@@ -100,6 +101,7 @@ struct Memory {
     /// A trace that is prepared, or runs.
     trace: Option<trace::Shown>,
     is_tracing: bool,
+    known: Known,
 }
 
 /// Which writes fail.
@@ -349,6 +351,7 @@ impl Fake {
             faults: Faults::None,
             trace: None,
             is_tracing: false,
+            known: Known::default(),
         })))
     }
 
@@ -607,6 +610,20 @@ impl Datapath for Fake {
 
     fn barrier(&mut self) -> Result<()> {
         self.memory().write("barrier")
+    }
+
+    fn known(&self) -> Result<Known> {
+        Ok(self.memory().known)
+    }
+
+    fn note_known(&mut self, known: &Known) -> Result<()> {
+        let mut memory = self.memory();
+        // A store to memory does not fail now and then, as system calls do; dying before it is another matter.
+        if matches!(memory.faults, Faults::From(_)) {
+            memory.write("note_known")?;
+        }
+        memory.known = *known;
+        Ok(())
     }
 
     fn scan_while(

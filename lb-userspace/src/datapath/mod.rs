@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{BackendRecord, BackendStats, Explanation, ServiceRecord, Slot},
+    abi::{BackendRecord, BackendStats, Explanation, Known, ServiceRecord, Slot},
     entry::{FlowEntry, FlowKey, FlowPolicy, NewEntry},
     former::Formers,
     full_nat::Sources,
@@ -234,6 +234,12 @@ pub trait Datapath: Send {
     fn scan(&mut self, table: Table, visit: &mut dyn FnMut(&FlowEntry) -> Verdict) -> Result<()> {
         self.scan_while(table, &|| true, visit).map(drop)
     }
+
+    /// What was noted last of flows that were lost. All zero in maps that no daemon has looked at.
+    fn known(&self) -> Result<Known>;
+
+    /// Notes it, where it stays for as long as the maps.
+    fn note_known(&mut self, known: &Known) -> Result<()>;
 
     /// Enters a flow that another node tells of ([`lb_common::entry::hear`]). False where there is no room for it.
     fn hear(

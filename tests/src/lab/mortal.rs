@@ -51,6 +51,8 @@ struct Words {
     begun: AtomicU64,
     /// Lives that have ended.
     ended: AtomicU64,
+    /// Other than 0: lives load the program for themselves.
+    anew: AtomicU32,
     /// How far the daemon's wall clock is ahead of the machine's, milliseconds.
     ahead_ms: AtomicI64,
     /// The process of this life.
@@ -94,6 +96,9 @@ pub fn live(options: &NodeOptions, words: &Path) -> Result<()> {
         let child = match unsafe { fork() }? {
             ForkResult::Child => {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                if words.anew.load(Ordering::Relaxed) != 0 {
+                    return assemble::run_node(options);
+                }
                 return assemble::run_loaded(options, datapath, Arc::new(SetClock(words)));
             }
             ForkResult::Parent { child } => child,
@@ -161,6 +166,29 @@ impl Fate {
             thread::sleep(PAUSE);
         }
         true
+    }
+
+    /// Whether lives from here on load the program for themselves, as a daemon does, and put it in place of the one that runs.
+    pub fn load_anew(&self, anew: bool) {
+        self.0.anew.store(u32::from(anew), Ordering::Relaxed);
+    }
+
+    /// Grants one more life, which is to end by itself; whether it does, until `aftermath` has passed since its first answer.
+    ///
+    /// # Errors
+    /// It neither ends nor answers.
+    pub fn ends_again(&self, ebb: &Ebb, aftermath: Duration) -> Result<bool> {
+        let lives = self.lives();
+        self.grant();
+        let deadline = Instant::now() + LIMIT;
+        while self.lives() == lives || !self.is_dead() {
+            if matches!(ebb.reach().get("/v1/status"), Ok((200, _))) {
+                return Ok(self.dies(aftermath));
+            }
+            ensure!(Instant::now() < deadline, "it neither ends nor answers");
+            thread::sleep(PAUSE);
+        }
+        Ok(true)
     }
 
     /// Grants one more life and waits until it answers.

@@ -8,6 +8,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -22,11 +23,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What the root file system is made of.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps";
 
-/// A running container.
+/// Whoever has a container: one at a time, whatever else runs beside it, and one makes the root file system.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A running container. There is one at a time.
 #[derive(Debug)]
 pub struct Machine {
     guard: Guard,
     leader: u32,
+    /// Given back after the container is down.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Machine {
@@ -36,6 +42,8 @@ impl Machine {
     /// # Errors
     /// Something is missing, or systemd does not come up.
     pub fn boot(lab: &Lab, place: &str, binds: &[(&str, &str)]) -> Result<Self> {
+        // Whoever panicked has left nothing that matters here.
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let root = root()?;
         let mut command = Command::new("systemd-nspawn");
         command
@@ -63,7 +71,11 @@ impl Machine {
             command.arg(format!("--bind-ro={}:{to}", from.display()));
         }
         let guard = lab.spawn("systemd", command)?;
-        let mut machine = Self { guard, leader: 0 };
+        let mut machine = Self {
+            guard,
+            leader: 0,
+            _alone: alone,
+        };
         machine.leader = machine.wait_leader()?;
         machine.wait_up()?;
         Ok(machine)

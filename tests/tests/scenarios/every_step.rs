@@ -3,7 +3,7 @@
 use anyhow::Result;
 use ebb_tests::{
     scenario::{Way, can_run},
-    walk::{Goal, Sample, Walk, all},
+    walk::{Goal, Sample, Walk, all, first_start},
 };
 
 const FEW: Sample = Sample {
@@ -17,13 +17,17 @@ const MANY: Sample = Sample {
     at_most: usize::MAX,
 };
 
+fn begin(way: Way) -> Result<Walk> {
+    let seed = ebb_tests::scenario::seed_of_commit();
+    eprintln!("seed {seed}");
+    Walk::new(way, seed)
+}
+
 fn walk(way: Way, sample: Sample) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let seed = ebb_tests::scenario::seed_of_commit();
-    eprintln!("seed {seed}");
-    let mut walk = Walk::new(way, seed)?;
+    let mut walk = begin(way)?;
     for operation in all() {
         let at_most = match operation.goal {
             // Each waits for an idle timeout.
@@ -32,6 +36,9 @@ fn walk(way: Way, sample: Sample) -> Result<()> {
         };
         walk.operation(&operation, Sample { at_most, ..sample })?;
     }
+    // Each loads the program twice, which takes the verifier seconds.
+    let at_most = sample.at_most.div_ceil(2);
+    walk.start(Sample { at_most, ..sample })?;
     let sum = walk.end()?;
     eprintln!("{sum}");
     assert_eq!((sum.broken, sum.misplaced), (0, 0), "{sum}");
@@ -55,6 +62,45 @@ fn many_steps_nat() -> Result<()> {
 #[ignore = "takes some minutes; `--ignored` runs it"]
 fn many_steps_l2() -> Result<()> {
     walk(Way::L2, MANY)
+}
+
+/// The very first start, which no packet depends on yet.
+fn first(sample: Sample) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let seed = ebb_tests::scenario::seed_of_commit();
+    let (steps, deaths) = first_start(Way::Nat, sample, seed)?;
+    eprintln!("first start: {steps} steps, killed at {deaths}: each time the next start was as one from nothing");
+    assert!(deaths > 0, "of {steps} steps");
+    Ok(())
+}
+
+#[test]
+fn a_first_start_nat() -> Result<()> {
+    first(Sample { at_most: 1, ..FEW })
+}
+
+#[test]
+#[ignore = "takes many minutes: each death loads the program twice; `--ignored` runs it"]
+fn many_first_starts_nat() -> Result<()> {
+    first(MANY)
+}
+
+/// The steps of a start that other operations do not have: programs, jump table, links.
+#[test]
+#[ignore = "takes half an hour: each death loads the program twice; `--ignored` runs it"]
+fn every_start_l2() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut walk = begin(Way::L2)?;
+    walk.start(Sample::ALL)?;
+    let sum = walk.end()?;
+    eprintln!("{sum}");
+    assert_eq!((sum.broken, sum.misplaced), (0, 0), "{sum}");
+    assert!(sum.deaths() > 0, "{sum}");
+    Ok(())
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! A service of a real systemd, tied to its backend by `ebb-backend@.service`.
 //!
-//! Not with the others: it wants systemd-nspawn and a root file system (see [`Machine`]).
-//!
-//! `cargo test --release -p ebb-tests --test scenarios -- --ignored --test-threads=1 systemd`
+//! Wants systemd-nspawn, and mmdebstrap for a root file system (see [`Machine`]): `cargo xtask setup --all` installs both.
 
 use std::{
     process::Stdio,
@@ -96,7 +94,6 @@ fn background(machine: &Machine, line: &str) -> Result<std::process::Child> {
 }
 
 #[test]
-#[ignore = "wants systemd-nspawn and a root file system with systemd"]
 fn a_service_is_drained_before_it_stops() -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -249,7 +246,6 @@ fn without_a_balancer(tied: &mut Tied) -> Result<()> {
 /// The balancer as a service, and b1's server with it on one machine: a restart of the balancer breaks nothing, and when both are
 /// stopped together, as at a shutdown, the drain comes first.
 #[test]
-#[ignore = "wants systemd-nspawn and a root file system with systemd"]
 fn the_balancer_is_a_service() -> Result<()> {
     if !can_run() {
         return Ok(());

@@ -29,18 +29,12 @@ impl Engine {
     /// Brings the node to the configuration and the maps to the state, after the start.
     pub fn begin(&mut self, now_ms: u64) -> Result<Vec<String>> {
         self.began_ms = now_ms;
-        let has_run = self
-            .state
-            .services
-            .values()
-            .any(|service| !service.current.is_empty());
-        if has_run && self.installed.tables.is_empty() {
-            self.losses.forgotten(now_ms);
-        }
         if self.state == State::default() {
             self.forget_entries()
                 .map_err(|error| failed("start", &error.into()))?;
         }
+        self.recall_losses(now_ms)
+            .map_err(|error| failed("start", &error.into()))?;
         let changes = reload::reload(&self.state, &self.spec, now_ms)?;
         match self.commit(changes.ops, now_ms) {
             Ok(()) => {

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{abi::Slot, entry::state as entry_state};
 
-use super::{Engine, Fault, pressing::PATIENCE_MS};
+use super::{Engine, Fault, loss::Losses, pressing::PATIENCE_MS};
 use crate::{
-    datapath::{Table, Verdict},
+    datapath::{self, Table, Verdict},
     model::{
         census::{Census, Fate, Tally},
         compose, death,
         drain::{Admin, Sight, as_ms},
-        state::{Backend, Op},
+        state::{Backend, Op, Service},
     },
 };
 
@@ -152,6 +152,28 @@ impl Engine {
         self.look_while(now_ms, &|| true).map(drop)
     }
 
+    /// Takes over what the maps say of flows that were lost, before anything is written to them.
+    pub(super) fn recall_losses(&mut self, now_ms: u64) -> datapath::Result<()> {
+        self.losses = Losses::recall(&self.datapath.known()?, now_ms);
+        let mut services = self.state.services.values();
+        let has_run = services.any(|service| !service.current.is_empty());
+        if !has_run {
+            self.losses.begin();
+        } else if self.installed.tables.is_empty() || !self.losses.has_evidence() {
+            // Maps that are new, some of them at least, or of an ebb that noted nothing.
+            self.losses.forgotten(now_ms);
+        }
+        self.note_losses();
+        Ok(())
+    }
+
+    /// Has the next daemon know what this one knows.
+    fn note_losses(&mut self) {
+        if let Err(error) = self.datapath.note_known(&self.losses.known()) {
+            tracing::warn!("what is known of flows could not be noted: {error}");
+        }
+    }
+
     fn look_while(&mut self, now_ms: u64, goes_on: &dyn Fn() -> bool) -> Result<bool, Fault> {
         self.read_doubtful()?;
         let began = std::time::Instant::now();
@@ -169,6 +191,7 @@ impl Engine {
             self.losses.freed(census.freed);
             let (tallies, ages) = (census.tallies(), census.ages);
             self.note_freed(&tallies, &ages);
+            self.note_losses();
             tracing::debug!(took = ?began.elapsed(), "a look gives way to a command");
             return Ok(false);
         }
@@ -189,6 +212,7 @@ impl Engine {
         let (ages, exceptions) = (census.ages, census.exceptions);
         self.last_look = look;
         self.look_is_old = false;
+        self.note_losses();
         self.watch_drains(ages, now_ms);
         self.tell(&exceptions, now_ms);
         tracing::debug!(flows = self.last_look.flows, took = ?began.elapsed(), "looked");
@@ -237,12 +261,7 @@ impl Engine {
 
     /// Gives ids back that nothing names any more.
     fn free_ids(&mut self, now_ms: u64) -> Result<(), Fault> {
-        let unused = |(name, service, id, backend): (
-            &String,
-            &crate::model::state::Service,
-            u32,
-            &Backend,
-        )| {
+        let unused = |(name, service, id, backend): (&String, &Service, u32, &Backend)| {
             let composed = service
                 .current
                 .iter()
@@ -295,7 +314,7 @@ impl Engine {
         if self.behind {
             return Ok(());
         }
-        let ready = |service: &crate::model::state::Service| {
+        let ready = |service: &Service| {
             let published = self.published_ms.get(&service.id).copied().unwrap_or(0);
             // Flows whose entries were lost must be seen again.
             let since = published.max(self.losses.lost_ms());
@@ -325,12 +344,7 @@ impl Engine {
     }
 
     /// What is known of a backend's flows.
-    pub(super) fn sight(
-        &self,
-        service: &crate::model::state::Service,
-        id: u32,
-        backend: &Backend,
-    ) -> Sight {
+    pub(super) fn sight(&self, service: &Service, id: u32, backend: &Backend) -> Sight {
         let tally = self.last_look.tallies.get(&id).copied().unwrap_or_default();
         let stats = self.datapath.backend_stats(id).unwrap_or_default();
         let forgiven = if stats.opened >= backend.forgiven.opened {

@@ -1,5 +1,9 @@
 //! Whether anything is known of all flows. Entries may be lost (maps cleared, a table too small), and the counters with them
 //! (maps made anew under a state that is older): what has not been seen since may live all the same.
+//!
+//! What is known of it lies in the maps ([`Known`]): a daemon goes on from what the last look of the one before it has left.
+
+use lb_common::abi::Known;
 
 /// Of so many entries one may be missed without its being called a loss: a look reads them while they change.
 const MISSED_OF: u64 = 64;
@@ -7,7 +11,7 @@ const MISSED_OF: u64 = 64;
 /// What was lost, and when.
 #[derive(Debug, Clone, Default)]
 pub struct Losses {
-    /// Entries in use at the last look; `None` before the first.
+    /// Entries in use at the last look; `None` where nobody has looked.
     entries: Option<u64>,
     /// Those that looks have freed since.
     freed: u64,
@@ -16,8 +20,46 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// What was noted of these maps. The wall clock may have been set back since.
+    pub fn recall(known: &Known, now_ms: u64) -> Self {
+        let ms = |seconds: u32| (u64::from(seconds) * 1000).min(now_ms);
+        Self {
+            entries: u64::from(known.entries).checked_sub(1),
+            freed: 0,
+            lost_ms: ms(known.lost_s),
+            counted_since_ms: ms(known.counted_since_s),
+        }
+    }
+
+    /// What is to be noted, for [`Self::recall`].
+    pub fn known(&self) -> Known {
+        let seconds = |ms: u64| u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX);
+        let left = |entries: u64| entries.saturating_sub(self.freed) + 1;
+        let entries = self.entries.map_or(0, left);
+        Known {
+            entries: u32::try_from(entries).unwrap_or(u32::MAX),
+            lost_s: seconds(self.lost_ms),
+            counted_since_s: seconds(self.counted_since_ms),
+            reserved: 0,
+        }
+    }
+
+    /// Whether it is known how many entries there should be.
+    pub const fn has_evidence(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    /// Nothing is listed, and nothing is missed.
+    pub fn begin(&mut self) {
+        *self = Self {
+            entries: Some(0),
+            ..Self::default()
+        };
+    }
+
     /// The maps are new, and the state is not: flows may live that nothing was ever counted of.
-    pub const fn forgotten(&mut self, now_ms: u64) {
+    pub fn forgotten(&mut self, now_ms: u64) {
+        self.begin();
         self.lost_ms = now_ms;
         self.counted_since_ms = now_ms;
     }
@@ -89,5 +131,24 @@ mod tests {
         let mut losses = Losses::default();
         losses.forgotten(7);
         assert_eq!((losses.lost_ms(), losses.counted_since_ms()), (7, 7));
+        assert!(!losses.looked(3, 8), "those that were seen since");
+    }
+
+    #[test]
+    fn the_next_daemon_knows_what_this_one_knew() {
+        let mut losses = Losses::recall(&Known::default(), 1);
+        assert!(!losses.has_evidence());
+        losses.forgotten(7_001);
+        losses.looked(100, 8_000);
+        losses.freed(10);
+        let next = |now_ms| Losses::recall(&losses.known(), now_ms);
+        assert!(!next(9_000).looked(90, 9_000), "all are there");
+        assert!(next(9_000).looked(80, 9_000));
+        assert_eq!(
+            (next(9_000).lost_ms(), next(9_000).counted_since_ms()),
+            (8_000, 8_000),
+            "rounded up"
+        );
+        assert_eq!(next(5_000).lost_ms(), 5_000, "the clock was set back");
     }
 }

@@ -12,6 +12,7 @@ use super::chain;
 use crate::{
     datapath::{Attachment, Error, Missing, Result, xdp_link},
     model::spec::XdpMode,
+    step::{Step, step},
 };
 
 const MODES: [(&str, AyaMode); 2] = [("native", AyaMode::Driver), ("generic", AyaMode::Skb)];
@@ -41,6 +42,7 @@ fn attach(program: &mut Xdp, pins: &Path, interface: &str, wanted: XdpMode) -> R
             return Ok(attachment(interface, ifindex, mode));
         }
         // The link of an interface that is gone, or of a mode that is no longer wanted.
+        step(Step::Link);
         std::fs::remove_file(&path)
             .map_err(|error| other("removing the old link of", interface, error))?;
     }
@@ -49,6 +51,7 @@ fn attach(program: &mut Xdp, pins: &Path, interface: &str, wanted: XdpMode) -> R
         if wanted != XdpMode::Auto && name(wanted) != mode {
             continue;
         }
+        step(Step::Link);
         match program.attach_to_if_index(ifindex, aya_mode) {
             Ok(id) => {
                 let link = program
@@ -87,6 +90,7 @@ fn name(mode: XdpMode) -> &'static str {
 fn replace(program: &mut Xdp, path: &Path) -> std::result::Result<(), String> {
     let link = PinnedLink::from_pin(path).map_err(|error| error.to_string())?;
     let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| error.to_string())?;
+    step(Step::Link);
     let id = program
         .attach_to_link(link)
         .map_err(|error| error.to_string())?;
@@ -105,6 +109,7 @@ fn pin(link: XdpLink, path: &Path, interface: &str) -> Result<()> {
             "the kernel has no XDP links (5.9 or later is needed)",
         )
     })?;
+    step(Step::Link);
     link.pin(path)
         .map(std::mem::drop)
         .map_err(|error| other("pinning the link of", interface, error))
@@ -232,6 +237,7 @@ impl Interfaces {
                 .file_name()
                 .is_some_and(|name| name.to_string_lossy().starts_with("link-"));
             if is_link && !keep.contains(&path) {
+                step(Step::Link);
                 std::fs::remove_file(path)?;
             }
         }

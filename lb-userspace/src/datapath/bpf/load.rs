@@ -8,6 +8,7 @@ use aya::{
 };
 
 use super::super::{Error, Result};
+use crate::step::{Step, step};
 
 /// Programs that are verified at once, at most: each takes memory of the kernel meanwhile, up to some hundred MB.
 const AT_ONCE: usize = 4;
@@ -50,6 +51,7 @@ pub(super) fn all(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
     thread::scope(|scope| {
         let work = || -> Result<()> {
             while let Some((name, program)) = next(&waiting) {
+                step(Step::Program);
                 verify(program).map_err(|error| {
                     let why = super::chain(&error);
                     Error::Other(format!("loading the program {name}: {why}"))

@@ -233,6 +233,21 @@ impl<T: Words> Mapped<T> {
         Ok(())
     }
 
+    /// Writes the words of an entry from `first` on that differ, the last one first. For what no packet asks for.
+    pub fn note(&self, index: u32, value: &T, first: usize) -> Result<()> {
+        let words = self.words(index)?;
+        let source = (value as *const T).cast::<u64>();
+        for (number, word) in words.iter().enumerate().skip(first).rev() {
+            // SAFETY: `T` has exactly this many words.
+            let new = unsafe { source.add(number).read() };
+            if word.load(Ordering::Relaxed) != new {
+                step(Step::Entry);
+                word.store(new, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a whole entry that nobody reads yet.
     pub fn fill(&self, index: u32, value: &T) -> Result<()> {
         let words = self.words(index)?;

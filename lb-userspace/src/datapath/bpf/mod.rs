@@ -14,8 +14,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, ServiceRecord, Slot,
-        VlanDevice, jump,
+        BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation, Known,
+        ServiceRecord, Slot, VlanDevice, jump,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     former::Formers,
@@ -271,7 +271,7 @@ impl BpfDatapath {
             clients: found.clients,
             flags: found.flags,
             vlans: found.vlans,
-            reserved: found.reserved,
+            known: found.known,
         };
         self.control.write_all(0, &control)
     }
@@ -465,7 +465,9 @@ pub fn remove_pins(pins: &Path) -> io::Result<()> {
     if !pins.exists() {
         return Ok(());
     }
+    pinned::forget_known(pins);
     for entry in fs::read_dir(pins)? {
+        step(Step::Pin);
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(pins)
@@ -546,6 +548,8 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
             .map_pin_path("JUMPS", options.pins.join(JUMPS_TRACING))
             .map_max_entries("TRACE_RING", TRACE_RING_BYTES);
     }
+    // It makes the maps that are missing, and pins each.
+    step(Step::Pin);
     let mut ebpf = loader
         .load(object)
         .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
@@ -573,7 +577,7 @@ fn fill_jumps(ebpf: &mut Ebpf, instance: Instance) -> Result<()> {
         let fd = program(ebpf, name)?
             .fd()
             .map_err(|error| Error::Other(format!("program {name}: {}", chain(&error))))?;
-        step(Step::Call);
+        step(Step::Jump);
         jumps.set(*place, fd, 0).map_err(map_error)?;
     }
     Ok(())
@@ -867,6 +871,19 @@ impl Datapath for BpfDatapath {
 
     fn barrier(&mut self) -> Result<()> {
         self.barrier.wait()
+    }
+
+    fn known(&self) -> Result<Known> {
+        Ok(self.control.read(0)?.known)
+    }
+
+    fn note_known(&mut self, known: &Known) -> Result<()> {
+        let control = ControlRecord {
+            known: *known,
+            ..self.control.read(0)?
+        };
+        let first = std::mem::offset_of!(ControlRecord, known) / 8;
+        self.control.note(0, &control, first)
     }
 
     fn scan_while(

@@ -3,10 +3,16 @@
 use std::{fs, io, path::Path};
 
 use aya::maps::MapData;
-use lb_common::{abi::ControlRecord, limits::ABI_VERSION};
+use lb_common::{
+    abi::{ControlRecord, Known},
+    limits::ABI_VERSION,
+};
 
 use super::{Mapped, map_error};
-use crate::datapath::{Error, Result};
+use crate::{
+    datapath::{Error, Result},
+    step::{Step, step},
+};
 
 /// The map whose record says by which layout all of them were made.
 const CONTROL: &str = "CONTROL";
@@ -31,6 +37,29 @@ pub(super) fn check_layout(pins: &Path) -> Result<()> {
     })
 }
 
+/// Takes back what was noted of flows ([`ControlRecord::known`]). Whoever finds some of these maps and others made anew,
+/// because a daemon died while it forgot them, must not go by what was known of all.
+pub(super) fn forget_known(pins: &Path) {
+    let Ok(map) = MapData::from_pin(pins.join(CONTROL)) else {
+        return;
+    };
+    // Maps of another layout are nobody's to go by.
+    let Ok(control) = Mapped::<ControlRecord>::new(CONTROL, &map) else {
+        return;
+    };
+    if let Ok(record) = control.read(0)
+        && record.abi_version == ABI_VERSION
+    {
+        let unknown = ControlRecord {
+            known: Known::default(),
+            ..record
+        };
+        let first = std::mem::offset_of!(ControlRecord, known) / 8;
+        // What can be read can be written: both are memory.
+        let _ = control.note(0, &unknown, first);
+    }
+}
+
 /// Forgets the maps, and with them all flows. The links stay: the program that runs keeps its maps and forwards until it is
 /// replaced.
 ///
@@ -41,12 +70,14 @@ pub fn forget(pins: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
+    forget_known(pins);
     for entry in entries {
         let path = entry?.path();
         let is_link = path
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("link-"));
         if !is_link {
+            step(Step::Pin);
             fs::remove_file(path)?;
         }
     }
