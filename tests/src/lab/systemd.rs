@@ -225,6 +225,15 @@ fn root() -> Result<PathBuf> {
     if root.join("usr/lib/systemd/systemd").exists() {
         return Ok(root);
     }
+    // The packages come over the network, which fails now and then.
+    if let Err(error) = make(&root) {
+        eprintln!("{error:#}; once more");
+        make(&root)?;
+    }
+    Ok(root)
+}
+
+fn make(root: &Path) -> Result<()> {
     let new = root.with_extension("new");
     let _ = fs::remove_dir_all(&new);
     let made = Command::new("mmdebstrap")
@@ -237,6 +246,6 @@ fn root() -> Result<PathBuf> {
         "mmdebstrap: {}",
         String::from_utf8_lossy(&made.stderr)
     );
-    fs::rename(&new, &root)?;
-    Ok(root)
+    fs::rename(&new, root)?;
+    Ok(())
 }

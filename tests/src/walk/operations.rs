@@ -153,8 +153,10 @@ fn other_file(scene: &Scene) -> String {
     web.more_of.insert("b3".into(), "weight = 3".into());
     let mut more = scene.service.clone();
     more.name = "more".into();
+    // In `l2` the backends have the service's own port.
+    let same = more.backend_port == more.port;
     more.port = 81;
-    more.backend_port = 8081;
+    more.backend_port = if same { more.port } else { 8081 };
     let denied =
         "\n[clients]\ndeny = [\"192.0.2.0/24\", \"192.0.2.128/25\", \"2001:db8:dead::/48\"]\n";
     config::file(&scene.lab, &[web, more]) + denied
