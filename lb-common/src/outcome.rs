@@ -118,6 +118,8 @@ outcomes! {
     DropSecondChance = "drop_second_chance",
     /// Its backend has died: answered with a reset.
     ResetDead = "reset_dead",
+    /// A first fragment that needs an identification of its own: all that there are may still be in use.
+    DropNoIdentification = "drop_no_identification",
 }
 
 impl Outcome {

@@ -9,6 +9,7 @@ use lb_common::{
     former::Formers,
     fragment,
     full_nat::{PortEntry, PortTable},
+    identification::{Lane, Lanes},
     limits::ANSWERS_PER_TICK,
     recent,
     steer::{Count, Env},
@@ -127,6 +128,23 @@ impl PortTable for Ports {
     #[inline(always)]
     fn entry(&self, index: u32) -> Option<NonNull<PortEntry>> {
         maps::PORTS.get_ptr_mut(index).and_then(NonNull::new)
+    }
+
+    #[inline(always)]
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        unsafe { compare_exchange(word, old, new) }
+    }
+}
+
+/// Where identifications come from.
+pub struct Identifications;
+
+impl Lanes for Identifications {
+    #[inline(always)]
+    fn lane(&self, index: u32) -> Option<NonNull<Lane>> {
+        maps::IDENTIFICATIONS
+            .get_ptr_mut(index)
+            .and_then(NonNull::new)
     }
 
     #[inline(always)]

@@ -134,6 +134,7 @@ const UNREACHABLE: &[Outcome] = &[
     Outcome::DropFragmentEarly,
     Outcome::DropNoHeadroom,
     Outcome::ForwardSecondChance,
+    Outcome::DropNoIdentification,
 ];
 
 /// What sound frames of a shape must become, among other things. What is missing here is missing in the data plane,

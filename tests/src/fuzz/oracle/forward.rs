@@ -207,7 +207,7 @@ fn forwarded(
 }
 
 /// What is rewritten.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Change {
     /// Destination and source MAC address.
     pub macs: Option<Vec<u8>>,
@@ -219,6 +219,8 @@ pub struct Change {
     pub hop: bool,
     /// There are no ports: addresses alone change.
     pub without_ports: bool,
+    /// A fragment's identification.
+    pub id: Option<u32>,
 }
 
 impl Change {
@@ -279,6 +281,11 @@ impl Change {
             if !self.without_ports {
                 put(view.transport + port_at, &end.port().to_be_bytes());
             }
+        }
+        match (self.id, view.family) {
+            (Some(id), Family::V4) => put(view.id_at, &(id as u16).to_be_bytes()),
+            (Some(id), Family::V6) => put(view.id_at, &id.to_be_bytes()),
+            (None, _) => {}
         }
         if self.hop {
             rule!(
