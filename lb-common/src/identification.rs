@@ -57,8 +57,6 @@ pub struct Lane {
 
 const _: () = assert!(size_of::<Lane>() == 64);
 const _: () = assert!(LANES.is_power_of_two() && SPANS.is_power_of_two());
-// The three parts that may be used up at once are the one at hand, and one on either side.
-const _: () = assert!(SPANS > 3);
 
 /// The memory of the lanes.
 pub trait Lanes {

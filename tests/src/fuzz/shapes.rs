@@ -430,7 +430,7 @@ fn fragment(flow: &Flow, random: &mut SmallRng) -> Frame {
             )
         }
         _ => match flow.shown {
-            Some(shown) if random.random_ratio(1, 4) => shown,
+            Some(shown) if random.random_ratio(1, 3) => shown,
             _ => (flow.client, flow.vip),
         },
     };
