@@ -301,6 +301,14 @@ impl BackendRecord {
         };
         self.room = self.mtu.saturating_sub(self.outer);
     }
+
+    /// Whether the deadline of its drain cuts the flow with this hash now. Not so when it has died.
+    #[inline(always)]
+    pub const fn is_past_deadline(&self, hash: u64) -> bool {
+        self.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0
+            && self.flags & backend_flags::DEAD == 0
+            && (cut_position(hash) < self.cut || self.cut == u32::MAX)
+    }
 }
 
 /// Where in `0..2^32` a flow stands in the order in which flows are cut at a deadline.

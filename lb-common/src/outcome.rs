@@ -72,7 +72,8 @@ outcomes! {
     /// To the base of a moved slot, through a tunnel whose end is asked (but with fragments) to send it back where it has no
     /// such connection.
     ForwardAsking = "forward_asking",
-    /// Sent back by a backend that has no such connection: to the other one that its slot names.
+    /// To another backend that its slot names than the base: one that has no such connection has sent it back, or nothing is
+    /// known of it while the base's flows are cut at a deadline.
     ForwardSecondChance = "forward_second_chance",
     /// A backend's answer, to the client.
     ForwardReply = "forward_reply",

@@ -198,6 +198,12 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
     }
 
     #[inline(always)]
+    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
+        let record = maps::BACKENDS.get(backend);
+        record.is_some_and(|record| record.is_past_deadline(hash))
+    }
+
+    #[inline(always)]
     fn now(&self) -> u32 {
         // Inlined by the verifier: one load, where a clock read would cost as much as the rest of the packet.
         unsafe { bpf_jiffies64() as u32 }

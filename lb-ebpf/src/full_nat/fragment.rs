@@ -148,7 +148,8 @@ fn outcome_of(service: &ServiceRecord, packet: &Parsed, outcome: Outcome) -> Out
 #[inline(always)]
 fn to_client(ctx: &XdpContext, found: &Located, packet: &Parsed, owner: &Owner) -> u32 {
     let (client, _) = owner.client();
-    let route = match reply::way(ctx, packet, owner) {
+    // A fragment answers no question, as in `nat`: the segments after it do.
+    let route = match reply::way::<false>(ctx, packet, owner) {
         Ok(route) => route,
         Err(verdict) => return verdict,
     };

@@ -122,15 +122,20 @@ pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Ow
 
 #[inline(always)]
 fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
-    match way(ctx, packet, owner) {
+    match way::<true>(ctx, packet, owner) {
         Ok(route) => deliver(ctx, packet, owner, &route),
         Err(verdict) => verdict,
     }
 }
 
-/// Notes the packet, and finds its way to the client; or what became of it.
+/// Notes the packet, and finds its way to the client; or what became of it. `JUDGES`: whatever is to be learned of where the
+/// flow is, is learned.
 #[inline(always)]
-pub fn way(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> Result<Route, u32> {
+pub fn way<const JUDGES: bool>(
+    ctx: &XdpContext,
+    packet: &Parsed,
+    owner: &Owner,
+) -> Result<Route, u32> {
     let (id, service) = (owner.id, owner.service);
     let (client, client_port) = owner.client();
     let seen = Packet {
@@ -142,7 +147,13 @@ pub fn way(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> Result<Route, u3
     };
     // SAFETY: the entry was found for this packet.
     unsafe { note_server(owner.entry, packet.flags) };
-    if !steer::note_reply(&Kernel::<true>, id, service, &seen, owner.backend_id) {
+    let (env, backend_id) = (Kernel::<true>, owner.backend_id);
+    let goes_on = if JUDGES {
+        steer::note_reply(&env, id, service, &seen, backend_id)
+    } else {
+        steer::note_usual_reply(&env, id, service, &seen, backend_id) != steer::Reply::Withheld
+    };
+    if !goes_on {
         return Err(drop(ctx, id, Outcome::DropSecondChance));
     }
     let route = forward::route(ctx, packet.protocol(), packet.network, &client, service);

@@ -127,13 +127,11 @@ impl Reached {
     }
 }
 
-/// Only a node in disorder counts these, or one that is told so. Packets that a backend sends back are those of
-/// `packet_asked`.
+/// Only a node in disorder counts these, or one that is told so.
 const UNREACHABLE: &[Outcome] = &[
     Outcome::PassInternal,
     Outcome::DropFragmentEarly,
     Outcome::DropNoHeadroom,
-    Outcome::ForwardSecondChance,
     Outcome::DropNoIdentification,
 ];
 
@@ -172,6 +170,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::ForwardAdopted,
             Outcome::ForwardBase,
             Outcome::ForwardOrphan,
+            Outcome::ForwardSecondChance,
             Outcome::ResetDeadline,
             Outcome::ResetDead,
             Outcome::DropDeadline,

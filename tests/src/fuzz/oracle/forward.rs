@@ -147,6 +147,18 @@ fn allowed(
         // A datagram that is not recorded goes where the next one will; a handshake must not be split.
         Outcome::ForwardOpeningUnrecorded if service.row.protocol() == UDP => id == slot.current(),
         Outcome::ForwardOpeningUnrecorded => id == slot.base() && id == slot.current(),
+        // Nothing is known of it, and the base's flows are cut. (What a backend has sent back is for `packet_asked`.)
+        Outcome::ForwardSecondChance => {
+            id == slot.current()
+                && mode::is_two_way(service.row.mode)
+                && service
+                    .backend(slot.base())
+                    .is_some_and(|base| match base.role {
+                        Role::Reset => true,
+                        Role::Dropped => is_cut(service, client),
+                        _ => false,
+                    })
+        }
         Outcome::ForwardServerId => quic::named(service, view, run.input) == Some(id),
         _ => may_own(service, slot, id, run),
     };
