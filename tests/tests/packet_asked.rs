@@ -332,7 +332,7 @@ fn whoever_is_not_asked_gets_no_question() -> Result<()> {
     let (outcome, out) = stage.sends(&odd)?;
     assert_eq!(
         (outcome, &out[..6]),
-        (Outcome::ForwardBase, &backend_macs(OLD).0[..])
+        (Outcome::ForwardAsking, &backend_macs(OLD).0[..])
     );
     Ok(())
 }
