@@ -214,6 +214,12 @@ pub mod jump {
     /// Answers that say, or may say, where a flow is that has lost its entry, after [`crate::full_nat::Handed`] was laid out
     /// for it.
     pub const JUDGE: u32 = 17;
+    /// First fragments to the backends of `full-nat` services, after [`crate::full_nat::Handed`] was laid out for it.
+    pub const FULL_NAT_FIRST: u32 = 18;
+    /// First fragments of their answers; likewise.
+    pub const FULL_NAT_FIRST_REPLY: u32 = 19;
+    /// Later fragments of either; likewise.
+    pub const FULL_NAT_LATER: u32 = 20;
     /// How many places there are.
     pub const PLACES: u32 = 32;
     /// What is loaded into which place.
@@ -230,6 +236,9 @@ pub mod jump {
         (FULL_NAT, "full_nat"),
         (FULL_NAT_REPLY, "full_nat_reply"),
         (FULL_NAT_ERROR, "full_nat_error"),
+        (FULL_NAT_FIRST, "full_nat_first"),
+        (FULL_NAT_FIRST_REPLY, "full_nat_first_reply"),
+        (FULL_NAT_LATER, "full_nat_later"),
         (ASK, "ask"),
         (SENT_BACK, "sent_back"),
         (JUDGE, "judge"),
@@ -291,6 +300,14 @@ impl BackendRecord {
             0
         };
         self.room = self.mtu.saturating_sub(self.outer);
+    }
+
+    /// Whether the deadline of its drain cuts the flow with this hash now. Not so when it has died.
+    #[inline(always)]
+    pub const fn is_past_deadline(&self, hash: u64) -> bool {
+        self.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0
+            && self.flags & backend_flags::DEAD == 0
+            && (cut_position(hash) < self.cut || self.cut == u32::MAX)
     }
 }
 

@@ -4,10 +4,15 @@
 //! which 63 bits are kept as the tag, covers the destination and the protocol too, and 32 bits of another one stand
 //! beside the identification. So one fragment is taken for another's with a chance of 1 in 2^95, and only at random:
 //! both hashes are keyed.
+//!
+//! Of a packet of a `full-nat` service, which leaves with other addresses and another identification
+//! ([`crate::identification`]), an entry says these too ([`Renewed`]): in fields that only flows use.
+
+use core::ptr::NonNull;
 
 use crate::{
     Addr,
-    entry::{FlowKey, Meta},
+    entry::{FlowEntry, FlowKey, Meta, age},
     hash::sip::{SipKey, sip13},
 };
 
@@ -65,6 +70,55 @@ pub const fn service(meta: Meta) -> u32 {
     meta.isn()
 }
 
+/// What the later fragments of a `full-nat` packet are given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Renewed {
+    /// The identification, as it lies in the packet.
+    pub id: u32,
+    /// Place of the allocation that has the addresses, in the table of ports.
+    pub place: u32,
+    /// The allocation's tag: when the place is another flow's, the addresses are not these any more.
+    pub owner: u64,
+}
+
+/// What an entry says of this. Without an owner (0) it says nothing.
+///
+/// # Safety
+/// The entry is one of a table of fragments.
+#[inline(always)]
+pub unsafe fn renewed(entry: NonNull<FlowEntry>) -> Renewed {
+    unsafe {
+        let place = entry.as_ptr();
+        let owner = (&raw const (*place).heard).read_volatile();
+        Renewed {
+            id: (&raw const (*place).sequence).read_volatile(),
+            place: (&raw const (*place).acknowledged).read_volatile(),
+            owner,
+        }
+    }
+}
+
+/// Notes it in an entry. The owner comes last, so that nobody reads the new owner's name over what is not his yet.
+///
+/// # Safety
+/// As for [`renewed`].
+#[inline(always)]
+pub unsafe fn set_renewed(entry: NonNull<FlowEntry>, renewed: &Renewed) {
+    unsafe {
+        let place = entry.as_ptr();
+        (&raw mut (*place).heard).write_volatile(0);
+        (&raw mut (*place).sequence).write_volatile(renewed.id);
+        (&raw mut (*place).acknowledged).write_volatile(renewed.place);
+        (&raw mut (*place).heard).write_volatile(renewed.owner);
+    }
+}
+
+/// Whether a first fragment that was seen in the tick `opened` is still remembered.
+#[inline(always)]
+pub const fn is_remembered(opened: u32, now: u32, ticks_per_second: u32) -> bool {
+    age(opened, now) <= ticks_per_second.wrapping_mul(SECONDS)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -100,5 +154,26 @@ mod tests {
         assert_eq!(service(meta), 4096);
         assert_eq!(meta.backend(), crate::limits::BACKEND_ID_MAX);
         assert!(meta.has(TO_CLIENT));
+        let mut entry = FlowEntry::default();
+        let given = Renewed {
+            id: 0xdead_beef,
+            place: 77,
+            owner: u64::MAX,
+        };
+        // SAFETY: nobody else is at it.
+        unsafe {
+            assert_eq!(renewed(NonNull::from(&mut entry)).owner, 0);
+            set_renewed(NonNull::from(&mut entry), &given);
+            assert_eq!(renewed(NonNull::from(&mut entry)), given);
+        }
+    }
+
+    #[test]
+    fn it_is_remembered_for_its_time() {
+        assert!(is_remembered(100, 100, 250) && is_remembered(100, 99, 250));
+        assert!(
+            is_remembered(100, 100 + 30 * 250, 250) && !is_remembered(100, 101 + 30 * 250, 250)
+        );
+        assert!(is_remembered(u32::MAX, 5, 250));
     }
 }

@@ -403,12 +403,20 @@ pub struct Reply {
     pub node_port: u16,
 }
 
+impl Reply {
+    /// The only place that an allocation which it belongs to can have.
+    #[inline(always)]
+    pub fn place<T: PortTable>(&self, table: &T) -> u32 {
+        let port = u16::from_be(self.node_port) as u32;
+        let first = group(&self.far_end, &self.node, port / BLOCK);
+        (first | port & (BLOCK - 1)) & table.mask()
+    }
+}
+
 /// The allocation that an answer belongs to; the caller must still compare the backend's address and the protocol.
 #[inline(always)]
 pub fn owner<T: PortTable>(table: &T, reply: &Reply) -> Option<NonNull<PortEntry>> {
-    let port = u16::from_be(reply.node_port) as u32;
-    let first = group(&reply.far_end, &reply.node, port / BLOCK);
-    let entry = table.entry((first | port & (BLOCK - 1)) & table.mask())?;
+    let entry = table.entry(reply.place(table))?;
     // SAFETY: the table vouches for the entry.
     unsafe {
         let place = entry.as_ptr();
@@ -420,6 +428,14 @@ pub fn owner<T: PortTable>(table: &T, reply: &Reply) -> Option<NonNull<PortEntry
             && (*place).backend_port == reply.backend_port)
             .then_some(entry)
     }
+}
+
+/// The allocation at a place, as long as it is the one with this tag.
+#[inline(always)]
+pub fn held_at<T: PortTable>(table: &T, place: u32, tag: u64) -> Option<NonNull<PortEntry>> {
+    let entry = table.entry(place & table.mask())?;
+    // SAFETY: the table vouches for the entry. Tags are odd: 0 and `TAG_BUSY` are nobody's.
+    (unsafe { tag_of(entry) } == tag && tag & 1 != 0).then_some(entry)
 }
 
 /// What the client has sent, after a packet with these TCP flags (0 of a datagram).

@@ -20,6 +20,7 @@ pub mod former;
 pub mod fragment;
 pub mod full_nat;
 pub mod hash;
+pub mod identification;
 pub mod index;
 pub mod limits;
 pub mod outcome;

@@ -69,10 +69,11 @@ outcomes! {
     ForwardServerUnknown = "forward_server_unknown",
     /// Opens a flow (or again), without the option that would name its client: there was no room for it.
     ForwardOptionless = "forward_optionless",
-    /// To the base of a moved slot, through a tunnel whose end is asked (but with fragments) to send it back where it has no
-    /// such connection.
+    /// To the base of a moved slot, or to whoever else may have its flow, through a tunnel whose end is asked (but with
+    /// fragments, IP options and extension headers) to send it back where it has no such connection.
     ForwardAsking = "forward_asking",
-    /// Sent back by a backend that has no such connection: to the other one that its slot names.
+    /// To another backend that its slot names than the base: one that has no such connection has sent it back, or nothing is
+    /// known of it while the base's flows are cut at a deadline.
     ForwardSecondChance = "forward_second_chance",
     /// A backend's answer, to the client.
     ForwardReply = "forward_reply",
@@ -118,6 +119,8 @@ outcomes! {
     DropSecondChance = "drop_second_chance",
     /// Its backend has died: answered with a reset.
     ResetDead = "reset_dead",
+    /// A first fragment that needs an identification of its own: all that there are may still be in use.
+    DropNoIdentification = "drop_no_identification",
 }
 
 impl Outcome {

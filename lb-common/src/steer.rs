@@ -9,7 +9,7 @@
 //! | opening | another sequence number | `current`: the client reused its port |
 //! | anything else | flow entry | the entry's backend |
 //! | anything else | handshake that it completes | the handshake's backend, now a flow entry |
-//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` and `full-nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`); where not, `current` and those that were it in between are next (`candidates`) |
+//! | anything else | neither | `base`; in a moved slot an entry is made at a bounded rate. Whether that was right, the answer shows in `nat` and `full-nat` (`second_chance`), and in tunnels the backend can be asked (`sent_back`); where not, `current` and those that were it in between are next (`candidates`). While the base's flows are cut at a deadline it comes last instead of first |
 //! | datagram | flow entry | the entry's backend |
 //! | datagram | no | `current`, which an entry is made for: datagrams have no opening packet |
 //!
@@ -24,6 +24,8 @@ mod candidates;
 mod refusal;
 mod second_chance;
 mod sent_back;
+#[cfg(test)]
+mod tests;
 
 pub use at_once::{at_once, is_plain, note_reply_at_once};
 pub use sent_back::{SentOn, sent_back};
@@ -115,6 +117,9 @@ pub trait Env {
     fn formers(&self, index: u32) -> Formers;
     /// A backend's [`backend_flags`]; 0 when there is no such backend.
     fn backend_flags(&self, backend: u32) -> u32;
+    /// Whether the deadline of a backend's drain cuts the flow with this hash now
+    /// ([`BackendRecord::is_past_deadline`](crate::abi::BackendRecord::is_past_deadline)).
+    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool;
     /// The kernel's clock in ticks.
     fn now(&self) -> u32;
     /// Takes one adoption out of this CPU's allowance.
@@ -561,12 +566,20 @@ impl<'a, E: Env> Flow<'a, E> {
         if !self.env.may_adopt(now) {
             return (Outcome::ForwardBase, base);
         }
-        let (isn, opened, mut known) = self.opening_of(handshake, base, now);
+        let (isn, opened, known) = self.opening_of(handshake, base, now);
+        let (mut outcome, mut owner, mut meta) = (
+            Outcome::ForwardAdopted,
+            base,
+            self.flow_meta(isn, base, known),
+        );
         if known == 0 && self.is_open_question() {
-            known = state::GUESSED;
+            meta = meta.with(state::GUESSED);
+            if let Some(guess) = self.before_it_is_cut(base) {
+                (outcome, owner, meta) = (Outcome::ForwardSecondChance, guess.backend(), guess);
+            }
         }
         let new = NewEntry {
-            meta: self.flow_meta(isn, base, known),
+            meta,
             opened,
             seen: now,
         };
@@ -578,9 +591,9 @@ impl<'a, E: Env> Flow<'a, E> {
             &self.flow_policy(new.meta),
         ) {
             Some(flow) => {
-                self.env.count(base, Count::Adopted);
+                self.env.count(owner, Count::Adopted);
                 self.note(flow, closing);
-                (Outcome::ForwardAdopted, base)
+                (outcome, owner)
             }
             None => (Outcome::ForwardBase, base),
         }

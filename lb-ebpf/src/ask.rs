@@ -68,7 +68,7 @@ pub fn ask(ctx: XdpContext) -> u32 {
         service: id,
         backend: handed.backend,
         hash: handed.hash,
-        outcome: Outcome::ForwardBase,
+        outcome: Outcome::ForwardAsking,
         length,
     };
     to_tunnel(&ctx, &(&packet).into(), service, backend, &passage)

@@ -1,12 +1,15 @@
 //! Fragments: the first one of a packet has the ports, is steered as a whole packet would be, and is remembered; the
-//! later ones follow it. `nat` rewrites their addresses; a transport checksum is in the first alone, and covers all.
+//! later ones follow it. `nat` rewrites their addresses; a transport checksum is in the first alone, and covers all. Those of
+//! `full-nat` go on to programs of its own (`full_nat::fragment`).
 //!
 //! What is remembered is bounded (see `lb_common::fragment`), is apart from the flows, and lasts 30 s.
+
+use core::ptr::NonNull;
 
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext};
 use lb_common::{
     abi::{backend_flags, control_flags, jump, mode},
-    entry::{self, Meta, NewEntry, OldestPolicy},
+    entry::{self, FlowEntry, Meta, NewEntry, OldestPolicy},
     fragment::{self as rule, Key, TO_CLIENT},
     index::{self, kind},
     outcome::Outcome,
@@ -16,10 +19,10 @@ use network_types::tcp::TcpHdr;
 use crate::{
     Passage, count, drop, end, find,
     forward::{self, By, Exit},
-    hand_over, maps,
+    full_nat, hand_over, maps,
     parse::{self, Network, Parsed, Refused},
     pass, ranges, serve,
-    tables::Fragments,
+    tables::{Fragments, ticks_per_second},
     thorough::{self, Located},
     to_tunnel,
 };
@@ -45,7 +48,7 @@ pub fn fragment_later(ctx: XdpContext) -> u32 {
 
 /// A fragment that lies inside the frame, and whose headers lie inside of it.
 #[inline(always)]
-fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
+pub fn locate(ctx: &XdpContext) -> Result<Located, Refused> {
     let found = thorough::locate(ctx)?;
     if found.part == 0 {
         return Err(Outcome::PassFragment.into());
@@ -83,19 +86,20 @@ fn first(ctx: &XdpContext) -> Result<u32, Refused> {
 #[inline(always)]
 pub fn fragment_ranges(ctx: XdpContext) -> u32 {
     match again(&ctx) {
-        Ok(packet) => ranges::serve(&ctx, &packet),
+        Ok((_, packet)) => ranges::serve(&ctx, &packet),
         Err(refused) => pass(&ctx, 0, refused.outcome),
     }
 }
 
 /// A first fragment that `fragment` has judged.
 #[inline(always)]
-fn again(ctx: &XdpContext) -> Result<Parsed, Refused> {
+pub fn again(ctx: &XdpContext) -> Result<(Located, Parsed), Refused> {
     let found = thorough::locate(ctx)?;
     if found.part != 1 {
         return Err(Outcome::PassFragment.into());
     }
-    transport(&found)
+    let packet = transport(&found)?;
+    Ok((found, packet))
 }
 
 /// The ports of a first fragment.
@@ -117,8 +121,9 @@ fn transport(found: &Located) -> Result<Parsed, Refused> {
     })
 }
 
+/// The key of a fragment's packet.
 #[inline(always)]
-fn key(found: &Located) -> Result<Key, Refused> {
+pub fn key(found: &Located) -> Result<Key, Refused> {
     let protocol = match found.network {
         Network::V4(_) => found.protocol,
         Network::V6(_) => 0,
@@ -133,7 +138,7 @@ fn key(found: &Located) -> Result<Key, Refused> {
 
 /// Lays the key out for [`remember`].
 #[inline(always)]
-fn keep(key: Key) -> Result<(), Refused> {
+pub fn keep(key: Key) -> Result<(), Refused> {
     let Some(place) = maps::FRAGMENT_KEY.get_ptr_mut(0) else {
         return Err(Outcome::PassInternal.into());
     };
@@ -154,37 +159,44 @@ pub fn remember(packet: &Parsed, service: u32, backend: u32, way: u64) {
     let meta = rule::meta(service, backend, way);
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() as u32 };
-    if let Some(known) = entry::find(&Fragments, key.hash, &key.flow) {
-        // The same identification again: a duplicate, or the next packet that has it.
-        // SAFETY: the entry was found for this packet.
-        unsafe {
-            entry::set_meta(known, meta);
-            (*known.as_ptr()).opened = now;
-            entry::touch(known, now, 0);
-        }
-        return;
-    }
     let new = NewEntry {
         meta,
         opened: now,
         seen: now,
     };
+    if let Some(known) = entry::find(&Fragments, key.hash, &key.flow) {
+        // SAFETY: the entry was found for this packet.
+        unsafe { renew(known, &new) };
+        return;
+    }
     // Where another CPU was faster, the later fragments are early ones.
     let _ = entry::insert(&Fragments, key.hash, &key.flow, &new, &OldestPolicy);
 }
 
-/// Where a packet's first fragment went.
+/// Notes in an entry that its identification came again: of a duplicate, or of the next packet that has it.
+///
+/// # Safety
+/// The entry was found for this packet.
 #[inline(always)]
-fn recall(key: &Key) -> Option<Meta> {
-    let known = entry::find(&Fragments, key.hash, &key.flow)?;
-    let life = maps::CONTROL
-        .get(0)?
-        .ticks_per_second
-        .wrapping_mul(rule::SECONDS);
-    // SAFETY: the entry was found for this packet; a helper without arguments.
+pub unsafe fn renew(known: NonNull<FlowEntry>, new: &NewEntry) {
     unsafe {
-        let age = entry::age((*known.as_ptr()).opened, bpf_jiffies64() as u32);
-        (age <= life).then(|| entry::meta(known))
+        entry::set_meta(known, new.meta);
+        (*known.as_ptr()).opened = new.opened;
+        entry::touch(known, new.seen, 0);
+    }
+}
+
+/// What is remembered of a packet's first fragment.
+#[inline(always)]
+pub fn recall(key: &Key) -> Option<NonNull<FlowEntry>> {
+    let known = entry::find(&Fragments, key.hash, &key.flow)?;
+    let ticks = ticks_per_second()?;
+    // SAFETY: the entry was found for this packet; a helper without arguments.
+    let (opened, now) = unsafe { ((*known.as_ptr()).opened, bpf_jiffies64() as u32) };
+    if rule::is_remembered(opened, now, ticks) {
+        Some(known)
+    } else {
+        None
     }
 }
 
@@ -197,16 +209,30 @@ fn later(ctx: &XdpContext, found: &Located) -> Result<u32, Refused> {
         return Ok(unserved(ctx, found, Outcome::PassFragmentTiny));
     }
     let key = key(found)?;
-    Ok(match recall(&key) {
-        None => unserved(ctx, found, Outcome::PassFragmentEarly),
-        Some(meta) if meta.has(TO_CLIENT) => to_client(ctx, found, meta),
-        Some(meta) => to_backend(ctx, found, meta, key.hash),
+    let Some(known) = recall(&key) else {
+        return Ok(unserved(ctx, found, Outcome::PassFragmentEarly));
+    };
+    // SAFETY: the entry was found for this packet.
+    let meta = unsafe { entry::meta(known) };
+    if is_full_nat(meta) {
+        return Ok(full_nat::hand_later_over(ctx));
+    }
+    Ok(if meta.has(TO_CLIENT) {
+        to_client(ctx, found, meta)
+    } else {
+        to_backend(ctx, found, meta, key.hash)
     })
+}
+
+#[inline(always)]
+fn is_full_nat(meta: Meta) -> bool {
+    let service = maps::SERVICES.get(rule::service(meta));
+    service.is_some_and(|service| service.mode == mode::FULL_NAT)
 }
 
 /// A fragment that nothing is known of: `outcome` when it is to a service's address.
 #[inline(always)]
-fn unserved(ctx: &XdpContext, found: &Located, outcome: Outcome) -> u32 {
+pub fn unserved(ctx: &XdpContext, found: &Located, outcome: Outcome) -> u32 {
     let Some(entry) = find(&found.ends.1, index::selector(0, 0, kind::VIP)) else {
         return pass(ctx, 0, Outcome::PassFragment);
     };
@@ -219,8 +245,9 @@ fn unserved(ctx: &XdpContext, found: &Located, outcome: Outcome) -> u32 {
     pass(ctx, entry.service, outcome)
 }
 
+/// Length of the frame.
 #[inline(always)]
-fn length(found: &Located) -> u32 {
+pub fn length(found: &Located) -> u32 {
     (found.extent.end - found.extent.start) as u32
 }
 

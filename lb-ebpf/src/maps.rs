@@ -18,6 +18,7 @@ use lb_common::{
     former::Formers,
     fragment,
     full_nat::{Handed, PortEntry, Sources},
+    identification::{self, Lane},
     index::IndexEntry,
     limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
@@ -84,6 +85,10 @@ pub static VLANS: HashMap<u32, VlanDevice> = HashMap::pinned(VLANS_MAX, 0);
 /// First fragments that were steered.
 #[map]
 pub static FRAGMENTS: Array<FlowEntry> = Array::pinned(fragment::REMEMBERED, 0);
+
+/// Where the identifications of fragmented packets come from that leave under another address than they came with.
+#[map]
+pub static IDENTIFICATIONS: Array<Lane> = Array::pinned(identification::LANES, 0);
 
 /// Packets by service and outcome: index `service * OUTCOMES_MAX + outcome`.
 #[map]

@@ -9,6 +9,7 @@ use lb_common::{
     former::Formers,
     fragment,
     full_nat::{PortEntry, PortTable},
+    identification::{Lane, Lanes},
     limits::ANSWERS_PER_TICK,
     recent,
     steer::{Count, Env},
@@ -135,6 +136,23 @@ impl PortTable for Ports {
     }
 }
 
+/// Where identifications come from.
+pub struct Identifications;
+
+impl Lanes for Identifications {
+    #[inline(always)]
+    fn lane(&self, index: u32) -> Option<NonNull<Lane>> {
+        maps::IDENTIFICATIONS
+            .get_ptr_mut(index)
+            .and_then(NonNull::new)
+    }
+
+    #[inline(always)]
+    unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+        unsafe { compare_exchange(word, old, new) }
+    }
+}
+
 /// Ticks of the kernel's clock in a second.
 #[inline(always)]
 pub fn ticks_per_second() -> Option<u32> {
@@ -177,6 +195,12 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
     #[inline(always)]
     fn backend_flags(&self, backend: u32) -> u32 {
         maps::BACKENDS.get(backend).map_or(0, |record| record.flags)
+    }
+
+    #[inline(always)]
+    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
+        let record = maps::BACKENDS.get(backend);
+        record.is_some_and(|record| record.is_past_deadline(hash))
     }
 
     #[inline(always)]

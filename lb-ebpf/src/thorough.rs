@@ -63,6 +63,8 @@ pub struct Located {
     pub part: u16,
     /// Of a fragment: the packet's identification, as loaded.
     pub id: u32,
+    /// Of an IPv6 fragment: from the network header to the fragment header.
+    pub fragment: usize,
 }
 
 /// Reads the headers, or says why the frame is not for this program.
@@ -175,6 +177,7 @@ fn locate_v4(start: usize, offset: usize, end: usize) -> Result<Located, Refused
             extent,
             part,
             id: u32::from(u16::from_ne_bytes((*ip).id)),
+            fragment: 0,
         })
     }
 }
@@ -191,7 +194,12 @@ fn locate_v6(start: usize, offset: usize, end: usize) -> Result<Located, Refused
         let skipped = skip_extensions((*ip).next_hdr, at + Ipv6Hdr::LEN, end)?;
         let extensions = forget(skipped.bytes, EXTENSIONS_BYTES)?;
         let protocol = forget(usize::from(skipped.protocol), 255)? as u8;
-        let part = forget(usize::from(skipped.part), 0xffff)? as u16;
+        // Both at once: each value that the verifier is to forget costs a way of its own.
+        let part = forget(
+            skipped.fragment << 16 | usize::from(skipped.part),
+            EXTENSIONS_BYTES << 16 | 0xffff,
+        )?;
+        let (fragment, part) = (part >> 16, part as u16);
         let id = forget(skipped.id as usize, u32::MAX as usize)? as u32;
         let extent = Extent {
             start,
@@ -209,6 +217,7 @@ fn locate_v6(start: usize, offset: usize, end: usize) -> Result<Located, Refused
             extent,
             part,
             id,
+            fragment: Ipv6Hdr::LEN + fragment,
         })
     }
 }
@@ -219,6 +228,8 @@ struct Skipped {
     protocol: u8,
     /// How many bytes they have.
     bytes: usize,
+    /// Where the fragment header begins among them.
+    fragment: usize,
     /// As in [`Located`].
     part: u16,
     /// As in [`Located`].
@@ -234,6 +245,7 @@ fn skip_extensions(first: u8, at: usize, end: usize) -> Result<Skipped, Refused>
     let mut skipped = Skipped {
         protocol: first,
         bytes: 0,
+        fragment: 0,
         part: 0,
         id: 0,
     };
@@ -249,6 +261,7 @@ fn skip_extensions(first: u8, at: usize, end: usize) -> Result<Skipped, Refused>
         let Extension { next, length, rest } = unsafe { place.read_unaligned() };
         if skipped.protocol == extension::FRAGMENT {
             let [high, low, a, b, c, d] = rest;
+            skipped.fragment = skipped.bytes;
             // Two bits between offset and "more fragments" are reserved.
             skipped.part = u16::from_be_bytes([high, low]) & !6;
             skipped.id = u32::from_ne_bytes([a, b, c, d]);

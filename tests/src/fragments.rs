@@ -60,6 +60,15 @@ pub fn part(headers: &[u8], data: &[u8], offset: usize, more: bool, id: u32) -> 
     frame
 }
 
+/// Identification of a fragment.
+///
+/// # Panics
+/// It ends before that.
+pub fn identification(frame: &[u8]) -> u32 {
+    let (_, id) = identity(frame);
+    id.iter().fold(0, |id, byte| id << 8 | u32::from(*byte))
+}
+
 /// The packet that the fragments are of, with the Ethernet header of the first.
 ///
 /// # Errors

@@ -332,7 +332,7 @@ fn whoever_is_not_asked_gets_no_question() -> Result<()> {
     let (outcome, out) = stage.sends(&odd)?;
     assert_eq!(
         (outcome, &out[..6]),
-        (Outcome::ForwardBase, &backend_macs(OLD).0[..])
+        (Outcome::ForwardAsking, &backend_macs(OLD).0[..])
     );
     Ok(())
 }
@@ -616,5 +616,41 @@ fn a_former_owner_that_has_ended_is_not_asked() -> Result<()> {
     let (_, back) = stage.asks(&segment)?;
     stage.is_for(&back, FORMER, &segment)?;
     assert_eq!(stage.only_entry()?.backend(), FORMER);
+    Ok(())
+}
+
+/// While the deadline of the base's drain cuts its flows, the current owner is asked in its place, and the base not at all.
+#[test]
+fn the_base_is_not_asked_while_its_flows_are_cut() -> Result<()> {
+    for (mode, families) in MODES.into_iter().flat_map(|m| FAMILIES.map(|f| (m, f))) {
+        let mut stage = Stage::new(mode, families)?;
+        let mut record = stage.rig.datapath.backend(OLD)?;
+        record.flags |= backend_flags::CUT_RESET;
+        record.cut = u32::MAX;
+        stage.rig.datapath.put_backend(OLD, &record)?;
+        let segment = stage.segment(1000, ACK);
+        let (outcome, asking) = stage.sends(&segment)?;
+        assert_eq!(outcome, Outcome::ForwardAsking);
+        assert_eq!(asking[..6], backend_macs(NEW).0);
+        let (_, place, inner) = question_in(&asking);
+        assert_eq!(
+            asking[place..place + usize::from(question::LENGTH)],
+            bytes(Header::new(Word::IsItHere, families.0, NEW))
+        );
+        assert_eq!(inner, segment.build()[14..]);
+        assert!(stage.only_entry()?.has(state::GUESSED));
+        // While it is not sent back, it is there, and the next packet goes the same way.
+        let (outcome, again) = stage.sends(&segment)?;
+        assert_eq!((outcome, &again), (Outcome::ForwardAsking, &asking));
+
+        // Once it is, it is the base's.
+        let (verdict, back, counted) = stage.end.run(&asking)?;
+        assert_eq!((verdict, counted), (Verdict::Tx, Decap::SentBack));
+        let (verdict, _, outcome) = stage.rig.run(&back)?;
+        let dropped = (Verdict::Drop, Outcome::DropDeadline);
+        assert_eq!((verdict, outcome), dropped);
+        assert_eq!(stage.only_entry()?.backend(), OLD);
+        assert_eq!(stage.sends(&segment)?.0, Outcome::ResetDeadline);
+    }
     Ok(())
 }

@@ -523,26 +523,6 @@ fn a_service_on_several_ports_keeps_them() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn fragments_are_left_to_the_kernel() -> Result<()> {
-    let mut rig = rig(&udp_services())?;
-    for service in udp_services() {
-        if !service.vip.is_ipv4() {
-            continue;
-        }
-        let frame = Datagram::new(client(&service, 1000), service.vip)
-            .data(&[1; 1200])
-            .build();
-        for part in ebb_tests::fragments::cut(&frame, 600, 600, 7) {
-            let (verdict, out, outcome) = rig.run(&part)?;
-            assert_eq!(verdict, Verdict::Pass, "{outcome:?}");
-            assert_eq!(out, part);
-        }
-        assert!(rig.datapath.ports()?.is_empty());
-    }
-    Ok(())
-}
-
 /// An error from a router about this segment.
 fn about(segment: &Segment) -> Message {
     let (router, kind, code) = if segment.from.is_ipv4() {

@@ -66,6 +66,14 @@ impl Stage {
         Ok(stage)
     }
 
+    /// From here on the deadline of a backend's drain cuts its flows, up to this position.
+    fn cuts(&mut self, id: u32, flags: u32, cut: u32) -> Result<()> {
+        let mut record = self.rig.datapath.backend(id)?;
+        record.flags |= flags;
+        record.cut = cut;
+        Ok(self.rig.datapath.put_backend(id, &record)?)
+    }
+
     /// A segment goes to each of these, whose reset is withheld.
     fn are_asked(&mut self, port: u16, ids: &[u32]) -> Result<()> {
         for id in ids {
@@ -390,5 +398,95 @@ fn data_from_a_former_owner_shows_where_the_flow_is() -> Result<()> {
         assert!(known.has(state::EXCEPTIONAL) && !known.has(state::GUESSED));
         assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
     }
+    Ok(())
+}
+
+#[test]
+fn a_flow_of_the_current_backend_is_not_cut_with_the_bases() -> Result<()> {
+    for is_v4 in [true, false] {
+        let mut stage = Stage::new(is_v4, mode::NAT, MOVED)?;
+        stage.cuts(OLD, backend_flags::CUT_RESET, u32::MAX)?;
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardSecondChance, NEW));
+        let asked = stage.only_entry()?;
+        assert!(asked.has(state::GUESSED) && !asked.has(state::EXCEPTIONAL));
+        assert!(stage.answers(NEW, 1000, ACK)?);
+        let known = stage.only_entry()?;
+        assert!(!known.has(state::GUESSED) && known.has(state::EXCEPTIONAL));
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+        assert_eq!(stage.rig.stats(NEW)?.adopted, 1);
+        // Data that comes first says as much.
+        stage.rig.lose(Table::Flows)?;
+        assert!(stage.answers(NEW, 1000, ACK)?);
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flow_of_the_base_is_cut_once_nobody_else_has_it() -> Result<()> {
+    for is_v4 in [true, false] {
+        for (flag, expected) in [
+            (backend_flags::CUT_RESET, Outcome::ResetDeadline),
+            (backend_flags::CUT_DROP, Outcome::DropDeadline),
+        ] {
+            let mut stage = Stage::new(is_v4, mode::NAT, MOVED)?;
+            stage.cuts(OLD, flag, u32::MAX)?;
+            stage.are_asked(1000, &[NEW])?;
+            assert_eq!(stage.sends(1000, ACK)?.0, expected);
+            let mut stage = Stage::with_formers(is_v4, mode::NAT, MOVED, &[OTHER, FOURTH])?;
+            stage.cuts(OLD, flag, u32::MAX)?;
+            stage.are_asked(1000, &[NEW, OTHER, FOURTH])?;
+            assert_eq!(stage.sends(1000, ACK)?.0, expected);
+            assert_eq!(stage.sends(1000, ACK)?.0, expected);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flow_whose_turn_has_not_come_is_the_bases_first() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    stage.cuts(OLD, backend_flags::CUT_RESET, 0)?;
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardAdopted, OLD));
+    assert!(!stage.answers(OLD, 1000, RST)?);
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
+    Ok(())
+}
+
+#[test]
+fn what_is_the_bases_or_can_not_be_asked_is_cut_at_once() -> Result<()> {
+    let cut = |slot, mode| -> Result<Stage> {
+        let mut stage = Stage::new(true, mode, slot)?;
+        stage.cuts(OLD, backend_flags::CUT_RESET, u32::MAX)?;
+        Ok(stage)
+    };
+    let mut in_l2 = cut(MOVED, mode::L2)?;
+    let mut without_room = cut(MOVED, mode::NAT)?;
+    without_room.rig.limit(0, 0)?;
+    let mut without_current = cut(Slot::new(0, OLD, false), mode::NAT)?;
+    let mut after_current = cut(MOVED, mode::NAT)?;
+    after_current.rig.flags(NEW, backend_flags::ENDED, 0)?;
+    let mut with_current = cut(MOVED, mode::NAT)?;
+    with_current.cuts(NEW, backend_flags::CUT_RESET, u32::MAX)?;
+    let mut listed = Stage::new(true, mode::NAT, MOVED)?;
+    assert_eq!(listed.sends(1000, ACK)?.1, OLD);
+    assert!(listed.answers(OLD, 1000, ACK)?);
+    listed.cuts(OLD, backend_flags::CUT_RESET, u32::MAX)?;
+    for (what, stage) in [
+        ("answers are not seen", &mut in_l2),
+        ("no room", &mut without_room),
+        ("no current owner", &mut without_current),
+        ("it has ended", &mut after_current),
+        ("it is cut too", &mut with_current),
+        ("its entry says so", &mut listed),
+    ] {
+        assert_eq!(stage.sends(1000, ACK)?.0, Outcome::ResetDeadline, "{what}");
+    }
+    let mut stage = cut(MOVED, mode::NAT)?;
+    stage.rig.flags(OLD, backend_flags::DEAD, 0)?;
+    assert_eq!(stage.sends(1000, ACK)?.0, Outcome::ResetDead);
+    // The base is to hear that its client has reset a connection.
+    let mut stage = cut(MOVED, mode::NAT)?;
+    assert_eq!(stage.sends(1000, RST)?, (Outcome::ForwardBase, OLD));
     Ok(())
 }

@@ -13,6 +13,8 @@ mod packet_decap;
 mod packet_fragments;
 #[path = "../tests/packet_full_nat.rs"]
 mod packet_full_nat;
+#[path = "../tests/packet_full_nat_fragments.rs"]
+mod packet_full_nat_fragments;
 #[path = "../tests/packet_icmp.rs"]
 mod packet_icmp;
 #[path = "../tests/packet_quic.rs"]

@@ -1,5 +1,7 @@
 //! Whom a flow may be on that no table knows: the base of its slot, the current owner, and those who were that in between.
-//! They are asked in this order, each once.
+//! They are asked in this order, each once. While the deadline of the base's drain cuts the flow, the base comes last: whoever
+//! is another's flow must not be cut with the base's, and a flow that is none of the others' is the base's and is cut at its next
+//! packet.
 //!
 //! An entry that is a guess says in the place of its initial sequence number how far the asking has come: bit 0 says that
 //! nobody is left to ask, bits 1 to 7 are the place of the backend that it names, and the others a mark of the list that this is
@@ -53,17 +55,34 @@ const fn place(guess: Meta) -> u32 {
     guess.isn() >> 1 & 0x7f
 }
 
+/// Those who may have flows of a slot.
+struct Candidates {
+    formers: Formers,
+    /// The base's flows are cut.
+    base_is_last: bool,
+}
+
 /// The mark of a list of candidates, in the upper 24 bits.
 #[inline(always)]
-const fn mark(slot: Slot, formers: &Formers) -> u32 {
+const fn mark(slot: Slot, candidates: &Candidates) -> u32 {
+    let formers = &candidates.formers;
     // Odd constants that spread their bits (the golden ratio's, and two of SplitMix64's).
     let mixed = slot.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
         ^ formers.0[0].wrapping_mul(0xbf58_476d_1ce4_e5b9)
         ^ formers.0[1].wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed >> 32) as u32 & !0xff
+    ((mixed >> 32) as u32 ^ (candidates.base_is_last as u32) << 8) & !0xff
 }
 
 impl<E: Env> Flow<'_, E> {
+    /// Who may have flows of the slot.
+    #[inline(always)]
+    fn candidates(&self) -> Candidates {
+        Candidates {
+            formers: self.formers(),
+            base_is_last: self.env.is_past_deadline(self.slot.base(), self.hash),
+        }
+    }
+
     /// Who has owned the slot between its base and its current owner.
     #[inline(always)]
     fn formers(&self) -> Formers {
@@ -75,27 +94,51 @@ impl<E: Env> Flow<'_, E> {
     }
 
     #[inline(always)]
-    fn candidate(&self, formers: &Formers, place: u32) -> u32 {
+    fn candidate(&self, candidates: &Candidates, place: u32) -> u32 {
+        let place = if !candidates.base_is_last {
+            place
+        } else if place + 1 < CANDIDATES {
+            place + 1
+        } else {
+            0
+        };
         match place {
             0 => self.slot.base(),
             1 if self.slot.current() != self.slot.base() => self.slot.current(),
             1 => 0,
-            later => formers.get(later as usize - 2),
+            later => candidates.formers.get(later as usize - 2),
         }
+    }
+
+    /// The guess for a flow that nothing is known of, whose base's flows are cut: it is the current owner's. `None` where its
+    /// flows are not to be had either, or the base's are not cut. Not marked with a list of candidates, which takes long to work
+    /// out: the asking then goes on with whoever comes first besides the current owner, and that is who comes after him.
+    #[inline(always)]
+    pub(super) fn before_it_is_cut(&self, base: u32) -> Option<Meta> {
+        let current = self.slot.current();
+        if !self.env.is_past_deadline(base, self.hash)
+            || current == 0
+            || current == base
+            || self.is_gone(current)
+            || self.env.is_past_deadline(current, self.hash)
+        {
+            return None;
+        }
+        Some(Meta::new(0, current, state::GUESSED))
     }
 
     /// Who is to be asked from `place` on, leaving out `but`. Backends that have ended can not be asked.
     #[inline(always)]
-    fn first_from(&self, formers: &Formers, from: u32, but: u32) -> Option<Candidate> {
+    fn first_from(&self, candidates: &Candidates, from: u32, but: u32) -> Option<Candidate> {
         let mut found = Candidate {
             backend: 0,
             place: 0,
-            mark: mark(self.slot, formers),
+            mark: mark(self.slot, candidates),
             is_last: true,
         };
         let mut place = 0;
         while place < CANDIDATES {
-            let backend = self.candidate(formers, place);
+            let backend = self.candidate(candidates, place);
             if place >= from && backend != 0 && backend != but && !self.is_gone(backend) {
                 if found.backend != 0 {
                     found.is_last = false;
@@ -115,30 +158,30 @@ impl<E: Env> Flow<'_, E> {
     /// Who is to be asked after the backend of a guess, which does not have the flow.
     #[inline(always)]
     pub(super) fn after(&self, guess: Meta) -> Option<Candidate> {
-        let formers = self.formers();
-        let is_same = guess.isn() & !0xff == mark(self.slot, &formers);
+        let candidates = self.candidates();
+        let is_same = guess.isn() & !0xff == mark(self.slot, &candidates);
         if is_same && is_last(guess) {
             return None;
         }
         let from = if is_same { place(guess) + 1 } else { 0 };
-        self.first_from(&formers, from, guess.backend())
+        self.first_from(&candidates, from, guess.backend())
     }
 
     /// Who is to be asked about a flow without an entry, which `backend` does not have: after the base the next, after
     /// anybody else the base at first.
     #[inline(always)]
     pub(super) fn besides(&self, backend: u32) -> Option<Candidate> {
-        self.first_from(&self.formers(), 0, backend)
+        self.first_from(&self.candidates(), 0, backend)
     }
 
     /// The same, where packets of a flow that can not get an entry have been to all before `backend`.
     #[inline(always)]
     pub(super) fn beyond(&self, backend: u32) -> Option<Candidate> {
-        let formers = self.formers();
+        let candidates = self.candidates();
         let mut place = 0;
         while place < CANDIDATES {
-            if self.candidate(&formers, place) == backend {
-                return self.first_from(&formers, place + 1, backend);
+            if self.candidate(&candidates, place) == backend {
+                return self.first_from(&candidates, place + 1, backend);
             }
             place += 1;
         }
@@ -148,10 +191,14 @@ impl<E: Env> Flow<'_, E> {
     /// Whether `backend` may have flows here, and is not the base.
     #[inline(always)]
     pub(super) fn is_later(&self, backend: u32) -> bool {
-        let formers = self.formers();
+        // Here it does not matter who is asked first.
+        let candidates = Candidates {
+            formers: self.formers(),
+            base_is_last: false,
+        };
         let mut place = 1;
         while place < CANDIDATES {
-            if backend != 0 && self.candidate(&formers, place) == backend {
+            if backend != 0 && self.candidate(&candidates, place) == backend {
                 return true;
             }
             place += 1;

@@ -6,6 +6,8 @@
 //! - It is sent to the base first. Where the base answers with the reset of a host that does not know the connection, the
 //!   client is not told; the flow gets an entry for the next backend, where its retransmission then goes. Each is asked
 //!   once: the reset of the last one goes on to the client.
+//! - While the deadline of the base's drain cuts the flow, the base comes last: a flow of another backend must not be cut with
+//!   it. Once nobody else has the flow, its next packet is cut.
 //! - An answer with data from another than the base shows that the flow is there, before its client has sent anything.
 //!
 //! A host that knows nothing of a connection answers a segment with ACK by a reset *without* ACK, its sequence number

@@ -5,7 +5,8 @@
 //! circles, and no host that does not know the connection gets to see a packet of it, unless nobody does.
 //!
 //! While nobody sends anything back, every packet of the flow asks: the entry stands for the backend that was asked, which is
-//! right or is corrected within a round trip. Without an entry (no room, or too many at once) each packet takes the way round.
+//! right or is corrected within a round trip. (While the deadline of the base's drain cuts the flow, the base comes last, and
+//! without a question.) Without an entry (no room, or too many at once) each packet takes the way round.
 
 use core::ptr::NonNull;
 

@@ -1,7 +1,7 @@
 //! `full-nat`: the backend sees the node's own address and a port of the node's, and answers to that. Which port is
 //! decided in `lb_common::full_nat`, where the host tests it.
 //!
-//! Programs of their own, behind the steering, which is the same as for every other service.
+//! Programs of their own, behind the steering, which is the same as for every other service. Fragments are in `fragment`.
 
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext};
 use core::ptr::NonNull;
@@ -10,6 +10,7 @@ use lb_common::{
     abi::{BackendRecord, ServiceRecord, jump},
     checksum,
     full_nat::{self as rule, Flow, Handed, PortEntry, Sources},
+    hash::sip::SipKey,
     outcome::Outcome,
     steer::tcp,
 };
@@ -18,30 +19,28 @@ use crate::{
     count, drop, end,
     forward::{self, Exit},
     maps,
-    parse::Parsed,
+    parse::{Network, Parsed},
     pass,
     tables::{Ports, ticks_per_second},
     thorough,
 };
 
+mod fragment;
 mod option;
 pub mod reply;
 
+pub use fragment::hand_later_over;
 pub use reply::hand_over as hand_reply_over;
 
 /// To the program for packets to backends.
 #[inline(always)]
 pub fn hand_over(ctx: &XdpContext, packet: &Parsed, handed: Handed) -> u32 {
-    if packet.is_first {
-        return fragment(ctx, handed.service);
-    }
-    jump_to(ctx, handed, jump::FULL_NAT)
-}
-
-/// Fragments stay behind: the later ones have no port to tell whose they are, once the node's address is all they show.
-#[inline(always)]
-fn fragment(ctx: &XdpContext, service: u32) -> u32 {
-    pass(ctx, service, Outcome::PassFragment)
+    let program = if packet.is_first {
+        jump::FULL_NAT_FIRST
+    } else {
+        jump::FULL_NAT
+    };
+    jump_to(ctx, handed, program)
 }
 
 /// To one of the programs for such services.
@@ -90,7 +89,7 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, handed: &Handed) -> u32 {
     if forward::is_spent(packet.network) {
         return drop(ctx, id, Outcome::DropTtl);
     }
-    let Some(entry) = allocation(packet, handed, service, backend) else {
+    let Some((entry, _)) = allocation(packet, handed, service, backend) else {
         return drop(ctx, id, Outcome::DropNoPort);
     };
     // SAFETY: the entry is this flow's.
@@ -191,14 +190,14 @@ pub fn known(flow: &Flow) -> Option<NonNull<PortEntry>> {
     rule::find(&Ports, before, flow)
 }
 
-/// The flow's allocation: the one it has, or a new one.
+/// The flow's allocation: the one it has, or a new one. With the key of the places towards its backend.
 #[inline(always)]
 fn allocation(
     packet: &Parsed,
     handed: &Handed,
     service: &ServiceRecord,
     backend: &BackendRecord,
-) -> Option<NonNull<PortEntry>> {
+) -> Option<(NonNull<PortEntry>, SipKey)> {
     let asked = Asked {
         client: packet.source,
         client_port: packet.source_port,
@@ -207,12 +206,13 @@ fn allocation(
     };
     let flow = flow(&asked, handed, service, backend)?;
     if let Some(entry) = known(&flow) {
-        return Some(entry);
+        return Some((entry, flow.far_end));
     }
     let (now_sources, _) = sources(flow.client.is_v4())?;
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() as u32 };
-    rule::claim(&Ports, now_sources, &flow, now, ticks_per_second()?)
+    let entry = rule::claim(&Ports, now_sources, &flow, now, ticks_per_second()?)?;
+    Some((entry, flow.far_end))
 }
 
 /// Notes a packet from the client; returns what the backend has sent so far.
@@ -255,17 +255,35 @@ unsafe fn touch(entry: NonNull<PortEntry>) {
     }
 }
 
+/// Gives a packet this source and destination, which change its checksums by `delta`. False when its time to live is used
+/// up; then it is as it was.
+#[inline(always)]
+fn readdress(
+    network: Network,
+    delta: u64,
+    (source, destination): (&Addr, &Addr),
+    counts: bool,
+) -> bool {
+    if !forward::hop(network, u32::from(checksum::fold(delta)), counts) {
+        return false;
+    }
+    // SAFETY: the header was checked by whoever parsed it, and nothing has moved the packet since.
+    unsafe {
+        forward::set_source(network, source);
+        forward::set_destination(network, destination);
+    }
+    true
+}
+
 /// Turns the packet, which is not spent, to one of the node's to the backend.
 #[inline(always)]
 fn rewrite(packet: &Parsed, backend: &BackendRecord, node: &Addr, node_port: u16) {
     let from = checksum::address_delta(&packet.source, node);
     let delta = u64::from(from) + u64::from(backend.to_backend);
-    forward::hop(packet.network, u32::from(checksum::fold(delta)), true);
+    readdress(packet.network, delta, (node, &backend.address), true);
     let port = forward::backend_port(packet.destination_port, backend);
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
-        forward::set_source(packet.network, node);
-        forward::set_destination(packet.network, &backend.address);
         let ports = packet.transport.ports();
         ports.write_unaligned(node_port);
         ports.add(1).write_unaligned(port);

@@ -14,7 +14,7 @@ use lb_common::{
 
 use crate::{
     count, drop, end,
-    forward::{self, By},
+    forward::{self, By, Route},
     maps,
     parse::Parsed,
     pass,
@@ -29,10 +29,12 @@ pub fn hand_over(ctx: &XdpContext, packet: &Parsed, service: u32) -> u32 {
         service,
         ..Handed::default()
     };
-    if packet.is_first {
-        return super::fragment(ctx, service);
-    }
-    super::jump_to(ctx, handed, jump::FULL_NAT_REPLY)
+    let program = if packet.is_first {
+        jump::FULL_NAT_FIRST_REPLY
+    } else {
+        jump::FULL_NAT_REPLY
+    };
+    super::jump_to(ctx, handed, program)
 }
 
 /// Takes over a packet from a backend.
@@ -43,21 +45,20 @@ pub fn full_nat_reply(ctx: XdpContext) -> u32 {
         return pass(&ctx, 0, Outcome::PassInternal);
     };
     match thorough::parse(&ctx) {
-        Ok(packet) => {
-            let source = (&packet.source, packet.source_port);
-            let own = (&packet.destination, packet.destination_port);
-            match owner(source, own, packet.protocol()) {
-                Some(owner) => to_client(&ctx, &packet, &owner),
-                None => pass(&ctx, handed.service, Outcome::PassReplyLocal),
-            }
-        }
+        Ok(packet) => match owner_of(&packet) {
+            Some(owner) => to_client(&ctx, &packet, &owner),
+            None => pass(&ctx, handed.service, Outcome::PassReplyLocal),
+        },
         Err(refused) => pass(&ctx, handed.service, refused.outcome),
     }
 }
 
 /// Whose flow an answer belongs to.
 pub struct Owner {
-    entry: NonNull<PortEntry>,
+    /// The flow's allocation.
+    pub entry: NonNull<PortEntry>,
+    /// Its place in the table of ports.
+    pub place: u32,
     /// Service id.
     pub id: u32,
     /// The service.
@@ -77,6 +78,14 @@ impl Owner {
             ((*place).client, (*place).client_port)
         }
     }
+}
+
+/// The owner of the flow that a backend's packet is of.
+#[inline(always)]
+pub fn owner_of(packet: &Parsed) -> Option<Owner> {
+    let source = (&packet.source, packet.source_port);
+    let own = (&packet.destination, packet.destination_port);
+    owner(source, own, packet.protocol())
 }
 
 /// The owner of the node's port at `own` towards the backend at `source`: addresses and ports, network order as loaded.
@@ -103,6 +112,7 @@ pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Ow
         && service.protocol == protocol;
     is_its_own.then_some(Owner {
         entry,
+        place: reply.place(&Ports),
         id,
         service,
         backend_id,
@@ -112,36 +122,62 @@ pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Ow
 
 #[inline(always)]
 fn to_client(ctx: &XdpContext, packet: &Parsed, owner: &Owner) -> u32 {
+    match way::<true>(ctx, packet, owner) {
+        Ok(route) => deliver(ctx, packet, owner, &route),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Notes the packet, and finds its way to the client; or what became of it. `JUDGES`: whatever is to be learned of where the
+/// flow is, is learned.
+#[inline(always)]
+pub fn way<const JUDGES: bool>(
+    ctx: &XdpContext,
+    packet: &Parsed,
+    owner: &Owner,
+) -> Result<Route, u32> {
     let (id, service) = (owner.id, owner.service);
     let (client, client_port) = owner.client();
-    let service_port = forward::service_port(packet.source_port, service);
     let seen = Packet {
         client,
         client_port,
-        service_port,
+        service_port: forward::service_port(packet.source_port, service),
         flags: packet.flags,
         sequence: packet.sequence,
     };
     // SAFETY: the entry was found for this packet.
     unsafe { note_server(owner.entry, packet.flags) };
-    if !steer::note_reply(&Kernel::<true>, id, service, &seen, owner.backend_id) {
-        return drop(ctx, id, Outcome::DropSecondChance);
+    let (env, backend_id) = (Kernel::<true>, owner.backend_id);
+    let goes_on = if JUDGES {
+        steer::note_reply(&env, id, service, &seen, backend_id)
+    } else {
+        steer::note_usual_reply(&env, id, service, &seen, backend_id) != steer::Reply::Withheld
+    };
+    if !goes_on {
+        return Err(drop(ctx, id, Outcome::DropSecondChance));
     }
     let route = forward::route(ctx, packet.protocol(), packet.network, &client, service);
     if route.by == By::Nobody {
-        return pass(ctx, id, Outcome::PassReplyLocal);
+        return Err(pass(ctx, id, Outcome::PassReplyLocal));
     }
+    Ok(route)
+}
+
+/// Sends it on that way.
+#[inline(always)]
+pub fn deliver(ctx: &XdpContext, packet: &Parsed, owner: &Owner, route: &Route) -> u32 {
+    let (id, service) = (owner.id, owner.service);
+    let (client, client_port) = owner.client();
+    let service_port = forward::service_port(packet.source_port, service);
     count::reply_from(owner.backend_id, packet.length);
     let to = checksum::address_delta(&packet.destination, &client);
     let delta = u64::from(to) + u64::from(owner.backend.to_client);
-    let counts = route.by == By::Xdp;
-    if !forward::hop(packet.network, u32::from(checksum::fold(delta)), counts) {
+    let ends = (&service.vip, &client);
+    if !super::readdress(packet.network, delta, ends, route.by == By::Xdp) {
         return drop(ctx, id, Outcome::DropTtl);
     }
     // SAFETY: the headers were checked by `parse`, and nothing has moved the packet since.
     unsafe {
-        forward::set_source(packet.network, &service.vip);
-        forward::set_destination(packet.network, &client);
         let ports = packet.transport.ports();
         ports.write_unaligned(service_port);
         ports.add(1).write_unaligned(client_port);

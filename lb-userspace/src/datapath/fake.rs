@@ -186,6 +186,11 @@ impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
             .map_or(0, |record| record.flags)
     }
 
+    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
+        let record = self.0.backends.get(&backend);
+        record.is_some_and(|record| record.is_past_deadline(hash))
+    }
+
     fn now(&self) -> u32 {
         self.0.ticks()
     }

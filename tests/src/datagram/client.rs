@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Answer, Ask};
+use super::{Answer, Ask, BODY, DATAGRAM_MAX};
 use crate::{clock, lab::Netns};
 
 /// An answer from another server than the flow's last one.
@@ -80,10 +80,15 @@ pub struct Client {
 impl Client {
     /// A client in this namespace whose flows ask `target` once every `every`.
     pub fn start(netns: Netns, target: SocketAddr, every: Duration) -> Self {
+        Self::start_with(netns, target, every, BODY)
+    }
+
+    /// The same with questions of this many bytes besides their head.
+    pub fn start_with(netns: Netns, target: SocketAddr, every: Duration, body: u16) -> Self {
         let shared = Arc::new(Shared::default());
         let asking = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            let ended = ask_all(&asking, every);
+            let ended = ask_all(&asking, every, body);
             asking.state().failed = ended.err().map(|error| error.to_string());
             asking.changed.notify_all();
         });
@@ -215,7 +220,7 @@ fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// One round of questions every `every`, spread over it, until told to stop.
-fn ask_all(shared: &Shared, every: Duration) -> io::Result<()> {
+fn ask_all(shared: &Shared, every: Duration, body: u16) -> io::Result<()> {
     // Bursts as small as this fit every buffer on the way.
     const BURST: usize = 32;
     loop {
@@ -224,7 +229,7 @@ fn ask_all(shared: &Shared, every: Duration) -> io::Result<()> {
         let bursts = count.div_ceil(BURST).max(1);
         for burst in 0..bursts {
             for index in burst * BURST..count.min((burst + 1) * BURST) {
-                ask(shared, index)?;
+                ask(shared, index, body)?;
             }
             let due = round + every.mul_f64((burst + 1) as f64 / bursts as f64);
             hear_until(shared, due)?;
@@ -235,7 +240,7 @@ fn ask_all(shared: &Shared, every: Duration) -> io::Result<()> {
     }
 }
 
-fn ask(shared: &Shared, index: usize) -> io::Result<()> {
+fn ask(shared: &Shared, index: usize, body: u16) -> io::Result<()> {
     let mut state = shared.state();
     let socket = Arc::clone(&state.sockets[index]);
     let flow = &mut state.flows[index];
@@ -245,6 +250,7 @@ fn ask(shared: &Shared, index: usize) -> io::Result<()> {
     let ask = Ask {
         flow: index as u64,
         number: flow.sent,
+        body,
     };
     if flow.sent == 0 {
         flow.began_ns = clock::now_ns();
@@ -296,7 +302,7 @@ fn hear_until(shared: &Shared, due: Instant) -> io::Result<()> {
 }
 
 fn hear(shared: &Shared, index: usize, socket: &UdpSocket) -> io::Result<()> {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; DATAGRAM_MAX];
     loop {
         let length = match socket.recv(&mut buffer) {
             Ok(length) => length,

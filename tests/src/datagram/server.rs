@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UdpSocket;
 
-use super::Ask;
+use super::{Ask, DATAGRAM_MAX};
 
 /// Room for datagrams that wait.
 const BUFFER_BYTES: usize = 8 << 20;
@@ -54,7 +54,7 @@ impl EchoServer {
 }
 
 async fn echo(socket: UdpSocket, name: Arc<[u8]>) -> io::Result<()> {
-    let mut buffer = vec![0; 2048];
+    let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         let (length, client) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,

@@ -79,7 +79,7 @@ impl Case {
 
 fn input(flows: &[Vec<Flow>; 2], random: &mut SmallRng) -> Input {
     // Half of them the course of a flow, half anything; and fragments, of which two must be of one packet.
-    let shape = if random.random_ratio(1, 16) {
+    let shape = if random.random_ratio(1, 10) {
         Shape::Fragment
     } else if random.random() {
         *Shape::ALL[..4].choose(random).expect("shapes")

@@ -10,6 +10,7 @@ mod counters;
 pub mod edits;
 pub mod frame;
 mod given;
+mod numbered;
 pub mod oracle;
 mod quote;
 pub mod report;

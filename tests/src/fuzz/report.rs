@@ -127,13 +127,12 @@ impl Reached {
     }
 }
 
-/// Only a node in disorder counts these, or one that is told so. Packets that a backend sends back are those of
-/// `packet_asked`.
+/// Only a node in disorder counts these, or one that is told so.
 const UNREACHABLE: &[Outcome] = &[
     Outcome::PassInternal,
     Outcome::DropFragmentEarly,
     Outcome::DropNoHeadroom,
-    Outcome::ForwardSecondChance,
+    Outcome::DropNoIdentification,
 ];
 
 /// What sound frames of a shape must become, among other things. What is missing here is missing in the data plane,
@@ -171,6 +170,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::ForwardAdopted,
             Outcome::ForwardBase,
             Outcome::ForwardOrphan,
+            Outcome::ForwardSecondChance,
             Outcome::ResetDeadline,
             Outcome::ResetDead,
             Outcome::DropDeadline,

@@ -103,6 +103,7 @@ impl Runner {
         self.rig.datapath.lose_ports()?;
         self.rig.nat(if case.ports { PORTS } else { (1, 1) }, &[])?;
         self.world.given.take();
+        self.world.numbered.borrow_mut().begin();
         self.world.ports.set(case.ports);
         let (mut last, mut names) = (None, Vec::new());
         for (at, input) in case.inputs.iter().enumerate() {

@@ -429,7 +429,10 @@ fn fragment(flow: &Flow, random: &mut SmallRng) -> Frame {
                 SocketAddr::new(neighbour.parse().expect("an address"), flow.client.port()),
             )
         }
-        _ => (flow.client, flow.vip),
+        _ => match flow.shown {
+            Some(shown) if random.random_ratio(1, 3) => shown,
+            _ => (flow.client, flow.vip),
+        },
     };
     let transport = match random.random_range(0..8) {
         // Too short for its header.

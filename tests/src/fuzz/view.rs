@@ -59,6 +59,10 @@ pub struct View {
     pub fragment: Fragment,
     /// Where in the datagram a fragment's data belongs, in bytes.
     pub offset: usize,
+    /// Where a fragment's identification stands: of two bytes in IPv4, of four in IPv6.
+    pub id_at: usize,
+    /// That identification.
+    pub id: u32,
     /// Whether the transport header is whole and agrees with the lengths. Always so but in fragments.
     pub has_transport: bool,
     /// Transport protocol.
@@ -183,6 +187,8 @@ fn v4(frame: &[u8], network: usize) -> Result<View, Unsound> {
         rerouted: false,
         fragment: fragment(word(fixed, 6)? & 0x2000 != 0, word(fixed, 6)? & 0x1fff),
         offset: usize::from(word(fixed, 6)? & 0x1fff) * 8,
+        id_at: network + 4,
+        id: u32::from(word(fixed, 4)?),
         has_transport: false,
         protocol: fixed[9],
         transport: network + header,
@@ -217,6 +223,8 @@ fn v6(frame: &[u8], network: usize) -> Result<View, Unsound> {
         rerouted: false,
         fragment: Fragment::Whole,
         offset: 0,
+        id_at: 0,
+        id: 0,
         has_transport: false,
         protocol: fixed[6],
         transport: network + 40,
@@ -241,6 +249,8 @@ fn extensions(frame: &[u8], view: &mut View) -> Result<(), Unsound> {
         if view.protocol == 44 {
             view.fragment = fragment(fixed[3] & 1 != 0, word(fixed, 2)? >> 3);
             view.offset = usize::from(word(fixed, 2)? >> 3) * 8;
+            view.id_at = at + 4;
+            view.id = u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
         } else {
             length += usize::from(fixed[1]) * 8;
         }

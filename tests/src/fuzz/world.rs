@@ -23,6 +23,7 @@ use lb_userspace::{
 
 use super::{
     given::Given,
+    numbered::Numbered,
     quote::Quote,
     sums::{TCP, UDP},
     view::{Family, Fragment, View},
@@ -321,6 +322,8 @@ pub struct World {
     pub services: Vec<Service>,
     /// Ports that flows of `full-nat` services were seen with in this case.
     pub given: RefCell<Given>,
+    /// Identifications that packets in fragments were seen with on their way through such services.
+    pub numbered: RefCell<Numbered>,
     /// Whether such flows may have ports.
     pub ports: Cell<bool>,
 }
@@ -384,6 +387,7 @@ impl World {
         Self {
             services,
             given: RefCell::default(),
+            numbered: RefCell::default(),
             ports: Cell::new(true),
         }
     }

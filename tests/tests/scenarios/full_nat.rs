@@ -296,6 +296,63 @@ fn datagrams_full_nat_v6() -> Result<()> {
     datagrams(Family::V6)
 }
 
+/// Datagrams in fragments, both ways, of flows that are many behind one address of the node: none is lost or changed, in a
+/// drain and while the daemon is dead.
+fn in_fragments(family: Family) -> Result<()> {
+    /// Six fragments.
+    const BODY: u16 = 8000;
+    if !can_run() {
+        return Ok(());
+    }
+    let edit = |service: &mut Service| {
+        service.protocol = "udp".into();
+        service.more = "idle_timeout = \"2s\"\ndrain = { timeout = \"60s\" }".into();
+    };
+    let mut scene = scene_with(Topology::TwoArm, family, &["b1", "b2", "b3"], edit)?;
+    let netns = scene.lab.netns("client").clone();
+    let every = Duration::from_millis(250);
+    let client = Client::start_with(netns, scene.target(), every, BODY);
+    client.open(60)?;
+    answered(&scene, &client, 3)?;
+    let old = client.by_server()["b1"];
+    scene.ok("drain web/b1 --timeout 60s")?;
+    client.open(20)?;
+    answered(&scene, &client, 3)?;
+    scene.ebb.kill9();
+    client.open(20)?;
+    answered(&scene, &client, 3)?;
+    scene.ebb.restart(&scene.lab)?;
+    let waiting = scene.background("drain web/b1 --wait --json");
+    assert_eq!(client.silence("b1"), old);
+    let drained = joined(waiting)?;
+    assert_eq!(drained.code, Some(0), "{drained}");
+    let status = scene.ebb.status()?;
+    let mut sent = 0;
+    for flow in client.stop()? {
+        assert_eq!(flow.moves, [], "{flow:?}");
+        assert_eq!((flow.wrong, flow.answered), (0, flow.sent), "{flow:?}");
+        sent += u64::from(flow.sent);
+    }
+    let later = outcome(&status, "forward_fragment");
+    println!(
+        "{sent} questions and answers of {BODY} bytes, {later} later fragments: 0 lost, 0 wrong"
+    );
+    // Five or so each way, of what was sent by then.
+    assert!(later > 5 * sent, "{later}");
+    assert_eq!(outcome(&status, "drop_no_identification"), 0);
+    Ok(())
+}
+
+#[test]
+fn in_fragments_full_nat() -> Result<()> {
+    in_fragments(Family::V4)
+}
+
+#[test]
+fn in_fragments_full_nat_v6() -> Result<()> {
+    in_fragments(Family::V6)
+}
+
 /// A smaller link on the way to the client: the backend learns of it by an error about a packet to the node.
 fn smaller_link(family: Family) -> Result<()> {
     if !can_run() {

@@ -5,6 +5,7 @@ mod affinity;
 mod changes;
 mod clients;
 mod configuration;
+mod cut_tables_lost;
 mod datagrams;
 mod death;
 mod disk;

@@ -51,7 +51,10 @@ pub(super) fn scene_with(
     service.family = inner;
     service.backend_family = Some(outer);
     service.pools.retain(|(_, members)| !members.is_empty());
-    service.more = format!("drain = {{ timeout = \"60s\" }}\n{more}");
+    service.more = more.to_owned();
+    if !more.contains("drain = ") {
+        service.more += "\ndrain = { timeout = \"60s\" }";
+    }
     let servers = lab.serve(service.backend_port)?;
     for backend in backends {
         let balancers = "10.3.0.0/16,fd00:3::/32";

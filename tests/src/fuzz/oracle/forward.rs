@@ -147,6 +147,18 @@ fn allowed(
         // A datagram that is not recorded goes where the next one will; a handshake must not be split.
         Outcome::ForwardOpeningUnrecorded if service.row.protocol() == UDP => id == slot.current(),
         Outcome::ForwardOpeningUnrecorded => id == slot.base() && id == slot.current(),
+        // Nothing is known of it, and the base's flows are cut. (What a backend has sent back is for `packet_asked`.)
+        Outcome::ForwardSecondChance => {
+            id == slot.current()
+                && mode::is_two_way(service.row.mode)
+                && service
+                    .backend(slot.base())
+                    .is_some_and(|base| match base.role {
+                        Role::Reset => true,
+                        Role::Dropped => is_cut(service, client),
+                        _ => false,
+                    })
+        }
         Outcome::ForwardServerId => quic::named(service, view, run.input) == Some(id),
         _ => may_own(service, slot, id, run),
     };
@@ -207,7 +219,7 @@ fn forwarded(
 }
 
 /// What is rewritten.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Change {
     /// Destination and source MAC address.
     pub macs: Option<Vec<u8>>,
@@ -219,6 +231,8 @@ pub struct Change {
     pub hop: bool,
     /// There are no ports: addresses alone change.
     pub without_ports: bool,
+    /// A fragment's identification.
+    pub id: Option<u32>,
 }
 
 impl Change {
@@ -279,6 +293,11 @@ impl Change {
             if !self.without_ports {
                 put(view.transport + port_at, &end.port().to_be_bytes());
             }
+        }
+        match (self.id, view.family) {
+            (Some(id), Family::V4) => put(view.id_at, &(id as u16).to_be_bytes()),
+            (Some(id), Family::V6) => put(view.id_at, &id.to_be_bytes()),
+            (None, _) => {}
         }
         if self.hop {
             rule!(

@@ -5,7 +5,7 @@ use lb_common::{abi::mode, outcome::Outcome};
 use super::{
     Broken, Run, answer,
     forward::{Change, receiver},
-    rule, tunnel, unserved,
+    full_nat, rule, tunnel, unserved,
 };
 use crate::{
     fuzz::{
@@ -36,35 +36,41 @@ pub fn later(world: &World, view: &View, run: &Run<'_>) -> Result<(), Broken> {
         )));
     };
     if service.vip.ip() == view.to {
-        return to_backend(service, view, run);
+        return to_backend(world, service, view, run);
     }
     let answers = |service: &Service| service.backends.iter().any(|b| b.address.ip() == view.from);
     rule!(
-        service.row.mode == mode::NAT && answers(service),
+        mode::is_two_way(service.row.mode) && answers(service),
         "the fragment is neither to service {} nor from a backend of it",
         service.id
     );
-    let change = Change {
+    let mut change = Change {
         from: Some(service.vip),
         without_ports: true,
         ..Change::default()
     };
+    let mut client = view.to;
+    if service.row.mode == mode::FULL_NAT {
+        let onward = full_nat::followed(world, view)?;
+        client = onward.to.ip();
+        (change.to, change.id) = (Some(onward.to), Some(onward.id));
+    }
     answer::to_client(
         change,
         Outcome::ForwardFragment,
-        view.to,
+        client,
         view,
         run,
         |change| change.check(view, run),
     )
 }
 
-fn to_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
+fn to_backend(world: &World, service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broken> {
     match run.outcome {
         Outcome::ForwardFragment => {}
         Outcome::DropTtl => {
             rule!(
-                view.ttl <= 1 && service.row.mode == mode::NAT,
+                view.ttl <= 1 && mode::is_two_way(service.row.mode),
                 "the time to live is not used up"
             );
             return super::unchanged(run);
@@ -94,13 +100,22 @@ fn to_backend(service: &Service, view: &View, run: &Run<'_>) -> Result<(), Broke
     if mode::is_tunnel(service.row.mode) {
         return tunnel::entered(service, backend, view, run);
     }
-    let is_nat = service.row.mode == mode::NAT;
-    let change = Change {
+    let is_nat = mode::is_two_way(service.row.mode);
+    let mut change = Change {
         macs: Some(run.output[..12].to_vec()),
         to: is_nat.then_some(backend.address),
         hop: is_nat,
         without_ports: true,
         ..Change::default()
     };
+    if service.row.mode == mode::FULL_NAT {
+        let onward = full_nat::followed(world, view)?;
+        rule!(
+            onward.to == backend.address,
+            "its first fragment went to {}",
+            onward.to
+        );
+        (change.from, change.id) = (Some(onward.from), Some(onward.id));
+    }
     change.check(view, run)
 }

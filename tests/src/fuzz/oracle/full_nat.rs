@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::{abi::mode, outcome::Outcome, steer::tcp};
+use lb_common::{outcome::Outcome, steer::tcp};
 
 use super::{
     Broken, Run, answer,
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     fuzz::{
         given::{Owner, PORTS},
+        numbered::Onward,
         quote::Quote,
         sums::{TCP, network_error, transport_error},
         view::{ETHERNET, Family, Fragment, View},
@@ -25,13 +26,6 @@ use crate::{
 /// What the rig's backends take.
 const MTU: usize = 1500;
 
-/// Whether a packet is one that such a service leaves to the kernel.
-pub fn is_left(service: &Service, view: &View, run: &Run<'_>) -> bool {
-    service.row.mode == mode::FULL_NAT
-        && view.fragment == Fragment::First
-        && run.outcome == Outcome::PassFragment
-}
-
 /// A client's packet on its way to a backend.
 pub fn forwarded(
     world: &World,
@@ -40,7 +34,6 @@ pub fn forwarded(
     view: &View,
     run: &Run<'_>,
 ) -> Result<(), Broken> {
-    rule!(view.fragment == Fragment::Whole, "fragments stay behind");
     let out = View::parse(run.output).map_err(|why| Broken(format!("the output: {why:?}")))?;
     let node = SocketAddr::new(out.from, out.from_port);
     rule!(
@@ -67,9 +60,19 @@ pub fn forwarded(
         from: Some(node),
         to: Some(backend.address),
         hop: true,
+        id: numbered(world, view, node, backend.address, run)?,
         ..Change::default()
     };
     let option = option(service, client);
+    if view.fragment == Fragment::First {
+        let lacks = !option.is_empty() && flags & (tcp::SYN | tcp::RST) == tcp::SYN;
+        rule!(
+            (run.outcome == Outcome::ForwardOptionless) == lacks,
+            "a first fragment has no option, and an opening is counted so: {:?}",
+            run.outcome
+        );
+        return change.check(view, run);
+    }
     if view.protocol != TCP || option.is_empty() || flags & tcp::RST != 0 {
         rule!(
             run.outcome != Outcome::ForwardOptionless,
@@ -94,6 +97,34 @@ pub fn forwarded(
         run.outcome
     );
     change.check(view, run)
+}
+
+/// The identification that a first fragment left with between these ends, which must be its own alone; of others none is
+/// looked for.
+fn numbered(
+    world: &World,
+    view: &View,
+    from: SocketAddr,
+    to: SocketAddr,
+    run: &Run<'_>,
+) -> Result<Option<u32>, Broken> {
+    if view.fragment != Fragment::First {
+        return Ok(None);
+    }
+    let out = View::parse(run.output).map_err(|why| Broken(format!("the output: {why:?}")))?;
+    let onward = Onward {
+        from,
+        to,
+        id: out.id,
+    };
+    world.numbered.borrow_mut().note(view, onward)?;
+    Ok(Some(out.id))
+}
+
+/// How the first fragment of a later one's packet went on.
+pub fn followed(world: &World, view: &View) -> Result<Onward, Broken> {
+    let last = world.numbered.borrow().last(view);
+    last.ok_or_else(|| Broken("it follows a first fragment that nobody has seen".into()))
 }
 
 /// TCP flags; 0 of a datagram.
@@ -186,7 +217,6 @@ pub fn answered(
         );
         return unchanged(run);
     };
-    rule!(view.fragment == Fragment::Whole, "fragments stay behind");
     let change = Change {
         from: Some(service.vip),
         to: Some(owner.client),
@@ -194,7 +224,12 @@ pub fn answered(
     };
     let client = owner.client.ip();
     answer::to_client(change, Outcome::ForwardReply, client, view, run, |change| {
-        change.check(view, run)
+        let id = numbered(world, view, service.vip, owner.client, run)?;
+        Change {
+            id,
+            ..change.clone()
+        }
+        .check(view, run)
     })
 }
 
@@ -231,6 +266,7 @@ pub fn error_to_backend(
         to: Some(backend.address),
         hop: true,
         without_ports: true,
+        ..Change::default()
     };
     let mut expected = change.applied(view, run.input)?;
     put_end(

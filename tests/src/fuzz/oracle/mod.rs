@@ -111,11 +111,6 @@ pub fn judge(world: &World, run: &Run<'_>) -> Result<(), Broken> {
     }
     let view = &view;
     match world.concern(run.input, view) {
-        Concern::To(service) | Concern::From(service, _)
-            if full_nat::is_left(service, view, run) =>
-        {
-            unserved(run, service.id)
-        }
         Concern::To(service) => {
             attributed(run, service.id)?;
             forward::from_client(world, service, view, run)
