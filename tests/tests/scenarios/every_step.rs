@@ -74,7 +74,9 @@ fn first(sample: Sample) -> Result<()> {
     }
     let seed = ebb_tests::scenario::seed_of_commit();
     let (steps, deaths) = first_start(Way::Nat, sample, seed)?;
-    eprintln!("first start: {steps} steps, killed at {deaths}: each time the next start was as one from nothing");
+    eprintln!(
+        "first start: {steps} steps, killed at {deaths}: each time the next start was as one from nothing"
+    );
     assert!(deaths > 0, "of {steps} steps");
     Ok(())
 }
