@@ -644,6 +644,11 @@ fn other_interface_means_redirect() -> Result<()> {
 fn deadline_reset_is_acceptable_to_the_client() -> Result<()> {
     for service in [NAT, v6(mode::L2)] {
         let mut rig = rig(&service, MOVED)?;
+        // Of a flow that has no entry another backend would be asked first (`packet_second_chance`).
+        assert_eq!(
+            send(&mut rig, &segment(&service, 1000, ACK))?,
+            (Outcome::ForwardAdopted, OLD)
+        );
         rig.backend_with(&service, OLD, backend_address(&service, OLD), |record| {
             record.flags |= backend_flags::CUT_RESET;
             record.cut = u32::MAX;
