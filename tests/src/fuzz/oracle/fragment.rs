@@ -90,6 +90,8 @@ fn to_backend(world: &World, service: &Service, view: &View, run: &Run<'_>) -> R
     let verdict = match backend.role {
         Role::Elsewhere => Verdict::Redirect,
         Role::Old | Role::New | Role::Dropped => Verdict::Tx,
+        // Behind a first fragment that is a client's reset, which tells them of it; any other is not let through to them.
+        Role::Reset | Role::Dead => Verdict::Tx,
         role => return Err(Broken(format!("a fragment to a backend that is {role:?}"))),
     };
     rule!(
