@@ -1,8 +1,8 @@
 //! The address index: which service a destination names, which service and backend a source names.
 //!
-//! One open-addressed table in an array map, 32 bytes an entry, read with one or two cache lines and no helper
-//! call. The daemon builds it whole in the half that is not live and publishes it with one word
-//! ([`crate::abi::ControlRecord::index`]); an entry never changes while it can be read.
+//! One open-addressed table, 32 bytes an entry, read with one or two cache lines and no helper call. There are two: the
+//! daemon builds the one that is not live and publishes it with one word ([`crate::abi::ControlRecord::index`]); an entry
+//! never changes while it can be read.
 
 use crate::{Addr, limits::INDEX_PROBES};
 
@@ -43,21 +43,21 @@ pub struct IndexEntry {
 
 const _: () = assert!(size_of::<IndexEntry>() == 32);
 
-/// Where the live index is, in one word, so that storing it publishes an index: seed in bits 32 to 63, which of the
-/// two halves of the map in bit 31, whether it has ranges in bit 30, the length of a half minus one below.
+/// Which of two indices is live, in one word, so that storing it publishes an index: seed in bits 32 to 63, whether it is
+/// the second one in bit 31, whether it has ranges in bit 30.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Live(pub u64);
 
-/// [`Live`]: the length.
-const MASK: u32 = (1 << 30) - 1;
+/// [`Live`]: the second one.
+const SECOND: u64 = 1 << 31;
 /// [`Live`]: there are ranges.
 const RANGES: u64 = 1 << 30;
 
 impl Live {
-    /// An index in the given half.
-    pub const fn new(seed: u32, second_half: bool, mask: u32) -> Self {
-        let half = if second_half { 1 << 31 } else { 0 };
-        Self(((seed as u64) << 32) | half | (mask & MASK) as u64)
+    /// The first or the second index, whose places depend on `seed`.
+    pub const fn new(seed: u32, second: bool) -> Self {
+        let second = if second { SECOND } else { 0 };
+        Self(((seed as u64) << 32) | second)
     }
 
     /// The same, and it says whether there are entries of [`kind::RANGE`].
@@ -82,25 +82,10 @@ impl Live {
         self.0 >> 32
     }
 
-    /// Length minus one.
+    /// Whether it is the second one.
     #[inline(always)]
-    pub const fn mask(self) -> u32 {
-        self.0 as u32 & MASK
-    }
-
-    /// Whether it is in the second half.
-    pub const fn is_second_half(self) -> bool {
-        self.0 & (1 << 31) != 0
-    }
-
-    /// Place of its first entry in the map.
-    #[inline(always)]
-    pub const fn first(self) -> u32 {
-        if self.is_second_half() {
-            self.mask() + 1
-        } else {
-            0
-        }
+    pub const fn is_second(self) -> bool {
+        self.0 & SECOND != 0
     }
 }
 
@@ -152,19 +137,19 @@ pub fn insert(table: &mut [IndexEntry], seed: u64, entry: IndexEntry) -> bool {
     false
 }
 
-/// Finds a key by asking `read` for entries; `None` from `read` ends the search.
+/// Finds a key by asking `read` for entries of a table of `mask + 1`.
 #[inline(always)]
 pub fn find<'a>(
     seed: u64,
     mask: u32,
     address: &Addr,
     selector: u64,
-    read: impl Fn(u32) -> Option<&'a IndexEntry>,
+    read: impl Fn(u32) -> &'a IndexEntry,
 ) -> Option<&'a IndexEntry> {
     let start = position(seed, address, selector);
     let mut step = 0;
     while step < INDEX_PROBES {
-        let entry = read(start.wrapping_add(step) & mask)?;
+        let entry = read(start.wrapping_add(step) & mask);
         if entry.selector == selector
             && entry.address.low == address.low
             && entry.address.high == address.high
@@ -203,7 +188,7 @@ mod tests {
             }
             let look = |item: &([u8; 4], u16)| {
                 let (address, selector) = key(item);
-                find(seed, 1023, &address, selector, |index| table.get(index as usize)).map(|entry| entry.service)
+                find(seed, 1023, &address, selector, |index| &table[index as usize]).map(|entry| entry.service)
             };
             for (number, item) in inside.iter().enumerate() {
                 prop_assert_eq!(look(item), Some(number as u32));

@@ -52,7 +52,7 @@ pub fn ask(ctx: XdpContext) -> u32 {
     };
     let id = handed.service;
     let (Some(service), Some(backend)) =
-        (maps::SERVICES.get(id), maps::BACKENDS.get(handed.backend))
+        (maps::service(id), maps::backend(handed.backend))
     else {
         return pass(&ctx, id, Outcome::PassInternal);
     };

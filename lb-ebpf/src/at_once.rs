@@ -32,7 +32,7 @@ impl Then for AtOnce {
         if !steer::is_plain(packet.flags) {
             return None;
         }
-        let control = maps::CONTROL.get(0)?;
+        let control = maps::control();
         if let Some(entry) = lookup_in(control, &packet, kind::SERVICE) {
             return to_backend(ctx, control, &packet, entry.service);
         }
@@ -45,13 +45,13 @@ impl Then for AtOnce {
 
 #[inline(always)]
 fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u32) -> Option<u32> {
-    let service = maps::SERVICES.get(id)?;
+    let service = maps::service(id)?;
     if service.flags & service_flags::QUIC != 0 || service.mode == mode::FULL_NAT {
         return None;
     }
     let is_tunnel = mode::is_tunnel(service.mode);
     let is_ready = |backend| {
-        let record = maps::BACKENDS.get(backend)?;
+        let record = maps::backend(backend)?;
         let takes =
             backend_flags::is_ready(record.flags) && (!is_tunnel || tunnel::fits(packet, record));
         takes.then_some(record)
@@ -86,8 +86,8 @@ fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u3
 
 #[inline(always)]
 fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> Option<u32> {
-    let service = maps::SERVICES.get(entry.service)?;
-    let backend = maps::BACKENDS.get(entry.backend)?;
+    let service = maps::service(entry.service)?;
+    let backend = maps::backend(entry.backend)?;
     if service.mode != mode::NAT {
         return None;
     }

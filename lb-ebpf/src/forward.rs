@@ -124,10 +124,7 @@ fn macs(params: &FibParams) -> (u64, u32) {
 /// By a VLAN device is by the interface below it, with its tag.
 #[inline(always)]
 fn go_below_vlan(exit: &mut Exit) -> By {
-    if maps::CONTROL
-        .get(0)
-        .is_none_or(|control| control.vlans == 0)
-    {
+    if maps::control().vlans == 0 {
         return By::Xdp;
     }
     // SAFETY: plain words, which the daemon replaces one entry at a time.

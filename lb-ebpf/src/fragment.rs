@@ -128,10 +128,7 @@ pub fn key(found: &Located) -> Result<Key, Refused> {
         Network::V4(_) => found.protocol,
         Network::V6(_) => 0,
     };
-    let Some(control) = maps::CONTROL.get(0) else {
-        return Err(Outcome::PassInternal.into());
-    };
-    let seed = control.index_seed;
+    let seed = maps::control().index_seed;
     let (source, destination) = &found.ends;
     Ok(rule::key(seed, source, destination, found.id, protocol))
 }
@@ -190,7 +187,7 @@ pub unsafe fn renew(known: NonNull<FlowEntry>, new: &NewEntry) {
 #[inline(always)]
 pub fn recall(key: &Key) -> Option<NonNull<FlowEntry>> {
     let known = entry::find(&Fragments, key.hash, &key.flow)?;
-    let ticks = ticks_per_second()?;
+    let ticks = ticks_per_second();
     // SAFETY: the entry was found for this packet; a helper without arguments.
     let (opened, now) = unsafe { ((*known.as_ptr()).opened, bpf_jiffies64() as u32) };
     if rule::is_remembered(opened, now, ticks) {
@@ -226,7 +223,7 @@ fn later(ctx: &XdpContext, found: &Located) -> Result<u32, Refused> {
 
 #[inline(always)]
 fn is_full_nat(meta: Meta) -> bool {
-    let service = maps::SERVICES.get(rule::service(meta));
+    let service = maps::service(rule::service(meta));
     service.is_some_and(|service| service.mode == mode::FULL_NAT)
 }
 
@@ -236,7 +233,7 @@ pub fn unserved(ctx: &XdpContext, found: &Located, outcome: Outcome) -> u32 {
     let Some(entry) = find(&found.ends.1, index::selector(0, 0, kind::VIP)) else {
         return pass(ctx, 0, Outcome::PassFragment);
     };
-    let flags = maps::CONTROL.get(0).map_or(0, |control| control.flags);
+    let flags = maps::control().flags;
     if matches!(outcome, Outcome::PassFragmentEarly)
         && flags & control_flags::DROP_EARLY_FRAGMENTS != 0
     {
@@ -255,7 +252,7 @@ pub fn length(found: &Located) -> u32 {
 fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta, hash: u64) -> u32 {
     let id = rule::service(meta);
     let (Some(service), Some(backend)) =
-        (maps::SERVICES.get(id), maps::BACKENDS.get(meta.backend()))
+        (maps::service(id), maps::backend(meta.backend()))
     else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
@@ -292,7 +289,7 @@ fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta, hash: u64) -> u32 {
 fn to_client(ctx: &XdpContext, found: &Located, meta: Meta) -> u32 {
     let id = rule::service(meta);
     let (Some(service), Some(backend)) =
-        (maps::SERVICES.get(id), maps::BACKENDS.get(meta.backend()))
+        (maps::service(id), maps::backend(meta.backend()))
     else {
         return pass(ctx, 0, Outcome::PassInternal);
     };

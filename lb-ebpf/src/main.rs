@@ -20,7 +20,7 @@ use lb_common::{
     },
     fragment::TO_CLIENT,
     full_nat::Handed,
-    index::{self, IndexEntry, Live, kind},
+    index::{self, IndexEntry, kind},
     outcome::Outcome,
     steer::{self, Decision, Reply, tcp},
 };
@@ -34,6 +34,7 @@ mod fragment;
 mod full_nat;
 mod icmp;
 mod judge;
+mod known;
 mod maps;
 mod parse;
 mod prefix;
@@ -127,24 +128,13 @@ fn hand_over(ctx: &XdpContext, refused: Refused) -> u32 {
 /// What the address index says of a key.
 #[inline(always)]
 fn find(address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
-    find_in(maps::CONTROL.get(0)?, address, selector)
-}
-
-/// The same, with the control record at hand.
-#[inline(always)]
-fn find_in(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
-    let live = Live(control.index);
-    let first = live.first();
-    let seed = control.index_seed ^ live.seed();
-    index::find(seed, live.mask(), address, selector, |place| {
-        maps::INDEX.get(first.wrapping_add(place))
-    })
+    maps::find(maps::control(), address, selector)
 }
 
 /// What the address index says of the packet's destination (as a service) or source (as a backend that replies).
 #[inline(always)]
 fn lookup(packet: &Parsed, kind: u8) -> Option<&'static IndexEntry> {
-    lookup_in(maps::CONTROL.get(0)?, packet, kind)
+    lookup_in(maps::control(), packet, kind)
 }
 
 /// The same, with the control record at hand.
@@ -156,13 +146,13 @@ fn lookup_in(control: &ControlRecord, packet: &Parsed, kind: u8) -> Option<&'sta
         (&packet.source, packet.source_port)
     };
     let selector = index::selector(port, packet.protocol(), kind);
-    find_in(control, address, selector)
+    maps::find(control, address, selector)
 }
 
 /// From a client to a service.
 #[inline(always)]
 fn to_backend(ctx: &XdpContext, packet: &Parsed, id: u32) -> u32 {
-    let Some(service) = maps::SERVICES.get(id) else {
+    let Some(service) = maps::service(id) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     if service.table as u32 == 0 {
@@ -191,7 +181,7 @@ fn send(
     if !decision.outcome.is_forward() {
         return refuse(ctx, id, decision);
     }
-    let Some(backend) = maps::BACKENDS.get(decision.backend) else {
+    let Some(backend) = maps::backend(decision.backend) else {
         return pass(ctx, id, Outcome::PassInternal);
     };
     if backend.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0
@@ -294,7 +284,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
 #[inline(always)]
 fn answer<const JUDGES: bool>(ctx: &XdpContext, packet: &Parsed, from: (u32, u32)) -> u32 {
     let (id, backend_id) = from;
-    let (Some(service), Some(backend)) = (maps::SERVICES.get(id), maps::BACKENDS.get(backend_id))
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(backend_id))
     else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
@@ -402,7 +392,7 @@ fn service_of(packet: &Parsed) -> Option<(u32, &'static ServiceRecord)> {
         Some(entry) => entry,
         None => ranges::lookup(packet, kind::RANGE)?,
     };
-    Some((entry.service, maps::SERVICES.get(entry.service)?))
+    Some((entry.service, maps::service(entry.service)?))
 }
 
 #[cfg(not(test))]

@@ -9,6 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf},
 };
 use lb_common::{
+    Addr,
     abi::{
         Allowance, BackendRecord, BackendStats, ClockReading, ControlRecord, Explanation,
         ServiceRecord, Slot, TooBig, VlanDevice, jump,
@@ -19,30 +20,76 @@ use lb_common::{
     fragment,
     full_nat::{Handed, PortEntry, Sources},
     identification::{self, Lane},
-    index::IndexEntry,
+    index::{self, IndexEntry, Live},
     limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
     recent,
     trace::{TraceCounts, TraceFilter},
 };
 
-use crate::trace::Traced;
+use crate::{known::Known, tables::loaded, trace::Traced};
 
 /// The node's control record.
-#[map]
-pub static CONTROL: Array<ControlRecord> = Array::pinned(1, BPF_F_MMAPABLE);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.CONTROL")]
+static CONTROL: Known<ControlRecord> = Known::new();
 
-/// Two halves of an address index, one of them live.
-#[map]
-pub static INDEX: Array<IndexEntry> = Array::pinned(1 << 17, BPF_F_MMAPABLE);
+/// Two address indices, one of them live.
+#[unsafe(link_section = ".bss.INDEX_1")]
+static INDEX_1: Known<IndexEntry> = Known::new();
+
+/// The other one.
+#[unsafe(link_section = ".bss.INDEX_2")]
+static INDEX_2: Known<IndexEntry> = Known::new();
 
 /// Services by id.
-#[map]
-pub static SERVICES: Array<ServiceRecord> = Array::pinned(1024, BPF_F_MMAPABLE);
+#[unsafe(link_section = ".bss.SERVICES")]
+static SERVICES: Known<ServiceRecord> = Known::new();
 
 /// Backends by id.
-#[map]
-pub static BACKENDS: Array<BackendRecord> = Array::pinned(16_384, BPF_F_MMAPABLE);
+#[unsafe(link_section = ".bss.BACKENDS")]
+static BACKENDS: Known<BackendRecord> = Known::new();
+
+/// Entries of an address index minus one; the loader sets it with the map's size, as it does those below.
+#[unsafe(no_mangle)]
+static INDEX_MASK: u32 = 0;
+
+/// Where the last service's record begins, in bytes from the first.
+#[unsafe(no_mangle)]
+static SERVICES_LAST: u32 = 0;
+
+/// Where the last backend's record begins, in bytes from the first.
+#[unsafe(no_mangle)]
+static BACKENDS_LAST: u32 = 0;
+
+/// The node's control record.
+#[inline(always)]
+pub fn control() -> &'static ControlRecord {
+    CONTROL.first()
+}
+
+/// A service's record.
+#[inline(always)]
+pub fn service(id: u32) -> Option<&'static ServiceRecord> {
+    SERVICES.get(id, loaded!(SERVICES_LAST))
+}
+
+/// A backend's record.
+#[inline(always)]
+pub fn backend(id: u32) -> Option<&'static BackendRecord> {
+    BACKENDS.get(id, loaded!(BACKENDS_LAST))
+}
+
+/// What the live address index says of a key.
+#[inline(always)]
+pub fn find(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
+    let live = Live(control.index);
+    let table = if live.is_second() { &INDEX_2 } else { &INDEX_1 };
+    let seed = control.index_seed ^ live.seed();
+    let mask = loaded!(INDEX_MASK);
+    // SAFETY: `find` masks the place.
+    index::find(seed, mask, address, selector, |place| unsafe { table.get_unchecked(place) })
+}
 
 /// Slots of all services; a service's record says where its own are.
 #[map]

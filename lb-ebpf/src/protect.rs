@@ -13,10 +13,7 @@ use crate::{maps, prefix};
 /// Whether the longest prefix that the client is in denies it. Costs one load where there are no prefixes.
 #[inline(always)]
 pub fn denies(client: &Addr) -> bool {
-    match maps::CONTROL.get(0) {
-        Some(control) => denies_in(control, client),
-        None => false,
-    }
+    denies_in(maps::control(), client)
 }
 
 /// The same, with the control record at hand.
@@ -52,9 +49,7 @@ unsafe fn add_one(word: *mut u64) {
 /// Takes a flow out of this CPU's allowance and out of the service's.
 #[inline(always)]
 pub fn may_begin(id: u32, service: &ServiceRecord, now: u32) -> bool {
-    let Some(control) = maps::CONTROL.get(0) else {
-        return true;
-    };
+    let control = maps::control();
     let hz = control.ticks_per_second;
     takes(id, service.flows_per_second, hz, now) && takes(0, control.flows_per_second, hz, now)
 }

@@ -36,7 +36,7 @@ pub fn quic(ctx: XdpContext) -> u32 {
         return pass(&ctx, 0, Outcome::PassNoService);
     };
     let id = entry.service;
-    let Some(service) = maps::SERVICES.get(id) else {
+    let Some(service) = maps::service(id) else {
         return pass(&ctx, 0, Outcome::PassInternal);
     };
     let named = named(&ctx, &packet, id, service);

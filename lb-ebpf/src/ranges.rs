@@ -51,8 +51,7 @@ pub fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
 /// Whether there are services on several ports.
 #[inline(always)]
 pub fn are_there() -> bool {
-    let control = maps::CONTROL.get(0);
-    control.is_some_and(|control| Live(control.index).has_ranges())
+    Live(maps::control().index).has_ranges()
 }
 
 /// Who else may know a packet of no service: `ranges`, where there are any, or where backends send packets back.
@@ -91,7 +90,7 @@ pub fn find_among(
     while number < RANGES_MAX {
         let selector = index::selector(number as u16, protocol, kind);
         let entry = find(address, selector)?;
-        if maps::SERVICES.get(entry.service)?.ranges_over(port) {
+        if maps::service(entry.service)?.ranges_over(port) {
             return Some(entry);
         }
         number += 1;

@@ -39,8 +39,7 @@ use crate::{
 /// Whether backends of this node send packets back.
 #[inline(always)]
 pub fn are_there() -> bool {
-    let control = maps::CONTROL.get(0);
-    control.is_some_and(|control| control.flags & control_flags::ASKS != 0)
+    maps::control().flags & control_flags::ASKS != 0
 }
 
 /// A packet that nobody knows: to the program `sent_back` if it may be such a one, else to the kernel.
@@ -63,7 +62,7 @@ pub fn sent_back(ctx: XdpContext) -> u32 {
         Err(outcome) => return pass(&ctx, 0, outcome),
     };
     let decision = sent_on.decision;
-    let Some(backend) = maps::BACKENDS.get(decision.backend) else {
+    let Some(backend) = maps::backend(decision.backend) else {
         return pass(&ctx, id, Outcome::PassInternal);
     };
     if backend.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0 {
@@ -126,7 +125,7 @@ fn judge(ctx: &XdpContext) -> Result<Option<Sound>, Outcome> {
     let Some((id, service)) = service_at(&destination, packet.service_port) else {
         return Ok(None);
     };
-    let Some(asked) = maps::BACKENDS.get(said.backend()) else {
+    let Some(asked) = maps::backend(said.backend()) else {
         return Ok(None);
     };
     let (from, to) = outer.ends;
@@ -181,7 +180,7 @@ fn service_at(address: &Addr, port: u16) -> Option<(u32, &'static ServiceRecord)
         Some(entry) => entry,
         None => ranges::find_among(address, port, TCP, kind::RANGE)?,
     };
-    Some((entry.service, maps::SERVICES.get(entry.service)?))
+    Some((entry.service, maps::service(entry.service)?))
 }
 
 /// Takes away what is in front of the packet, which then has an Ethernet header of its own. Its addresses are nobody's: the

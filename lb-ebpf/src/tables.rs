@@ -155,8 +155,8 @@ impl Lanes for Identifications {
 
 /// Ticks of the kernel's clock in a second.
 #[inline(always)]
-pub fn ticks_per_second() -> Option<u32> {
-    Some(maps::CONTROL.get(0)?.ticks_per_second)
+pub fn ticks_per_second() -> u32 {
+    maps::control().ticks_per_second
 }
 
 impl<const WRITES: bool> Env for Kernel<WRITES> {
@@ -194,12 +194,12 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
 
     #[inline(always)]
     fn backend_flags(&self, backend: u32) -> u32 {
-        maps::BACKENDS.get(backend).map_or(0, |record| record.flags)
+        maps::backend(backend).map_or(0, |record| record.flags)
     }
 
     #[inline(always)]
     fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
-        let record = maps::BACKENDS.get(backend);
+        let record = maps::backend(backend);
         record.is_some_and(|record| record.is_past_deadline(hash))
     }
 
@@ -211,10 +211,10 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
 
     #[inline(always)]
     fn may_adopt(&self, now: u32) -> bool {
-        let (Some(allowance), Some(control)) = (allowance(now), maps::CONTROL.get(0)) else {
+        let Some(allowance) = allowance(now) else {
             return false;
         };
-        if allowance.adoptions >= control.adoptions_per_tick {
+        if allowance.adoptions >= maps::control().adoptions_per_tick {
             return false;
         }
         allowance.adoptions += 1;
@@ -223,10 +223,10 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
 
     #[inline(always)]
     fn may_open(&self, now: u32) -> bool {
-        let (Some(allowance), Some(control)) = (allowance(now), maps::CONTROL.get(0)) else {
+        let Some(allowance) = allowance(now) else {
             return false;
         };
-        if allowance.openings >= control.openings_per_tick {
+        if allowance.openings >= maps::control().openings_per_tick {
             return false;
         }
         allowance.openings += 1;

@@ -91,8 +91,8 @@ fn again(ctx: &XdpContext) -> Result<(Located, Parsed), Refused> {
 fn to_backend(ctx: &XdpContext, found: &Located, packet: &Parsed, handed: &Handed) -> u32 {
     let id = handed.service;
     let (Some(service), Some(backend), Some(outcome)) = (
-        maps::SERVICES.get(id),
-        maps::BACKENDS.get(handed.backend),
+        maps::service(id),
+        maps::backend(handed.backend),
         Outcome::from_number(handed.outcome),
     ) else {
         return pass(ctx, id, Outcome::PassInternal);
@@ -188,8 +188,8 @@ struct Sent<'a> {
 /// The identification that it gets, which is remembered. The same again for the same fragment.
 #[inline(always)]
 fn number(sent: &Sent) -> Option<u32> {
-    let (key, control) = (maps::FRAGMENT_KEY.get(0)?, maps::CONTROL.get(0)?);
-    let ticks = ticks_per_second()?;
+    let (key, control) = (maps::FRAGMENT_KEY.get(0)?, maps::control());
+    let ticks = ticks_per_second();
     // SAFETY: a helper without arguments; the entry is of the packet's flow.
     let (clock, owner) = unsafe {
         let tag = &raw const (*sent.entry.as_ptr()).tag;
@@ -288,7 +288,7 @@ fn later(ctx: &XdpContext, found: &Located) -> Result<u32, Refused> {
     };
     let id = rule::service(meta);
     let (Some(service), Some(backend)) =
-        (maps::SERVICES.get(id), maps::BACKENDS.get(meta.backend()))
+        (maps::service(id), maps::backend(meta.backend()))
     else {
         return Err(Outcome::PassInternal.into());
     };

@@ -79,8 +79,8 @@ pub fn full_nat(ctx: XdpContext) -> u32 {
 fn to_backend(ctx: &XdpContext, packet: &Parsed, handed: &Handed) -> u32 {
     let id = handed.service;
     let (Some(service), Some(backend), Some(outcome)) = (
-        maps::SERVICES.get(id),
-        maps::BACKENDS.get(handed.backend),
+        maps::service(id),
+        maps::backend(handed.backend),
         Outcome::from_number(handed.outcome),
     ) else {
         return pass(ctx, id, Outcome::PassInternal);
@@ -165,7 +165,7 @@ pub fn flow(
     backend: &BackendRecord,
 ) -> Option<Flow> {
     let port = forward::backend_port(asked.service_port, backend);
-    let seed = maps::CONTROL.get(0)?.index_seed;
+    let seed = maps::control().index_seed;
     Some(Flow {
         hash: handed.hash,
         client: asked.client,
@@ -211,7 +211,7 @@ fn allocation(
     let (now_sources, _) = sources(flow.client.is_v4())?;
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() as u32 };
-    let entry = rule::claim(&Ports, now_sources, &flow, now, ticks_per_second()?)?;
+    let entry = rule::claim(&Ports, now_sources, &flow, now, ticks_per_second())?;
     Some((entry, flow.far_end))
 }
 

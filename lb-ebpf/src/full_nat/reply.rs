@@ -91,7 +91,7 @@ pub fn owner_of(packet: &Parsed) -> Option<Owner> {
 /// The owner of the node's port at `own` towards the backend at `source`: addresses and ports, network order as loaded.
 #[inline(always)]
 pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Owner> {
-    let seed = maps::CONTROL.get(0)?.index_seed;
+    let seed = maps::control().index_seed;
     let reply = Reply {
         far_end: rule::far_end(seed, source.0, source.1, protocol),
         backend_port: source.1,
@@ -104,7 +104,7 @@ pub fn owner(source: (&Addr, u16), own: (&Addr, u16), protocol: u8) -> Option<Ow
         let place = entry.as_ptr();
         ((*place).service, (*place).backend)
     };
-    let (service, backend) = (maps::SERVICES.get(id)?, maps::BACKENDS.get(backend_id)?);
+    let (service, backend) = (maps::service(id)?, maps::backend(backend_id)?);
     // The place is of this far end unless a hash collides, or the backend's id has become another one's.
     let is_its_own = backend.address.low == source.0.low
         && backend.address.high == source.0.high

@@ -152,8 +152,7 @@ fn answer(ctx: &XdpContext, message: &Message) -> u32 {
     if protect::denies(&message.packet.ends.0) {
         return drop(ctx, entry.service, Outcome::DropClient);
     }
-    let is_wanted = maps::SERVICES
-        .get(entry.service)
+    let is_wanted = maps::service(entry.service)
         .is_some_and(|service| service.flags & service_flags::ECHO != 0);
     if !is_wanted || !echo::answer(message) {
         return pass(ctx, entry.service, Outcome::PassIcmp);
@@ -170,7 +169,7 @@ fn answer(ctx: &XdpContext, message: &Message) -> u32 {
 /// An error about a packet from a service to a client.
 #[inline(always)]
 fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u32 {
-    let Some(service) = maps::SERVICES.get(id) else {
+    let Some(service) = maps::service(id) else {
         return pass(ctx, id, Outcome::PassInternal);
     };
     if service.table as u32 == 0 {
@@ -188,7 +187,7 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
     if !decision.outcome.is_forward() {
         return crate::refuse(ctx, id, &decision);
     }
-    let Some(backend) = maps::BACKENDS.get(decision.backend) else {
+    let Some(backend) = maps::backend(decision.backend) else {
         return pass(ctx, id, Outcome::PassInternal);
     };
     if backend.flags & backend_flags::NEXT_HOP == 0 {
@@ -223,7 +222,7 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
 /// An error about a packet from a client to a backend, on its way to the client.
 #[inline(always)]
 fn to_client(ctx: &XdpContext, message: &Message, quote: &Quote, service: u32, id: u32) -> u32 {
-    let (Some(record), Some(backend)) = (maps::SERVICES.get(service), maps::BACKENDS.get(id))
+    let (Some(record), Some(backend)) = (maps::service(service), maps::backend(id))
     else {
         return pass(ctx, 0, Outcome::PassInternal);
     };

@@ -108,19 +108,23 @@ pub struct Mapped<T> {
 // SAFETY: the memory is the kernel's and stays mapped while `Mapped` lives; all access is by atomic words.
 unsafe impl<T> Send for Mapped<T> {}
 
-/// Number of entries of a map whose values must be `T`.
+/// Number of entries of a map whose values must be `T`, or whose one value must be several.
 fn entries<T>(what: &'static str, map: &MapData) -> Result<u32> {
     let info = map
         .info()
         .map_err(|error| Error::Other(format!("{what}: {error}")))?;
-    if info.value_size() as usize != size_of::<T>() {
+    let (size, values) = (size_of::<T>() as u32, info.max_entries());
+    if values == 1 && info.value_size().is_multiple_of(size) {
+        return Ok(info.value_size() / size);
+    }
+    if info.value_size() != size {
         return Err(Error::Other(format!(
             "{what}: its values have {} bytes, this ebb expects {}",
             info.value_size(),
             size_of::<T>()
         )));
     }
-    Ok(info.max_entries())
+    Ok(values)
 }
 
 fn failed(what: &str, source: io::Error) -> Error {

@@ -45,6 +45,7 @@ mod barrier;
 mod clients;
 mod formers;
 mod frame;
+mod known;
 mod load;
 mod mapped;
 mod pinned;
@@ -125,7 +126,7 @@ pub struct BpfDatapath {
     tracing: Option<Box<Tracing>>,
     ebpf: Ebpf,
     control: Mapped<ControlRecord>,
-    index: Parts<IndexEntry>,
+    indices: [Parts<IndexEntry>; 2],
     services: Mapped<ServiceRecord>,
     backends: Parts<BackendRecord>,
     slots: Parts<Slot>,
@@ -159,18 +160,16 @@ unsafe impl aya::Pod for Pod<ClockReading> {}
 unsafe impl aya::Pod for Pod<VlanDevice> {}
 
 /// Entries of the address index for this many services and backends: a quarter full at most.
-fn index_half(capacity: &Capacity) -> u32 {
+fn index_length(capacity: &Capacity) -> u32 {
     (capacity.services + capacity.backends)
         .saturating_mul(4)
         .next_power_of_two()
         .max(1024)
 }
 
-/// Name, entries and what they are called in the configuration, of each map whose size is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 11] {
+/// Name, entries and what they are called in the configuration, of each map whose number of entries is configured.
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 9] {
     [
-        ("SERVICES", capacity.services + 1, "services"),
-        ("BACKENDS", capacity.backends + 1, "backends"),
         ("SLOTS", capacity.slots, "slots"),
         ("FORMERS", capacity.slots.min(formers::ROWS_MAX), "slots"),
         ("FLOWS", capacity.flows, "flows"),
@@ -221,7 +220,10 @@ impl BpfDatapath {
         let formers = formers::Rows::new(&mut ebpf)?;
         Ok(Self {
             control: mapped(&ebpf, "CONTROL")?,
-            index: Parts::new("INDEX", array(&ebpf, "INDEX")?)?,
+            indices: [
+                Parts::new("INDEX_1", array(&ebpf, "INDEX_1")?)?,
+                Parts::new("INDEX_2", array(&ebpf, "INDEX_2")?)?,
+            ],
             services: mapped(&ebpf, "SERVICES")?,
             backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?,
             slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
@@ -254,7 +256,7 @@ impl BpfDatapath {
         let fresh = found.abi_version == 0;
         let control = ControlRecord {
             index: if fresh {
-                Live::new(0, false, self.index.len() / 2 - 1).0
+                Live::new(0, false).0
             } else {
                 found.index
             },
@@ -482,21 +484,22 @@ fn make_directory(pins: &Path) -> Result<()> {
 
 /// A map keeps its size while it is pinned; another size asked for is an error, not a surprise.
 fn check_pinned_sizes(pins: &Path, capacity: &Capacity) -> Result<()> {
+    let differs = |name: &str, found: u64, wanted: u32, setting: &str| {
+        Err(Error::Other(format!(
+            "the pinned map {name} has {found} entries, capacity.{setting} now asks for {wanted}; \
+             sizes change only after `ebb stop --detach`, which forgets all flows"
+        )))
+    };
     for (name, wanted, setting) in sizes(capacity) {
-        let path = pins.join(name);
-        if !path.exists() {
-            continue;
+        let entries = pinned::info(pins, name)?.map(|info| info.max_entries());
+        if let Some(found) = entries.filter(|found| *found != wanted) {
+            return differs(name, found.into(), wanted, setting);
         }
-        let info = MapData::from_pin(&path)
-            .map_err(map_error)?
-            .info()
-            .map_err(|error| Error::Other(error.to_string()))?;
-        if info.max_entries() != wanted {
-            return Err(Error::Other(format!(
-                "the pinned map {name} has {} entries, capacity.{setting} now asks for {wanted}; \
-                 sizes change only after `ebb stop --detach`, which forgets all flows",
-                info.max_entries()
-            )));
+    }
+    for table in known::tables(capacity) {
+        let found = pinned::info(pins, table.name)?.map(|info| table.records_of(&info));
+        if let Some(found) = found.filter(|found| *found != u64::from(table.records)) {
+            return differs(table.name, found, table.records, table.setting);
         }
     }
     Ok(())
@@ -529,13 +532,18 @@ pub fn program_names() -> impl Iterator<Item = &'static str> {
 fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<Ebpf> {
     let capacity = &options.capacity;
     let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
-    let ports_mask = capacity.ports - 1;
+    let (ports_mask, index_mask) = (capacity.ports - 1, index_length(capacity) - 1);
+    // In bytes, as programs compare it.
+    let services_last = capacity.services * size_of::<ServiceRecord>() as u32;
+    let backends_last = capacity.backends * size_of::<BackendRecord>() as u32;
     let look = instance.look();
     let mut loader = EbpfLoader::new();
     loader
         .default_map_pin_directory(&options.pins)
-        .map_max_entries("INDEX", 2 * index_half(capacity))
         .map_max_entries("ALERTS", ALERT_RING_BYTES)
+        .override_global("INDEX_MASK", &index_mask, true)
+        .override_global("SERVICES_LAST", &services_last, true)
+        .override_global("BACKENDS_LAST", &backends_last, true)
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("HANDSHAKE_MASK", &handshake_mask, true)
         .override_global("PORTS_MASK", &ports_mask, true)
@@ -553,6 +561,7 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     let mut ebpf = loader
         .load(object)
         .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
+    known::put(&ebpf, &options.pins, capacity)?;
     let names: Vec<&str> = instance.programs().collect();
     load::all(&mut ebpf, &names)?;
     Ok(ebpf)
@@ -667,7 +676,9 @@ fn mapped<T: mapped::Words>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>
 }
 
 fn array<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
-    match map(ebpf, name)? {
+    let section = known::section(name);
+    let found = ebpf.map(&section).map_or_else(|| map(ebpf, name), Ok)?;
+    match found {
         Map::Array(data) => Ok(data),
         _ => Err(Error::Other(format!("{name} is not an array"))),
     }
@@ -777,20 +788,19 @@ impl Datapath for BpfDatapath {
     }
 
     fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()> {
-        let half = self.index.len() / 2;
         let control = self.control.read(0)?;
-        let second = !Live(control.index).is_second_half();
+        let second = !Live(control.index).is_second();
+        let hidden = &self.indices[usize::from(second)];
+        let length = hidden.len();
         let full = || Error::Full {
             what: "address index",
             used: 0,
-            capacity: half / 4,
+            capacity: length / 4,
             wanted: entries.len() as u32,
         };
-        let (seed, table) = build_index(half, control.index_seed, entries).ok_or_else(full)?;
-        let first = if second { half } else { 0 };
-        let range = first..first + half;
-        let part = self.index.part(range.clone())?;
-        for (place, entry) in range.zip(&table) {
+        let (seed, table) = build_index(length, control.index_seed, entries).ok_or_else(full)?;
+        let part = hidden.part(0..length)?;
+        for (place, entry) in (0..length).zip(&table) {
             // Nearly all are empty: one step for a thousand of those will do.
             if *entry != IndexEntry::default() || place % 1024 == 0 {
                 step(Step::HiddenEntry);
@@ -801,7 +811,7 @@ impl Datapath for BpfDatapath {
         let ranges = entries
             .iter()
             .any(|entry| index::kind_of(entry.selector) == kind::RANGE);
-        let live = Live::new(seed, second, half - 1).with_ranges(ranges);
+        let live = Live::new(seed, second).with_ranges(ranges);
         step(Step::Publish);
         self.control.words(0)?[0].store(live.0, Ordering::Release);
         self.barrier.wait()
@@ -1050,15 +1060,15 @@ impl Datapath for BpfDatapath {
 
 /// An index of these entries, with the first seed that leaves no probe too long.
 fn build_index(
-    half: u32,
+    length: u32,
     node_seed: u64,
     entries: &[IndexEntry],
 ) -> Option<(u32, Vec<IndexEntry>)> {
-    if entries.len() > half as usize / 2 {
+    if entries.len() > length as usize / 2 {
         return None;
     }
     (0..1000).find_map(|seed| {
-        let mut table = vec![IndexEntry::default(); half as usize];
+        let mut table = vec![IndexEntry::default(); length as usize];
         let fits = entries
             .iter()
             .all(|entry| index::insert(&mut table, node_seed ^ u64::from(seed), *entry));

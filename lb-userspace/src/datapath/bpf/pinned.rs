@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use aya::maps::MapData;
+use aya::maps::{MapData, MapInfo};
 use lb_common::{
     abi::{ControlRecord, Known},
     limits::ABI_VERSION,
@@ -16,6 +16,18 @@ use crate::{
 
 /// The map whose record says by which layout all of them were made.
 const CONTROL: &str = "CONTROL";
+
+/// What the kernel says of a pinned map, where there is one.
+pub(super) fn info(pins: &Path, name: &str) -> Result<Option<MapInfo>> {
+    let path = pins.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let map = MapData::from_pin(&path).map_err(map_error)?;
+    let info = map.info();
+    info.map(Some)
+        .map_err(|error| Error::Other(format!("asking about {name}: {error}")))
+}
 
 /// Refuses maps of another layout, before anything is changed that the running program uses.
 pub(super) fn check_layout(pins: &Path) -> Result<()> {

@@ -1,0 +1,81 @@
+//! Tables whose place in memory is part of the program (`BPF_PSEUDO_MAP_VALUE`, kernel 5.2).
+//!
+//! The kernel turns a lookup in an array map into a dozen instructions, around which a compiler must keep all that it
+//! needs on the stack. It also lets a program name the address of a value, in a map of one entry. So such a table is one
+//! value with all its records in it, and a lookup is a comparison and an addition.
+//!
+//! In the object a table is a section of its own with room for one record. The loader puts a map in its place that has the
+//! size that is configured.
+
+use core::{arch::asm, cell::UnsafeCell, mem::MaybeUninit};
+
+/// A table of records.
+#[repr(transparent)]
+pub struct Known<T>(UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: memory of a map, which other CPUs and the daemon change at any time; whoever reads it must know.
+unsafe impl<T> Sync for Known<T> {}
+
+impl<T> Known<T> {
+    /// For a `static` in the section `.bss.NAME`.
+    pub const fn new() -> Self {
+        Self(UnsafeCell::new(MaybeUninit::zeroed()))
+    }
+
+    /// The record at `index`, in a table whose last record begins `last` bytes after its first.
+    #[inline(always)]
+    pub fn get(&'static self, index: u32, last: u32) -> Option<&'static T> {
+        let bytes = Self::offset(index);
+        if bytes > u64::from(last) {
+            return None;
+        }
+        // SAFETY: inside the table, as just compared.
+        Some(unsafe { self.at(bytes) })
+    }
+
+    /// The record at `index`.
+    ///
+    /// # Safety
+    /// The table has one there, and the verifier sees that it does.
+    #[inline(always)]
+    pub unsafe fn get_unchecked(&'static self, index: u32) -> &'static T {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.at(Self::offset(index)) }
+    }
+
+    const BYTES: usize = size_of::<T>();
+    const SHIFT: u32 = Self::BYTES.trailing_zeros();
+
+    /// Bytes from the first record to another. Opaque to the compiler, which would compare something else than what it adds
+    /// to the table's address, and the verifier would know of the one only.
+    #[inline(always)]
+    fn offset(index: u32) -> u64 {
+        let mut bytes = u64::from(index);
+        if Self::BYTES.is_power_of_two() {
+            // SAFETY: arithmetic.
+            unsafe { asm!("{0} <<= {1}", inout(reg) bytes, const Self::SHIFT, options(pure, nomem, nostack)) };
+        } else {
+            // SAFETY: arithmetic.
+            unsafe { asm!("{0} *= {1}", inout(reg) bytes, const Self::BYTES, options(pure, nomem, nostack)) };
+        }
+        bytes
+    }
+
+    /// The record so many bytes after the first one. Opaque to the compiler as well: a section with room for one record, all
+    /// zeroes and never written, has no other record and no other value for it.
+    #[inline(always)]
+    unsafe fn at(&'static self, bytes: u64) -> &'static T {
+        let mut record = self.0.get().cast::<T>();
+        // SAFETY: arithmetic.
+        unsafe { asm!("{0} += {1}", inout(reg) record, in(reg) bytes, options(pure, nomem, nostack)) };
+        // SAFETY: the caller vouches for it; every bit pattern is a record.
+        unsafe { &*record }
+    }
+
+    /// The first record. For a `static` that is not mangled: the compiler takes what others can write for what it is.
+    #[inline(always)]
+    pub fn first(&'static self) -> &'static T {
+        // SAFETY: the loader makes no table without a record, and every bit pattern is one.
+        unsafe { &*self.0.get().cast() }
+    }
+}
