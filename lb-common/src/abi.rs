@@ -67,10 +67,10 @@ impl Slot {
         self.is_moved() || self.has_formers()
     }
 
-    /// Whether a packet in it needs the flow table.
+    /// Whether a packet in it needs the flow table: it is moved, or has exceptions. One comparison for both.
     #[inline(always)]
     pub const fn is_tracked(self) -> bool {
-        self.is_moved() || self.has_exceptions()
+        (self.0 ^ (self.0 >> 32)) & (Self::EXCEPTIONS | BACKEND_ID_MAX as u64) != 0
     }
 }
 
@@ -350,7 +350,7 @@ pub mod backend_flags {
 pub struct ControlRecord {
     /// The live address index, a [`crate::index::Live`].
     pub index: u64,
-    /// The node's own part of the index's seed.
+    /// The node's own part of the index's seed, an odd number.
     pub index_seed: u64,
     /// [`crate::limits::ABI_VERSION`] of whoever made the maps; 0 while they are new.
     pub abi_version: u32,

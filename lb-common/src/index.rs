@@ -1,8 +1,8 @@
 //! The address index: which service a destination names, which service and backend a source names.
 //!
-//! One open-addressed table, 32 bytes an entry, read with one or two cache lines and no helper call. There are two: the
-//! daemon builds the one that is not live and publishes it with one word ([`crate::abi::ControlRecord::index`]); an entry
-//! never changes while it can be read.
+//! One open-addressed table, 32 bytes an entry, read with one or two cache lines and no helper call. The map has room for
+//! two: the daemon builds the one that is not live and publishes it with one word
+//! ([`crate::abi::ControlRecord::index`]); an entry never changes while it can be read.
 
 use crate::{Addr, limits::INDEX_PROBES};
 
@@ -43,21 +43,18 @@ pub struct IndexEntry {
 
 const _: () = assert!(size_of::<IndexEntry>() == 32);
 
-/// Which of two indices is live, in one word, so that storing it publishes an index: seed in bits 32 to 63, whether it is
-/// the second one in bit 31, whether it has ranges in bit 30.
+/// Where the live index is, in one word, so that storing it publishes an index: its seed in bits 32 to 63, whether it has
+/// ranges in bit 31, its first place in the map below: 0, or the length of an index, which is even.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Live(pub u64);
 
-/// [`Live`]: the second one.
-const SECOND: u64 = 1 << 31;
 /// [`Live`]: there are ranges.
-const RANGES: u64 = 1 << 30;
+const RANGES: u64 = 1 << 31;
 
 impl Live {
-    /// The first or the second index, whose places depend on `seed`.
-    pub const fn new(seed: u32, second: bool) -> Self {
-        let second = if second { SECOND } else { 0 };
-        Self(((seed as u64) << 32) | second)
+    /// An index whose places depend on `seed`, and whose first is 0 or the length of an index.
+    pub const fn new(seed: u32, first: u32) -> Self {
+        Self(((seed as u64) << 32) | first as u64)
     }
 
     /// The same, and it says whether there are entries of [`kind::RANGE`].
@@ -76,16 +73,17 @@ impl Live {
         self.0 & RANGES != 0
     }
 
-    /// Seed; the node's own is added to it.
+    /// The seed of its places, with `node`'s own ([`crate::abi::ControlRecord::index_seed`]): odd, as that one is.
     #[inline(always)]
-    pub const fn seed(self) -> u64 {
-        self.0 >> 32
+    pub const fn seed(self, node: u64) -> u64 {
+        self.0 ^ node
     }
 
-    /// Whether it is the second one.
+    /// Its first place in the map, where an index has so many entries less one.
     #[inline(always)]
-    pub const fn is_second(self) -> bool {
-        self.0 & SECOND != 0
+    pub const fn first(self, mask: u32) -> u32 {
+        // An AND with one bit: the verifier knows its result.
+        self.0 as u32 & (mask + 1)
     }
 }
 
@@ -110,25 +108,42 @@ pub const fn kind_of(selector: u64) -> u8 {
     (selector >> 24) as u8
 }
 
-/// Where the probe for a key begins, before masking. Not secret: only configured addresses are in the index.
+/// How long an index is: a power of two, at least two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Length {
+    /// 64 less its logarithm.
+    pub shift: u32,
+    /// One less.
+    pub mask: u32,
+}
+
+impl Length {
+    /// Of a table of so many entries.
+    pub const fn new(entries: u32) -> Self {
+        Self {
+            shift: 64 - entries.ilog2(),
+            mask: entries - 1,
+        }
+    }
+}
+
+/// Where the probe for a key begins: the upper bits of a product with the seed, an odd number ([`Live::seed`]). Whatever
+/// two keys are, few seeds bring them together (Dietzfelbinger and others, "A reliable randomized algorithm for the
+/// closest-pair problem", 1997). Not secret: only configured addresses are in the index.
 #[inline(always)]
-pub const fn position(seed: u64, address: &Addr, selector: u64) -> u32 {
-    let mixed = (address.low ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // A product's low bits know nothing of its factors' high ones, where an IPv4 address has its last bytes.
-    let mixed = mixed ^ (mixed >> 32);
-    let mixed =
-        (mixed ^ address.high.rotate_left(32) ^ selector).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (mixed >> 32) as u32
+pub const fn position(seed: u64, address: &Addr, selector: u64, shift: u32) -> u32 {
+    let key = selector.wrapping_mul(0xd6e8_feb8_6659_fd93) ^ address.high.rotate_left(24);
+    ((key ^ address.low).wrapping_mul(seed) >> shift) as u32
 }
 
 /// Puts an entry into a table whose length is a power of two. False when its probe is full: take another seed
 /// or a larger table.
 #[must_use]
 pub fn insert(table: &mut [IndexEntry], seed: u64, entry: IndexEntry) -> bool {
-    let mask = table.len() - 1;
-    let start = position(seed, &entry.address, entry.selector) as usize;
-    for step in 0..INDEX_PROBES as usize {
-        let place = &mut table[(start + step) & mask];
+    let length = Length::new(table.len() as u32);
+    let start = position(seed, &entry.address, entry.selector, length.shift);
+    for step in 0..INDEX_PROBES {
+        let place = &mut table[(start.wrapping_add(step) & length.mask) as usize];
         if place.selector == 0 {
             *place = entry;
             return true;
@@ -137,19 +152,19 @@ pub fn insert(table: &mut [IndexEntry], seed: u64, entry: IndexEntry) -> bool {
     false
 }
 
-/// Finds a key by asking `read` for entries of a table of `mask + 1`.
+/// Finds a key by asking `read` for entries of a table of this length.
 #[inline(always)]
 pub fn find<'a>(
     seed: u64,
-    mask: u32,
+    length: Length,
     address: &Addr,
     selector: u64,
     read: impl Fn(u32) -> &'a IndexEntry,
 ) -> Option<&'a IndexEntry> {
-    let start = position(seed, address, selector);
+    let mut place = position(seed, address, selector, length.shift);
     let mut step = 0;
     while step < INDEX_PROBES {
-        let entry = read(start.wrapping_add(step) & mask);
+        let entry = read(place);
         if entry.selector == selector
             && entry.address.low == address.low
             && entry.address.high == address.high
@@ -159,6 +174,7 @@ pub fn find<'a>(
         if entry.selector == 0 {
             return None;
         }
+        place = place.wrapping_add(1) & length.mask;
         step += 1;
     }
     None
@@ -188,7 +204,7 @@ mod tests {
             }
             let look = |item: &([u8; 4], u16)| {
                 let (address, selector) = key(item);
-                find(seed, 1023, &address, selector, |index| &table[index as usize]).map(|entry| entry.service)
+                find(seed, Length::new(1024), &address, selector, |index| &table[index as usize]).map(|entry| entry.service)
             };
             for (number, item) in inside.iter().enumerate() {
                 prop_assert_eq!(look(item), Some(number as u32));
@@ -223,7 +239,7 @@ mod tests {
                     ..IndexEntry::default()
                 };
                 // Alone, an entry a quarter of the way to a full table finds room in nearly every seed.
-                assert!(insert(&mut table, 12, entry), "entry {n}");
+                assert!(insert(&mut table, 0x3f84_d5b5_b547_0917, entry), "entry {n}");
             }
         }
     }

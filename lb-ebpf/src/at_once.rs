@@ -5,17 +5,17 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ControlRecord, backend_flags, mode, service_flags},
+    abi::{BackendRecord, ControlRecord, ServiceRecord, backend_flags, mode, service_flags},
     index::{IndexEntry, kind},
     outcome::Outcome,
-    steer,
+    steer::{self, Decision},
 };
 
 use crate::{
     count, drop,
     forward::{self, By, Exit},
     hand_over, lookup_in, maps,
-    parse::{Parsed, Then},
+    parse::{Parsed, Then, UDP},
     protect, ranges,
     tables::Kernel,
     tunnel::{self, Carried},
@@ -46,15 +46,14 @@ impl Then for AtOnce {
 #[inline(always)]
 fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u32) -> Option<u32> {
     let service = maps::service(id)?;
-    if service.flags & service_flags::QUIC != 0 || service.mode == mode::FULL_NAT {
+    // QUIC services are found by datagrams alone.
+    let is_quic = packet.protocol() == UDP && service.flags & service_flags::QUIC != 0;
+    if is_quic || service.mode == mode::FULL_NAT {
         return None;
     }
-    let is_tunnel = mode::is_tunnel(service.mode);
     let is_ready = |backend| {
         let record = maps::backend(backend)?;
-        let takes =
-            backend_flags::is_ready(record.flags) && (!is_tunnel || tunnel::fits(packet, record));
-        takes.then_some(record)
+        backend_flags::is_ready(record.flags).then_some(record)
     };
     let (decision, backend) = steer::at_once(
         &Kernel::<true>,
@@ -63,18 +62,12 @@ fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u3
         &packet.from_client(),
         is_ready,
     )?;
+    if mode::is_tunnel(service.mode) {
+        return into_tunnel(ctx, control, packet, service, backend, id, &decision);
+    }
     // It counts, so it comes where nothing goes to the whole program any more.
     if protect::denies_in(control, &packet.source) {
         return Some(drop(ctx, id, Outcome::DropClient));
-    }
-    if is_tunnel {
-        let carried = Carried::from(packet);
-        if let Err(outcome) = tunnel::encapsulate(ctx, &carried, service, backend, decision.hash) {
-            return Some(drop(ctx, id, outcome));
-        }
-        count::packet_to(decision.backend, packet.length);
-        count::outcome(id, decision.outcome);
-        return Some(forward::leave_by(ctx, backend.ifindex));
     }
     count::packet_to(decision.backend, packet.length);
     if service.mode == mode::NAT && !forward::rewrite_destination(packet, backend) {
@@ -82,6 +75,31 @@ fn to_backend(ctx: &XdpContext, control: &ControlRecord, packet: &Parsed, id: u3
     }
     count::outcome(id, decision.outcome);
     Some(forward::out_untagged(ctx, &packet.link, &Exit::to(backend)))
+}
+
+#[inline(always)]
+fn into_tunnel(
+    ctx: &XdpContext,
+    control: &ControlRecord,
+    packet: &Parsed,
+    service: &ServiceRecord,
+    backend: &BackendRecord,
+    id: u32,
+    decision: &Decision,
+) -> Option<u32> {
+    if !tunnel::fits(packet, backend) {
+        return None;
+    }
+    if protect::denies_in(control, &packet.source) {
+        return Some(drop(ctx, id, Outcome::DropClient));
+    }
+    let carried = Carried::from(packet);
+    if let Err(outcome) = tunnel::encapsulate(ctx, &carried, service, backend, decision.hash) {
+        return Some(drop(ctx, id, outcome));
+    }
+    count::packet_to(decision.backend, packet.length);
+    count::outcome(id, decision.outcome);
+    Some(forward::leave_by(ctx, backend.ifindex))
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@
 //! In the object a table is a section of its own with room for one record. The loader puts a map in its place that has the
 //! size that is configured.
 
-use core::{arch::asm, cell::UnsafeCell, mem::MaybeUninit};
+use core::{arch::asm, cell::UnsafeCell, hint, mem::MaybeUninit};
 
 /// A table of records.
 #[repr(transparent)]
@@ -68,8 +68,11 @@ impl<T> Known<T> {
         let mut record = self.0.get().cast::<T>();
         // SAFETY: arithmetic.
         unsafe { asm!("{0} += {1}", inout(reg) record, in(reg) bytes, options(pure, nomem, nostack)) };
-        // SAFETY: the caller vouches for it; every bit pattern is a record.
-        unsafe { &*record }
+        // SAFETY: the caller vouches for it; every bit pattern is a record, and no record is at zero.
+        unsafe {
+            hint::assert_unchecked(!record.is_null());
+            &*record
+        }
     }
 
     /// The first record. For a `static` that is not mangled: the compiler takes what others can write for what it is.

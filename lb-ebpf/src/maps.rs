@@ -20,7 +20,7 @@ use lb_common::{
     fragment,
     full_nat::{Handed, PortEntry, Sources},
     identification::{self, Lane},
-    index::{self, IndexEntry, Live},
+    index::{self, IndexEntry, Length, Live},
     limits::{OUTCOMES_MAX, VLANS_MAX},
     protect::{Bucket, ClientRule},
     recent,
@@ -34,13 +34,9 @@ use crate::{known::Known, tables::loaded, trace::Traced};
 #[unsafe(link_section = ".bss.CONTROL")]
 static CONTROL: Known<ControlRecord> = Known::new();
 
-/// Two address indices, one of them live.
-#[unsafe(link_section = ".bss.INDEX_1")]
-static INDEX_1: Known<IndexEntry> = Known::new();
-
-/// The other one.
-#[unsafe(link_section = ".bss.INDEX_2")]
-static INDEX_2: Known<IndexEntry> = Known::new();
+/// Room for two address indices, one of them live.
+#[unsafe(link_section = ".bss.INDEX")]
+static INDEX: Known<IndexEntry> = Known::new();
 
 /// Services by id.
 #[unsafe(link_section = ".bss.SERVICES")]
@@ -50,9 +46,13 @@ static SERVICES: Known<ServiceRecord> = Known::new();
 #[unsafe(link_section = ".bss.BACKENDS")]
 static BACKENDS: Known<BackendRecord> = Known::new();
 
-/// Entries of an address index minus one; the loader sets it with the map's size, as it does those below.
+/// [`Length`] of an address index; the loader sets it with the map's size, as it does those below.
 #[unsafe(no_mangle)]
-static INDEX_MASK: u32 = 0;
+static INDEX_SHIFT: u32 = 63;
+
+/// The same.
+#[unsafe(no_mangle)]
+static INDEX_MASK: u32 = 1;
 
 /// Where the last service's record begins, in bytes from the first.
 #[unsafe(no_mangle)]
@@ -84,11 +84,15 @@ pub fn backend(id: u32) -> Option<&'static BackendRecord> {
 #[inline(always)]
 pub fn find(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
     let live = Live(control.index);
-    let table = if live.is_second() { &INDEX_2 } else { &INDEX_1 };
-    let seed = control.index_seed ^ live.seed();
-    let mask = loaded!(INDEX_MASK);
-    // SAFETY: `find` masks the place.
-    index::find(seed, mask, address, selector, |place| unsafe { table.get_unchecked(place) })
+    let length = Length {
+        shift: loaded!(INDEX_SHIFT),
+        mask: loaded!(INDEX_MASK),
+    };
+    let (seed, first) = (live.seed(control.index_seed), live.first(length.mask));
+    index::find(seed, length, address, selector, |place| {
+        // SAFETY: a place below that length, in either half.
+        unsafe { INDEX.get_unchecked(first + place) }
+    })
 }
 
 /// Slots of all services; a service's record says where its own are.

@@ -229,15 +229,52 @@ pub trait Then {
     fn then(ctx: &XdpContext, packet: Parsed) -> Self::Result;
 }
 
-/// As [`quick`], and goes on with `T`, which is compiled once for each address family and knows it.
+/// As [`quick`], and goes on with `T`, which is compiled once for each address family and protocol and knows them. Of an IP
+/// packet that it refuses it does not say why: what would be kept for that costs those that are taken.
 #[inline(always)]
 pub fn quick_then<T: Then>(ctx: &XdpContext) -> Result<T::Result, Refused> {
     let (start, end) = (ctx.data(), ctx.data_end());
     let at = start + EthHdr::LEN;
     match ether_type(start, end)? {
-        ETHERTYPE_IPV4 => Ok(T::then(ctx, quick_v4(start, at, end)?)),
-        ETHERTYPE_IPV6 => Ok(T::then(ctx, quick_v6(start, at, end)?)),
+        ETHERTYPE_IPV4 => then_v4::<T>(ctx, start, at, end).ok_or_else(Refused::whole),
+        ETHERTYPE_IPV6 => then_v6::<T>(ctx, start, at, end).ok_or_else(Refused::whole),
         other => Err(not_plain(other)),
+    }
+}
+
+#[inline(always)]
+fn then_v4<T: Then>(ctx: &XdpContext, start: usize, at: usize, end: usize) -> Option<T::Result> {
+    let ip: *mut Ipv4Hdr = header(at, end).ok()?;
+    let extent = plain_v4(start, end, ip).ok()?;
+    // SAFETY: `header` has checked it.
+    let (protocol, ends) = unsafe { ((*ip).proto, v4_ends(ip)) };
+    then_transport::<T>(ctx, protocol, Network::V4(ip), ends, &extent)
+}
+
+#[inline(always)]
+fn then_v6<T: Then>(ctx: &XdpContext, start: usize, at: usize, end: usize) -> Option<T::Result> {
+    let ip: *mut Ipv6Hdr = header(at, end).ok()?;
+    let extent = plain_v6(start, end, ip).ok()?;
+    // SAFETY: `header` has checked it.
+    let (protocol, ends) = unsafe { ((*ip).next_hdr, v6_ends(ip).ok()?) };
+    then_transport::<T>(ctx, protocol, Network::V6(ip), ends, &extent)
+}
+
+#[inline(always)]
+fn then_transport<T: Then>(
+    ctx: &XdpContext,
+    protocol: u8,
+    network: Network,
+    ends: (Addr, Addr),
+    extent: &Extent,
+) -> Option<T::Result> {
+    // SAFETY: the network header lies inside the frame.
+    unsafe {
+        match protocol {
+            TCP => Some(T::then(ctx, tcp(network, ends, extent, true).ok()?)),
+            UDP => Some(T::then(ctx, udp(network, ends, extent, true).ok()?)),
+            _ => None,
+        }
     }
 }
 
@@ -268,48 +305,62 @@ fn elsewhere(outcome: Outcome) -> Refused {
 #[inline(always)]
 fn quick_v4(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
     let ip: *mut Ipv4Hdr = header(at, end)?;
-    unsafe {
-        if (*ip).vihl != PLAIN_V4 {
-            return Err(elsewhere(Outcome::PassMalformed));
-        }
-        if u16::from_ne_bytes((*ip).frags) & FRAGMENT_MASK != 0 {
-            return Err(elsewhere(Outcome::PassFragment));
-        }
-        let extent = Extent {
-            start,
-            end,
-            network: at,
-            offset: EthHdr::LEN,
-            total: usize::from(u16::from_be_bytes((*ip).tot_len)),
-            header: Ipv4Hdr::LEN,
-            is_part: false,
-        };
-        transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, true)
+    let extent = plain_v4(start, end, ip)?;
+    // SAFETY: `header` has checked it.
+    unsafe { transport((*ip).proto, Network::V4(ip), v4_ends(ip), &extent, true) }
+}
+
+/// Where the parts of a packet are that has this header right behind the Ethernet header and no options.
+#[inline(always)]
+fn plain_v4(start: usize, end: usize, ip: *const Ipv4Hdr) -> Result<Extent, Refused> {
+    // SAFETY: the caller has checked that it lies inside the frame.
+    let (begin, fragment, total) = unsafe { ((*ip).vihl, (*ip).frags, (*ip).tot_len) };
+    if begin != PLAIN_V4 {
+        return Err(elsewhere(Outcome::PassMalformed));
     }
+    if u16::from_ne_bytes(fragment) & FRAGMENT_MASK != 0 {
+        return Err(elsewhere(Outcome::PassFragment));
+    }
+    Ok(Extent {
+        start,
+        end,
+        network: ip as usize,
+        offset: EthHdr::LEN,
+        total: usize::from(u16::from_be_bytes(total)),
+        header: Ipv4Hdr::LEN,
+        is_part: false,
+    })
 }
 
 #[inline(always)]
 fn quick_v6(start: usize, at: usize, end: usize) -> Result<Parsed, Refused> {
     let ip: *mut Ipv6Hdr = header(at, end)?;
-    unsafe {
-        if *ip.cast::<u8>() >> 4 != 6 {
-            return Err(Outcome::PassMalformed.into());
-        }
-        let protocol = (*ip).next_hdr;
-        if !matches!(protocol, TCP | UDP | ICMPV6) {
-            return Err(elsewhere(Outcome::PassProtocol));
-        }
-        let extent = Extent {
-            start,
-            end,
-            network: at,
-            offset: EthHdr::LEN,
-            total: usize::from(u16::from_be_bytes((*ip).payload_len)) + Ipv6Hdr::LEN,
-            header: Ipv6Hdr::LEN,
-            is_part: false,
-        };
-        transport(protocol, Network::V6(ip), v6_ends(ip)?, &extent, true)
+    let extent = plain_v6(start, end, ip)?;
+    // SAFETY: `header` has checked it.
+    unsafe { transport((*ip).next_hdr, Network::V6(ip), v6_ends(ip)?, &extent, true) }
+}
+
+/// The same for IPv6, without extension headers.
+#[inline(always)]
+fn plain_v6(start: usize, end: usize, ip: *const Ipv6Hdr) -> Result<Extent, Refused> {
+    // SAFETY: the caller has checked that it lies inside the frame.
+    let (begin, protocol, length) =
+        unsafe { (*ip.cast::<u8>(), (*ip).next_hdr, (*ip).payload_len) };
+    if begin >> 4 != 6 {
+        return Err(Outcome::PassMalformed.into());
     }
+    if !matches!(protocol, TCP | UDP | ICMPV6) {
+        return Err(elsewhere(Outcome::PassProtocol));
+    }
+    Ok(Extent {
+        start,
+        end,
+        network: ip as usize,
+        offset: EthHdr::LEN,
+        total: usize::from(u16::from_be_bytes(length)) + Ipv6Hdr::LEN,
+        header: Ipv6Hdr::LEN,
+        is_part: false,
+    })
 }
 
 /// Source and destination.
@@ -359,43 +410,62 @@ pub unsafe fn transport(
     extent: &Extent,
     is_plain: bool,
 ) -> Result<Parsed, Refused> {
-    let at = extent.network + extent.header;
     match protocol {
-        TCP => {
-            let tcp: *mut TcpHdr = header(at, extent.end)?;
-            let bytes = tcp.cast::<u8>();
-            // SAFETY: `header` has checked all 20 bytes.
-            let (offset, flags, sequence) = unsafe {
-                let sequence = u32::from_be_bytes((*tcp).seq);
-                (
-                    usize::from(*bytes.add(12) >> 4) << 2,
-                    *bytes.add(13),
-                    sequence,
-                )
-            };
-            if offset < TcpHdr::LEN {
-                return Err(Outcome::PassMalformed.into());
-            }
-            let packet = (Transport::Tcp(tcp), flags, sequence);
-            whole(network, ends, extent, is_plain, offset, packet)
-        }
-        UDP => {
-            let udp: *mut UdpHdr = header(at, extent.end)?;
-            // SAFETY: as above.
-            let length = usize::from(u16::from_be_bytes(unsafe { (*udp).len }));
-            if length < UdpHdr::LEN {
-                return Err(Outcome::PassMalformed.into());
-            }
-            let needed = if extent.is_part { UdpHdr::LEN } else { length };
-            let packet = (Transport::Udp(udp), 0, 0);
-            whole(network, ends, extent, is_plain, needed, packet)
-        }
+        // SAFETY: the caller vouches for the network header.
+        TCP => unsafe { tcp(network, ends, extent, is_plain) },
+        // SAFETY: as above.
+        UDP => unsafe { udp(network, ends, extent, is_plain) },
         ICMP | ICMPV6 => Err(Refused {
             outcome: Outcome::PassProtocol,
             program: jump::ICMP,
         }),
         _ => Err(Outcome::PassProtocol.into()),
     }
+}
+
+/// [`transport`] for TCP.
+#[inline(always)]
+unsafe fn tcp(
+    network: Network,
+    ends: (Addr, Addr),
+    extent: &Extent,
+    is_plain: bool,
+) -> Result<Parsed, Refused> {
+    let tcp: *mut TcpHdr = header(extent.network + extent.header, extent.end)?;
+    let bytes = tcp.cast::<u8>();
+    // SAFETY: `header` has checked all 20 bytes.
+    let (offset, flags, sequence) = unsafe {
+        let sequence = u32::from_be_bytes((*tcp).seq);
+        (
+            usize::from(*bytes.add(12) >> 4) << 2,
+            *bytes.add(13),
+            sequence,
+        )
+    };
+    if offset < TcpHdr::LEN {
+        return Err(Outcome::PassMalformed.into());
+    }
+    let packet = (Transport::Tcp(tcp), flags, sequence);
+    whole(network, ends, extent, is_plain, offset, packet)
+}
+
+/// [`transport`] for UDP.
+#[inline(always)]
+unsafe fn udp(
+    network: Network,
+    ends: (Addr, Addr),
+    extent: &Extent,
+    is_plain: bool,
+) -> Result<Parsed, Refused> {
+    let udp: *mut UdpHdr = header(extent.network + extent.header, extent.end)?;
+    // SAFETY: as above.
+    let length = usize::from(u16::from_be_bytes(unsafe { (*udp).len }));
+    if length < UdpHdr::LEN {
+        return Err(Outcome::PassMalformed.into());
+    }
+    let needed = if extent.is_part { UdpHdr::LEN } else { length };
+    let packet = (Transport::Udp(udp), 0, 0);
+    whole(network, ends, extent, is_plain, needed, packet)
 }
 
 /// `needed`: bytes that the transport header says are there, at least.

@@ -19,10 +19,12 @@ pub fn denies(client: &Addr) -> bool {
 /// The same, with the control record at hand.
 #[inline(always)]
 pub fn denies_in(control: &ControlRecord, client: &Addr) -> bool {
+    if control.clients == 0 {
+        return false;
+    }
     let trie = match control.clients {
         1 => &maps::CLIENTS_1,
-        2 => &maps::CLIENTS_2,
-        _ => return false,
+        _ => &maps::CLIENTS_2,
     };
     let mut words = prefix::Place::uninit();
     let Some(rule) = trie.get(prefix::key(&mut words, client)) else {

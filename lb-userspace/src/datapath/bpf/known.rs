@@ -45,7 +45,7 @@ pub(super) fn section(name: &str) -> String {
 }
 
 /// All of them.
-pub(super) fn tables(capacity: &Capacity) -> [Table; 5] {
+pub(super) fn tables(capacity: &Capacity) -> [Table; 4] {
     fn table<T>(name: &'static str, records: u32, setting: &'static str) -> Table {
         Table {
             name,
@@ -57,8 +57,7 @@ pub(super) fn tables(capacity: &Capacity) -> [Table; 5] {
     let index = index_length(capacity);
     [
         table::<ControlRecord>("CONTROL", 1, "services"),
-        table::<IndexEntry>("INDEX_1", index, "backends"),
-        table::<IndexEntry>("INDEX_2", index, "backends"),
+        table::<IndexEntry>("INDEX", 2 * index, "backends"),
         table::<ServiceRecord>("SERVICES", capacity.services + 1, "services"),
         table::<BackendRecord>("BACKENDS", capacity.backends + 1, "backends"),
     ]

@@ -126,7 +126,7 @@ pub struct BpfDatapath {
     tracing: Option<Box<Tracing>>,
     ebpf: Ebpf,
     control: Mapped<ControlRecord>,
-    indices: [Parts<IndexEntry>; 2],
+    index: Parts<IndexEntry>,
     services: Mapped<ServiceRecord>,
     backends: Parts<BackendRecord>,
     slots: Parts<Slot>,
@@ -159,12 +159,12 @@ unsafe impl aya::Pod for Pod<ClockReading> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Pod<VlanDevice> {}
 
-/// Entries of the address index for this many services and backends: a quarter full at most.
+/// Entries of the address index for this many services and backends: 4 of 15 at most are in use, of which one seed in five
+/// leaves no probe too long. With the default sizes the two halves are 4 MiB, all that Linux 6.1 keeps in a value.
 fn index_length(capacity: &Capacity) -> u32 {
-    (capacity.services + capacity.backends)
-        .saturating_mul(4)
-        .next_power_of_two()
-        .max(1024)
+    let entries = u64::from(capacity.services + capacity.backends);
+    let length = (entries * 15).div_ceil(4).next_power_of_two();
+    u32::try_from(length).unwrap_or(1 << 31).max(1024)
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose number of entries is configured.
@@ -220,10 +220,7 @@ impl BpfDatapath {
         let formers = formers::Rows::new(&mut ebpf)?;
         Ok(Self {
             control: mapped(&ebpf, "CONTROL")?,
-            indices: [
-                Parts::new("INDEX_1", array(&ebpf, "INDEX_1")?)?,
-                Parts::new("INDEX_2", array(&ebpf, "INDEX_2")?)?,
-            ],
+            index: Parts::new("INDEX", array(&ebpf, "INDEX")?)?,
             services: mapped(&ebpf, "SERVICES")?,
             backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?,
             slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
@@ -256,12 +253,12 @@ impl BpfDatapath {
         let fresh = found.abi_version == 0;
         let control = ControlRecord {
             index: if fresh {
-                Live::new(0, false).0
+                Live::new(0, 0).0
             } else {
                 found.index
             },
             index_seed: if fresh {
-                rand::random()
+                rand::random::<u64>() | 1
             } else {
                 found.index_seed
             },
@@ -532,7 +529,8 @@ pub fn program_names() -> impl Iterator<Item = &'static str> {
 fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<Ebpf> {
     let capacity = &options.capacity;
     let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
-    let (ports_mask, index_mask) = (capacity.ports - 1, index_length(capacity) - 1);
+    let ports_mask = capacity.ports - 1;
+    let index = index::Length::new(index_length(capacity));
     // In bytes, as programs compare it.
     let services_last = capacity.services * size_of::<ServiceRecord>() as u32;
     let backends_last = capacity.backends * size_of::<BackendRecord>() as u32;
@@ -541,7 +539,8 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     loader
         .default_map_pin_directory(&options.pins)
         .map_max_entries("ALERTS", ALERT_RING_BYTES)
-        .override_global("INDEX_MASK", &index_mask, true)
+        .override_global("INDEX_SHIFT", &index.shift, true)
+        .override_global("INDEX_MASK", &index.mask, true)
         .override_global("SERVICES_LAST", &services_last, true)
         .override_global("BACKENDS_LAST", &backends_last, true)
         .override_global("FLOW_MASK", &flow_mask, true)
@@ -789,18 +788,20 @@ impl Datapath for BpfDatapath {
 
     fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()> {
         let control = self.control.read(0)?;
-        let second = !Live(control.index).is_second();
-        let hidden = &self.indices[usize::from(second)];
-        let length = hidden.len();
+        let length = self.index.len() / 2;
+        let live = Live(control.index).first(length - 1);
+        let first = if live == 0 { length } else { 0 };
         let full = || Error::Full {
             what: "address index",
             used: 0,
-            capacity: length / 4,
+            capacity: length / 15 * 4,
             wanted: entries.len() as u32,
         };
-        let (seed, table) = build_index(length, control.index_seed, entries).ok_or_else(full)?;
-        let part = hidden.part(0..length)?;
-        for (place, entry) in (0..length).zip(&table) {
+        let (live, table) =
+            build_index(length, first, control.index_seed, entries).ok_or_else(full)?;
+        let range = first..first + length;
+        let part = self.index.part(range.clone())?;
+        for (place, entry) in range.zip(&table) {
             // Nearly all are empty: one step for a thousand of those will do.
             if *entry != IndexEntry::default() || place % 1024 == 0 {
                 step(Step::HiddenEntry);
@@ -808,10 +809,6 @@ impl Datapath for BpfDatapath {
             part.fill(place, entry)?;
         }
         drop(part);
-        let ranges = entries
-            .iter()
-            .any(|entry| index::kind_of(entry.selector) == kind::RANGE);
-        let live = Live::new(seed, second).with_ranges(ranges);
         step(Step::Publish);
         self.control.words(0)?[0].store(live.0, Ordering::Release);
         self.barrier.wait()
@@ -1058,20 +1055,26 @@ impl Datapath for BpfDatapath {
     }
 }
 
-/// An index of these entries, with the first seed that leaves no probe too long.
+/// An index of these entries, with the first of random seeds that leaves no probe too long.
 fn build_index(
     length: u32,
+    first: u32,
     node_seed: u64,
     entries: &[IndexEntry],
-) -> Option<(u32, Vec<IndexEntry>)> {
+) -> Option<(Live, Vec<IndexEntry>)> {
     if entries.len() > length as usize / 2 {
         return None;
     }
-    (0..1000).find_map(|seed| {
+    let ranges = entries
+        .iter()
+        .any(|entry| index::kind_of(entry.selector) == kind::RANGE);
+    (0..1000).find_map(|_| {
+        let live = Live::new(rand::random(), first).with_ranges(ranges);
         let mut table = vec![IndexEntry::default(); length as usize];
+        let seed = live.seed(node_seed);
         let fits = entries
             .iter()
-            .all(|entry| index::insert(&mut table, node_seed ^ u64::from(seed), *entry));
-        fits.then_some((seed, table))
+            .all(|entry| index::insert(&mut table, seed, *entry));
+        fits.then_some((live, table))
     })
 }
