@@ -239,7 +239,10 @@ mod tests {
                     ..IndexEntry::default()
                 };
                 // Alone, an entry a quarter of the way to a full table finds room in nearly every seed.
-                assert!(insert(&mut table, 0x3f84_d5b5_b547_0917, entry), "entry {n}");
+                assert!(
+                    insert(&mut table, 0x3f84_d5b5_b547_0917, entry),
+                    "entry {n}"
+                );
             }
         }
     }

@@ -51,9 +51,7 @@ pub fn ask(ctx: XdpContext) -> u32 {
         return pass(&ctx, 0, Outcome::PassInternal);
     };
     let id = handed.service;
-    let (Some(service), Some(backend)) =
-        (maps::service(id), maps::backend(handed.backend))
-    else {
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(handed.backend)) else {
         return pass(&ctx, id, Outcome::PassInternal);
     };
     let packet = match thorough::locate(&ctx) {

@@ -251,9 +251,7 @@ pub fn length(found: &Located) -> u32 {
 #[inline(always)]
 fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta, hash: u64) -> u32 {
     let id = rule::service(meta);
-    let (Some(service), Some(backend)) =
-        (maps::service(id), maps::backend(meta.backend()))
-    else {
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(meta.backend())) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     if backend.flags & backend_flags::NEXT_HOP == 0 {
@@ -288,9 +286,7 @@ fn to_backend(ctx: &XdpContext, found: &Located, meta: Meta, hash: u64) -> u32 {
 #[inline(always)]
 fn to_client(ctx: &XdpContext, found: &Located, meta: Meta) -> u32 {
     let id = rule::service(meta);
-    let (Some(service), Some(backend)) =
-        (maps::service(id), maps::backend(meta.backend()))
-    else {
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(meta.backend())) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     let route = forward::route(ctx, found.protocol, found.network, &found.ends.1, service);

@@ -53,10 +53,14 @@ impl<T> Known<T> {
         let mut bytes = u64::from(index);
         if Self::BYTES.is_power_of_two() {
             // SAFETY: arithmetic.
-            unsafe { asm!("{0} <<= {1}", inout(reg) bytes, const Self::SHIFT, options(pure, nomem, nostack)) };
+            unsafe {
+                asm!("{0} <<= {1}", inout(reg) bytes, const Self::SHIFT, options(pure, nomem, nostack))
+            };
         } else {
             // SAFETY: arithmetic.
-            unsafe { asm!("{0} *= {1}", inout(reg) bytes, const Self::BYTES, options(pure, nomem, nostack)) };
+            unsafe {
+                asm!("{0} *= {1}", inout(reg) bytes, const Self::BYTES, options(pure, nomem, nostack))
+            };
         }
         bytes
     }
@@ -67,7 +71,9 @@ impl<T> Known<T> {
     unsafe fn at(&'static self, bytes: u64) -> &'static T {
         let mut record = self.0.get().cast::<T>();
         // SAFETY: arithmetic.
-        unsafe { asm!("{0} += {1}", inout(reg) record, in(reg) bytes, options(pure, nomem, nostack)) };
+        unsafe {
+            asm!("{0} += {1}", inout(reg) record, in(reg) bytes, options(pure, nomem, nostack))
+        };
         // SAFETY: the caller vouches for it; every bit pattern is a record, and no record is at zero.
         unsafe {
             hint::assert_unchecked(!record.is_null());

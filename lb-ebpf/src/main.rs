@@ -284,8 +284,7 @@ fn to_client(ctx: &XdpContext, packet: &Parsed, entry: &IndexEntry) -> u32 {
 #[inline(always)]
 fn answer<const JUDGES: bool>(ctx: &XdpContext, packet: &Parsed, from: (u32, u32)) -> u32 {
     let (id, backend_id) = from;
-    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(backend_id))
-    else {
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(backend_id)) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     if service.mode == mode::FULL_NAT {

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_common::abi::Slot;
-use lb_userspace::step::Step;
+use lb_userspace::{datapath::bpf::service_tables, step::Step};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
 
@@ -464,8 +464,7 @@ fn where_it_stands(scene: &Scene) -> Result<End> {
 /// Reads the table that packets see, of `web`.
 fn current(scene: &Scene) -> Result<Vec<u32>> {
     let pinned = |name: &str| MapData::from_pin(scene.lab.pins().join("ebb").join(name));
-    let records: Array<_, [u64; 24]> = Array::try_from(Map::Array(pinned("SERVICES")?))?;
-    let table = records.get(&WEB, 0)?[0];
+    let table = service_tables(&scene.lab.pins().join("ebb"))?[WEB as usize];
     let (first, count) = ((table >> 32) as u32, table as u32);
     let slots: Array<_, u64> = Array::try_from(Map::Array(pinned("SLOTS")?))?;
     (first..first + count)

@@ -287,9 +287,7 @@ fn later(ctx: &XdpContext, found: &Located) -> Result<u32, Refused> {
         return Ok(fragment::unserved(ctx, found, Outcome::PassFragmentEarly));
     };
     let id = rule::service(meta);
-    let (Some(service), Some(backend)) =
-        (maps::service(id), maps::backend(meta.backend()))
-    else {
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(meta.backend())) else {
         return Err(Outcome::PassInternal.into());
     };
     // SAFETY: the allocation is of the packet's flow.

@@ -61,9 +61,7 @@ pub fn full_nat_error(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn backend(ctx: &XdpContext, message: &Message, quote: &Quote, handed: &Handed) -> u32 {
     let id = handed.service;
-    let (Some(service), Some(backend)) =
-        (maps::service(id), maps::backend(handed.backend))
-    else {
+    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(handed.backend)) else {
         return pass(ctx, id, Outcome::PassInternal);
     };
     let asked = Asked {

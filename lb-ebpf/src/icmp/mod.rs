@@ -222,8 +222,7 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
 /// An error about a packet from a client to a backend, on its way to the client.
 #[inline(always)]
 fn to_client(ctx: &XdpContext, message: &Message, quote: &Quote, service: u32, id: u32) -> u32 {
-    let (Some(record), Some(backend)) = (maps::service(service), maps::backend(id))
-    else {
+    let (Some(record), Some(backend)) = (maps::service(service), maps::backend(id)) else {
         return pass(ctx, 0, Outcome::PassInternal);
     };
     if record.mode == mode::FULL_NAT {

@@ -22,6 +22,7 @@ use lb_common::{
     entry::{FlowKey, Meta, state},
     hash::reduce,
 };
+use lb_userspace::datapath::bpf::service_tables;
 
 const BACKENDS: u16 = 1000;
 const FLOWS: u32 = 1_000_000;
@@ -82,9 +83,7 @@ fn jiffies() -> Result<u32> {
 
 /// Puts a million established flows into the flow table, each on the backend whose slot it is in.
 fn fill(lab: &Lab) -> Result<()> {
-    let services: Array<_, [u64; 24]> = pinned(lab, "SERVICES")?;
-    let tables = services.iter().map(|words| words.map(|words| words[0]));
-    let tables = tables.collect::<Result<Vec<u64>, _>>()?;
+    let tables = service_tables(&lab.pins().join("ebb"))?;
     // The larger one is the service's that is drained.
     let table = tables.iter().max_by_key(|word| **word as u32);
     let (service, table) = (0u32..)

@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd},
     path::Path,
+    sync::atomic::Ordering,
 };
 
 use aya::{
@@ -20,7 +21,7 @@ use lb_common::{
     index::IndexEntry,
 };
 
-use super::{array, chain, index_length, map_error};
+use super::{Mapped, array, chain, index_length, map_error};
 use crate::{
     datapath::{Error, Result},
     model::spec::Capacity,
@@ -106,6 +107,17 @@ fn errno(error: &aya::maps::MapError) -> Option<i32> {
         aya::maps::MapError::CreateError { io_error, .. } => io_error.raw_os_error(),
         _ => None,
     }
+}
+
+/// The words that name the services' tables ([`ServiceRecord::table`]), by service id, from the maps that are pinned there.
+///
+/// # Errors
+/// No such map, or another layout.
+pub fn service_tables(pins: &Path) -> Result<Vec<u64>> {
+    let map = MapData::from_pin(pins.join("SERVICES")).map_err(map_error)?;
+    let services = Mapped::<ServiceRecord>::new("SERVICES", &map)?;
+    let word = |id| Ok(services.words(id)?[0].load(Ordering::Acquire));
+    (0..services.len()).map(word).collect()
 }
 
 /// Puts the pinned tables, made where there are none yet, in the place of what stands for them in an object whose programs

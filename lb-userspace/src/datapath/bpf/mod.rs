@@ -56,6 +56,7 @@ mod verified;
 
 use attach::Interfaces;
 use barrier::Barrier;
+pub use known::service_tables;
 pub(in crate::datapath) use load::verify;
 use mapped::{Mapped, Parts};
 pub use pinned::forget as forget_maps;
