@@ -1234,7 +1234,7 @@ fn a_change_waits_for_flows_that_can_not_be_listed() {
     assert!(!node.web().is_changing());
     node.fake.forget_handshakes();
     node.fake.allow(u64::MAX, 0);
-    node.weigh("b1", Some(10)).unwrap();
+    node.weigh("b2", Some(10)).unwrap();
     for _ in 0..10 {
         node.pass(5_000);
         assert!(node.web().is_changing(), "a flow would move");
