@@ -53,7 +53,7 @@ outcomes! {
     ForwardHandshake = "forward_handshake",
     /// To the base of a moved slot, and entered into the flow table.
     ForwardAdopted = "forward_adopted",
-    /// To the base of a moved slot, without an entry (limit, full bucket, or nothing to keep).
+    /// To the base of a slot, without an entry: none is wanted there.
     ForwardBase = "forward_base",
     /// Its backend has ended: to the current one, which will reset it.
     ForwardOrphan = "forward_orphan",
@@ -121,6 +121,9 @@ outcomes! {
     ResetDead = "reset_dead",
     /// A first fragment that needs an identification of its own: all that there are may still be in use.
     DropNoIdentification = "drop_no_identification",
+    /// To the base of a moved slot, without the entry that is wanted there: adoptions are at their limit, or its bucket is
+    /// full. Its flow lives, and no look at the tables sees it.
+    ForwardUnlisted = "forward_unlisted",
 }
 
 impl Outcome {
@@ -136,7 +139,8 @@ impl Outcome {
 
     /// Whether the packet went on to a backend or a client.
     pub const fn is_forward(self) -> bool {
-        self as u32 >= Outcome::ForwardSteady as u32
-            && self as u32 <= Outcome::ForwardFragment as u32
+        let is_of_the_first = self as u32 >= Outcome::ForwardSteady as u32
+            && self as u32 <= Outcome::ForwardFragment as u32;
+        is_of_the_first || self as u32 == Outcome::ForwardUnlisted as u32
     }
 }

@@ -564,7 +564,7 @@ impl<'a, E: Env> Flow<'a, E> {
         }
         let now = self.env.now();
         if !self.env.may_adopt(now) {
-            return (Outcome::ForwardBase, base);
+            return (Outcome::ForwardUnlisted, base);
         }
         let (isn, opened, known) = self.opening_of(handshake, base, now);
         let (mut outcome, mut owner, mut meta) = (
@@ -595,7 +595,7 @@ impl<'a, E: Env> Flow<'a, E> {
                 self.note(flow, closing);
                 (outcome, owner)
             }
-            None => (Outcome::ForwardBase, base),
+            None => (Outcome::ForwardUnlisted, base),
         }
     }
 

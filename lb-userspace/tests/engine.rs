@@ -9,6 +9,7 @@ use lb_common::{
     Addr,
     abi::{Known, Slot, backend_flags},
     index::{kind, selector},
+    outcome::Outcome,
     steer::{Packet, tcp},
 };
 use lb_userspace::{
@@ -18,7 +19,7 @@ use lb_userspace::{
     },
     datapath::{
         Datapath, Table, Verdict,
-        fake::{Fake, Sizes, TICKS_PER_SECOND},
+        fake::{Delivered, Fake, Sizes, TICKS_PER_SECOND},
     },
     model::{
         command::{Selection, Terms},
@@ -41,7 +42,10 @@ struct Node {
 
 impl Node {
     fn new(spec: Spec) -> Self {
-        let fake = Fake::new(Sizes::default());
+        Self::new_on(Fake::new(Sizes::default()), spec)
+    }
+
+    fn new_on(fake: Fake, spec: Spec) -> Self {
         let engine = Engine::new(
             State::default(),
             spec,
@@ -61,7 +65,11 @@ impl Node {
 
     /// One whose backends are all up.
     fn ready(spec: Spec) -> Self {
-        let mut node = Self::new(spec);
+        Self::ready_on(Fake::new(Sizes::default()), spec)
+    }
+
+    fn ready_on(fake: Fake, spec: Spec) -> Self {
+        let mut node = Self::new_on(fake, spec);
         node.ways();
         node.health_of_all(Health::Up);
         node.pass(100);
@@ -169,6 +177,10 @@ impl Node {
     }
 
     fn send(&self, port: u16, flags: u8, sequence: u32) -> u32 {
+        self.deliver(port, flags, sequence).backend
+    }
+
+    fn deliver(&self, port: u16, flags: u8, sequence: u32) -> Delivered {
         let packet = Packet {
             client: Addr::from_v4([10, 9, 0, 1]),
             client_port: port.to_be(),
@@ -176,7 +188,7 @@ impl Node {
             flags,
             sequence,
         };
-        self.fake.packet(self.web().id, &packet).unwrap().backend
+        self.fake.packet(self.web().id, &packet).unwrap()
     }
 
     /// The receipt of a drain that is over.
@@ -187,7 +199,12 @@ impl Node {
 
     /// A port whose flow, once open, is this backend's.
     fn flow_on(&self, backend: u32) -> u16 {
-        let port = (2000..).find(|port| {
+        self.flow_after(1999, backend)
+    }
+
+    /// The same, of the ports after this one.
+    fn flow_after(&self, last: u16, backend: u32) -> u16 {
+        let port = (last + 1..).find(|port| {
             self.send(*port, tcp::SYN, 7) == backend || {
                 // Not the one that was wanted: it ends at once.
                 self.send(*port, tcp::RST, 8);
@@ -1139,6 +1156,107 @@ fn a_drain_waits_for_flows_whose_entries_are_lost_to_be_seen_again() {
     node.pass(100);
     node.fake.forget_flows();
     waits_for_it(&mut node, b1, port, 3_000);
+}
+
+/// A flow of a draining backend that is forwarded, but gets no entry: adoptions are at their limit, or its bucket is full.
+#[test]
+fn a_drain_waits_for_flows_that_can_not_be_listed() {
+    let (mut node, b1, port) = unlisted_in_a_drain();
+    // The next daemon can not know when the last of them was.
+    node = next_daemon(&node, node.fake.clone());
+    waits_for_it(&mut node, b1, port, 3_000);
+}
+
+/// As [`long_in_a_drain`], of a flow that is never listed.
+fn unlisted_in_a_drain() -> (Node, u32, u16) {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.fake.forget_handshakes();
+    node.fake.allow(u64::MAX, 0);
+    node.drain("b1", 300, OnDeadline::Reset);
+    for _ in 0..10 {
+        node.pass(5_000);
+        assert!(is_draining(&node, b1), "it lives");
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    }
+    assert!(node.fake.entries(Table::Flows).is_empty());
+    (node, b1, port)
+}
+
+/// A flow whose handshake stands for it, because its bucket has no room, is listed all the same.
+#[test]
+fn a_drain_waits_for_flows_whose_handshakes_stand_for_them() {
+    let sizes = Sizes {
+        flows: 4,
+        ..Sizes::default()
+    };
+    let mut node = Node::ready_on(Fake::new(sizes), spec([service("web", true)]));
+    let (b1, b3) = (node.id("b1"), node.id("b3"));
+    node.drain("b2", 300, OnDeadline::Reset);
+    let mut flows = Vec::new();
+    for port in 2000.. {
+        // Flows of `b3` in moved slots fill the table, then one of `b1` finds no room.
+        let entries = node.fake.entries(Table::Flows).len();
+        let is_full = entries == sizes.flows as usize;
+        let backend = if is_full { b1 } else { b3 };
+        if node.send(port, tcp::SYN, 7) != backend {
+            continue;
+        }
+        let delivered = node.deliver(port, tcp::ACK, 8);
+        if delivered.outcome == Outcome::ForwardHandshake {
+            flows.push((port, backend));
+            if is_full {
+                break;
+            }
+        }
+    }
+    let drain = node.drain("b1", 300, OnDeadline::Reset);
+    for _ in 0..10 {
+        node.pass(5_000);
+        assert!(is_draining(&node, b1), "it lives");
+        for (port, backend) in &flows {
+            assert_eq!(node.send(*port, tcp::ACK, 8), *backend);
+        }
+    }
+    node.pass(as_ms(IDLE) + 1_000);
+    assert_eq!(node.receipt(drain).reason, "empty");
+}
+
+#[test]
+fn a_change_waits_for_flows_that_can_not_be_listed() {
+    let mut node = Node::ready(spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let mut ports = vec![node.flow_on(b1)];
+    while ports.len() < 20 {
+        ports.push(node.flow_after(ports[ports.len() - 1], b1));
+    }
+    assert!(!node.web().is_changing());
+    node.fake.forget_handshakes();
+    node.fake.allow(u64::MAX, 0);
+    node.weigh("b2", Some(10)).unwrap();
+    for _ in 0..10 {
+        node.pass(5_000);
+        assert!(node.web().is_changing(), "a flow would move");
+        for port in &ports {
+            assert_eq!(node.send(*port, tcp::ACK, 8), b1);
+        }
+    }
+    // What is listed by now stays where it is.
+    node.fake.allow(u64::MAX, u64::MAX);
+    for port in &ports {
+        assert_eq!(node.send(*port, tcp::ACK, 8), b1);
+    }
+    node.pass(as_ms(IDLE) - 1_000);
+    assert!(node.web().is_changing());
+    for port in &ports {
+        assert_eq!(node.send(*port, tcp::ACK, 8), b1);
+    }
+    node.pass(10_000);
+    assert!(!node.web().is_changing());
+    for port in &ports {
+        assert_eq!(node.send(*port, tcp::ACK, 8), b1);
+    }
 }
 
 /// Another daemon over these maps, with what the journal says.

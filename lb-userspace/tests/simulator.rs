@@ -123,9 +123,10 @@ impl Default for Plan {
             flood: false,
             full: false,
             loss_one_in: None,
+            // A handshake is not to be pushed out by younger ones of its bucket, which is as it should be, before it is done.
             sizes: Sizes {
                 flows: 1 << 11,
-                handshakes: 1 << 11,
+                handshakes: 1 << 13,
             },
         }
     }

@@ -297,7 +297,7 @@ fn a_flow_without_entry_still_reaches_its_owner() -> Result<()> {
         let (outcome, backend) = send(&mut rig, &ack(port, 7))?;
         assert_eq!(backend, OLD);
         assert!(
-            matches!(outcome, Outcome::ForwardAdopted | Outcome::ForwardBase),
+            matches!(outcome, Outcome::ForwardAdopted | Outcome::ForwardUnlisted),
             "{outcome:?}"
         );
     }
@@ -310,7 +310,10 @@ fn adoption_is_bounded() -> Result<()> {
     let mut rig = rig(&NAT, MOVED)?;
     rig.limit(u32::MAX, 0)?;
     for port in 1000..1010 {
-        assert_eq!(send(&mut rig, &ack(port, 7))?, (Outcome::ForwardBase, OLD));
+        assert_eq!(
+            send(&mut rig, &ack(port, 7))?,
+            (Outcome::ForwardUnlisted, OLD)
+        );
     }
     assert!(rig.entries(Table::Flows)?.is_empty());
     rig.limit(u32::MAX, 1)?;

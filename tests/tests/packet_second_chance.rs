@@ -212,7 +212,7 @@ fn a_backend_that_ends_a_connection_is_heard() -> Result<()> {
 fn without_room_for_an_entry_the_reset_is_withheld_all_the_same() -> Result<()> {
     let mut stage = Stage::new(true, mode::NAT, MOVED)?;
     stage.rig.limit(0, 0)?;
-    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardBase, OLD));
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardUnlisted, OLD));
     assert!(!stage.answers(OLD, 1000, RST)?);
     assert!(stage.rig.entries(Table::Flows)?.is_empty());
     // As soon as there is room, its next packet finds the way.

@@ -260,6 +260,26 @@ fn where_nobody_can_be_asked_it_is_the_bases_at_once() {
 }
 
 #[test]
+fn a_flow_that_gets_no_entry_says_so() {
+    let unlisted = (Outcome::ForwardUnlisted, BASE);
+    let mut node = Node::new(mode::NAT, 0, 0);
+    node.has_room = false;
+    assert_eq!(node.sends(tcp::ACK), unlisted, "too many at once");
+    let node = Node::new(mode::NAT, 0, 0);
+    for place in &node.flows.0 {
+        // SAFETY: nobody else has the table.
+        let entry = unsafe { &mut *place.get() };
+        entry.tag = 2;
+        entry.seen = node.now();
+        entry.meta = Meta::new(0, CURRENT, state::EXCEPTIONAL).0;
+    }
+    assert_eq!(node.sends(tcp::ACK), unlisted, "a full bucket");
+    // Of one that ends nothing is to be kept.
+    assert_eq!(node.sends(tcp::RST), (Outcome::ForwardBase, BASE));
+    assert!(unlisted.0.is_forward());
+}
+
+#[test]
 fn what_is_known_to_be_the_bases_is_not_asked_about() {
     let mut node = two_way();
     node.slot = Slot::new(BASE, BASE, false);

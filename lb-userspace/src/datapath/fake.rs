@@ -696,10 +696,11 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    fn outcomes(&self, service: u32) -> Result<Outcomes> {
+    fn outcome(&self, service: u32, outcome: Outcome) -> Result<u64> {
         let memory = self.memory();
-        let outcomes = memory.outcomes.borrow().get(&service).copied();
-        Ok(outcomes.unwrap_or([0; Outcome::COUNT]))
+        let outcomes = memory.outcomes.borrow();
+        let counts = outcomes.get(&service);
+        Ok(counts.map_or(0, |counts| counts[outcome as usize]))
     }
 
     fn now_ticks(&self) -> u32 {

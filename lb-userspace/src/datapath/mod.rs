@@ -257,7 +257,16 @@ pub trait Datapath: Send {
     fn reset_backend_stats(&mut self, id: u32) -> Result<()>;
 
     /// A service's outcomes; service 0: packets that belong to none.
-    fn outcomes(&self, service: u32) -> Result<Outcomes>;
+    fn outcomes(&self, service: u32) -> Result<Outcomes> {
+        let mut counts = [0; Outcome::COUNT];
+        for (count, outcome) in counts.iter_mut().zip(Outcome::ALL) {
+            *count = self.outcome(service, *outcome)?;
+        }
+        Ok(counts)
+    }
+
+    /// One of them.
+    fn outcome(&self, service: u32, outcome: Outcome) -> Result<u64>;
 
     /// The kernel's clock, as in [`FlowEntry::seen`].
     fn now_ticks(&self) -> u32;

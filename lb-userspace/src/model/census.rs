@@ -210,10 +210,17 @@ impl<'a> Census<'a> {
             return Fate::Remove;
         };
         self.handshakes += 1;
-        self.tallies[meta.backend() as usize].entries += 1;
-        let idle = view.record.idle_ticks;
-        let alive =
-            !meta.has(state::CLOSE_COUNTED) && ticks_since(entry.seen, self.times.now) <= idle;
+        let tally = &mut self.tallies[meta.backend() as usize];
+        tally.entries += 1;
+        let age = ticks_since(entry.seen, self.times.now);
+        let alive = !meta.has(state::CLOSE_COUNTED) && age <= view.record.idle_ticks;
+        let ends = meta.has(state::RESET) || meta.has(state::CLOSING) && age > self.times.linger;
+        if alive && !ends && meta.has(state::ESTABLISHED) {
+            // It stands for its flow, which found no room in the flow table.
+            tally.listed += 1;
+            tally.counted_open += 1;
+            tally.longest = tally.longest.max(ticks_since(entry.opened, self.times.now));
+        }
         if alive
             && let Some((index, slot)) = slot
             && slot.base() != meta.backend()

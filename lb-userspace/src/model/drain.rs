@@ -261,7 +261,8 @@ pub struct Sight {
     pub before: u64,
     /// Its last flows have just gone, and it has not been heard of since.
     pub doubtful: bool,
-    /// When entries of flows were lost last, whoever's they were, Unix milliseconds; 0 for never.
+    /// When entries of flows were lost last, or not made for want of room, whoever's they were, Unix milliseconds; 0 for
+    /// never.
     pub lost_ms: u64,
     /// Since when openings and closes are counted, where flows may be older than that, Unix milliseconds; 0 where the
     /// counters know all.

@@ -169,6 +169,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::ForwardFlow,
             Outcome::ForwardAdopted,
             Outcome::ForwardBase,
+            Outcome::ForwardUnlisted,
             Outcome::ForwardOrphan,
             Outcome::ForwardSecondChance,
             Outcome::ResetDeadline,

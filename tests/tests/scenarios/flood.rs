@@ -96,6 +96,7 @@ fn outcomes(kind: Kind) -> &'static [&'static str] {
             "forward_flow",
             "forward_adopted",
             "forward_base",
+            "forward_unlisted",
         ],
         Kind::Udp => &["pass_no_service"],
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{abi::Slot, entry::state as entry_state};
+use lb_common::{abi::Slot, entry::state as entry_state, outcome::Outcome};
 
 use super::{Engine, Fault, loss::Losses, pressing::PATIENCE_MS};
 use crate::{
@@ -213,10 +213,30 @@ impl Engine {
         self.last_look = look;
         self.look_is_old = false;
         self.note_losses();
+        self.count_unlisted(now_ms)?;
         self.watch_drains(ages, now_ms);
         self.tell(&exceptions, now_ms);
         tracing::debug!(flows = self.last_look.flows, took = ?began.elapsed(), "looked");
         Ok(true)
+    }
+
+    /// Asks whether flows went on without an entry, of services for which that matters.
+    fn count_unlisted(&mut self, now_ms: u64) -> datapath::Result<()> {
+        let services = self.state.services.values();
+        let matters = services.filter(|service| service.is_changing() || service.is_draining());
+        let wanted: BTreeSet<u32> = matters.map(|service| service.id).collect();
+        self.unlisted.keep(|service| wanted.contains(&service));
+        for service in wanted {
+            let count = self.datapath.outcome(service, Outcome::ForwardUnlisted)?;
+            self.unlisted.counted(service, count, now_ms);
+        }
+        Ok(())
+    }
+
+    /// When flows of a service were last known to live that no look sees: their entries were lost, or they got none.
+    fn unlisted_ms(&self, service: &Service) -> u64 {
+        let last_ms = self.unlisted.last_ms(service.id);
+        self.losses.lost_ms().max(last_ms)
     }
 
     /// Clears the flag of every unmoved slot that has no flow but its base's.
@@ -316,8 +336,8 @@ impl Engine {
         }
         let ready = |service: &Service| {
             let published = self.published_ms.get(&service.id).copied().unwrap_or(0);
-            // Flows whose entries were lost must be seen again.
-            let since = published.max(self.losses.lost_ms());
+            // Flows whose entries were lost, or that got none, must be seen again.
+            let since = published.max(self.unlisted_ms(service));
             let waited = now_ms >= since.saturating_add(as_ms(service.spec.idle_timeout));
             compose::settles(service, now_ms) && waited
         };
@@ -373,7 +393,7 @@ impl Engine {
             dead: death::has_died(service, &self.observed, id),
             before: before.map_or(0, |(silence, watch)| watch.left_at(silence.since_ms)),
             doubtful: false,
-            lost_ms: self.losses.lost_ms(),
+            lost_ms: self.unlisted_ms(service),
             counted_since_ms: self.losses.counted_since_ms(),
             listed: tally.listed,
             unseen: unseen.saturating_sub(given_up),

@@ -2,6 +2,10 @@
 //! (maps made anew under a state that is older): what has not been seen since may live all the same.
 //!
 //! What is known of it lies in the maps ([`Known`]): a daemon goes on from what the last look of the one before it has left.
+//!
+//! Nor does a look see flows that get no entry ([`Unlisted`]).
+
+use std::collections::BTreeMap;
 
 use lb_common::abi::Known;
 
@@ -95,6 +99,39 @@ impl Losses {
     }
 }
 
+/// By service that is changing: packets of flows that were forwarded without the entry that they should have got.
+#[derive(Debug, Clone, Default)]
+pub struct Unlisted(BTreeMap<u32, Counted>);
+
+/// How many there were, and when the last ones.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    count: u64,
+    since_ms: u64,
+}
+
+impl Unlisted {
+    /// The service's counter stands there. Where nobody has looked before, the last one may have been just now.
+    pub fn counted(&mut self, service: u32, count: u64, now_ms: u64) {
+        let since_ms = match self.0.get(&service) {
+            Some(before) if before.count == count => before.since_ms,
+            None if count == 0 => 0,
+            _ => now_ms,
+        };
+        self.0.insert(service, Counted { count, since_ms });
+    }
+
+    /// Nothing more is wanted of services but these.
+    pub fn keep(&mut self, wanted: impl Fn(u32) -> bool) {
+        self.0.retain(|service, _| wanted(*service));
+    }
+
+    /// When there was one last, Unix milliseconds, to a look; 0 for never.
+    pub fn last_ms(&self, service: u32) -> u64 {
+        self.0.get(&service).map_or(0, |counted| counted.since_ms)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +169,22 @@ mod tests {
         losses.forgotten(7);
         assert_eq!((losses.lost_ms(), losses.counted_since_ms()), (7, 7));
         assert!(!losses.looked(3, 8), "those that were seen since");
+    }
+
+    #[test]
+    fn whoever_goes_on_without_an_entry_is_known_by_the_counter() {
+        let mut unlisted = Unlisted::default();
+        assert_eq!(unlisted.last_ms(1), 0);
+        for (count, now_ms, last_ms) in [(0, 10, 0), (0, 20, 0), (3, 30, 30), (3, 40, 30)] {
+            unlisted.counted(1, count, now_ms);
+            assert_eq!(unlisted.last_ms(1), last_ms);
+        }
+        unlisted.counted(1, 1, 50);
+        assert_eq!(unlisted.last_ms(1), 50, "other maps");
+        unlisted.counted(2, 7, 60);
+        assert_eq!(unlisted.last_ms(2), 60, "nobody knows since when");
+        unlisted.keep(|service| service == 2);
+        assert_eq!((unlisted.last_ms(1), unlisted.last_ms(2)), (0, 60));
     }
 
     #[test]

@@ -90,6 +90,7 @@ pub struct Engine {
     passed: former::Tables,
     last_look: look::Look,
     losses: loss::Losses,
+    unlisted: loss::Unlisted,
     /// A table was published after the last look.
     look_is_old: bool,
     /// Commands that wait.
@@ -147,6 +148,7 @@ impl Engine {
             passed: former::Tables::default(),
             last_look: look::Look::default(),
             losses: loss::Losses::default(),
+            unlisted: loss::Unlisted::default(),
             look_is_old: true,
             pressing: pressing::Pressing::default(),
             gives_way_since_ms: None,

@@ -461,7 +461,7 @@ fn why(outcome: Outcome, to: &str, current: &str, moved: bool) -> String {
             format!("its connection id names no backend; by its address it is {to}'s")
         }
         Outcome::ForwardHandshake => format!("its handshake began on {to}"),
-        Outcome::ForwardAdopted | Outcome::ForwardBase if moved => {
+        Outcome::ForwardAdopted | Outcome::ForwardBase | Outcome::ForwardUnlisted if moved => {
             format!(
                 "the slot has moved to {current}, but a flow that began before belongs to {to}, and stays there"
             )
@@ -471,7 +471,7 @@ fn why(outcome: Outcome, to: &str, current: &str, moved: bool) -> String {
                 "nothing is known of it: {to} is asked whether it is there, and if not {current} gets it"
             )
         }
-        Outcome::ForwardAdopted | Outcome::ForwardBase => {
+        Outcome::ForwardAdopted | Outcome::ForwardBase | Outcome::ForwardUnlisted => {
             format!("not in the flow table, so it is the slot's owner's: {to}")
         }
         Outcome::ForwardOrphan => {

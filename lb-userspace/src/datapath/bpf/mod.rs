@@ -28,8 +28,7 @@ use lb_common::{
 };
 
 use super::{
-    Attachment, Datapath, Error, Missing, Outcomes, Question, Result, Table, Verdict,
-    compare_exchange,
+    Attachment, Datapath, Error, Missing, Question, Result, Table, Verdict, compare_exchange,
     trace::{Prepare, TracingProgram},
 };
 use crate::{
@@ -962,16 +961,10 @@ impl Datapath for BpfDatapath {
         self.stats.set(id, values, 0).map_err(map_error)
     }
 
-    fn outcomes(&self, service: u32) -> Result<Outcomes> {
-        let mut sums = [0; Outcome::COUNT];
-        for (number, sum) in sums.iter_mut().enumerate() {
-            let values = self
-                .outcomes
-                .get(&(service * OUTCOMES_MAX + number as u32), 0)
-                .map_err(map_error)?;
-            *sum = values.iter().sum();
-        }
-        Ok(sums)
+    fn outcome(&self, service: u32, outcome: Outcome) -> Result<u64> {
+        let place = service * OUTCOMES_MAX + outcome as u32;
+        let counts = self.outcomes.get(&place, 0).map_err(map_error)?;
+        Ok(counts.iter().sum())
     }
 
     fn now_ticks(&self) -> u32 {

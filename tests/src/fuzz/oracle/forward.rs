@@ -141,9 +141,10 @@ fn allowed(
     let (id, outcome) = (backend.id, run.outcome);
     let owner = match outcome {
         Outcome::ForwardOpening | Outcome::ForwardOrphan => id == slot.current(),
-        Outcome::ForwardSteady | Outcome::ForwardBase | Outcome::ForwardAdopted => {
-            id == slot.base()
-        }
+        Outcome::ForwardSteady
+        | Outcome::ForwardBase
+        | Outcome::ForwardAdopted
+        | Outcome::ForwardUnlisted => id == slot.base(),
         // A datagram that is not recorded goes where the next one will; a handshake must not be split.
         Outcome::ForwardOpeningUnrecorded if service.row.protocol() == UDP => id == slot.current(),
         Outcome::ForwardOpeningUnrecorded => id == slot.base() && id == slot.current(),
