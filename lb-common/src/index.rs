@@ -152,19 +152,19 @@ pub fn insert(table: &mut [IndexEntry], seed: u64, entry: IndexEntry) -> bool {
     false
 }
 
-/// Finds a key by asking `read` for entries of a table of this length.
+/// Finds a key by asking `read` for entries of a table of this length; `None` from `read` ends the search.
 #[inline(always)]
 pub fn find<'a>(
     seed: u64,
     length: Length,
     address: &Addr,
     selector: u64,
-    read: impl Fn(u32) -> &'a IndexEntry,
+    read: impl Fn(u32) -> Option<&'a IndexEntry>,
 ) -> Option<&'a IndexEntry> {
     let mut place = position(seed, address, selector, length.shift);
     let mut step = 0;
     while step < INDEX_PROBES {
-        let entry = read(place);
+        let entry = read(place)?;
         if entry.selector == selector
             && entry.address.low == address.low
             && entry.address.high == address.high
@@ -204,7 +204,7 @@ mod tests {
             }
             let look = |item: &([u8; 4], u16)| {
                 let (address, selector) = key(item);
-                find(seed, Length::new(1024), &address, selector, |index| &table[index as usize]).map(|entry| entry.service)
+                find(seed, Length::new(1024), &address, selector, |index| table.get(index as usize)).map(|entry| entry.service)
             };
             for (number, item) in inside.iter().enumerate() {
                 prop_assert_eq!(look(item), Some(number as u32));

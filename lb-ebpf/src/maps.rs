@@ -29,22 +29,59 @@ use lb_common::{
 
 use crate::{known::Known, tables::loaded, trace::Traced};
 
+/// A table: its map, its place in memory, and in the third static how many bytes after the first its last record begins; 0
+/// where the kernel keeps no value as large as that and the map is an array of records. The loader sets it.
+macro_rules! table {
+    ($(#[$doc:meta])* $array:ident, $known:ident, $section:literal, $last:ident: $record:ty, $entries:expr) => {
+        $(#[$doc])*
+        #[map]
+        static $array: Array<$record> = Array::pinned($entries, BPF_F_MMAPABLE);
+
+        #[unsafe(link_section = $section)]
+        static $known: Known<$record> = Known::new();
+
+        #[unsafe(no_mangle)]
+        static $last: u32 = 0;
+    };
+}
+
+/// Record of a table, by index.
+macro_rules! record {
+    ($array:ident, $known:ident, $last:ident, $index:expr) => {
+        match loaded!($last) {
+            0 => $array.get($index),
+            last => $known.get($index, last),
+        }
+    };
+}
+
 /// The node's control record.
+#[map]
+static CONTROL: Array<ControlRecord> = Array::pinned(1, BPF_F_MMAPABLE);
+
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".bss.CONTROL")]
-static CONTROL: Known<ControlRecord> = Known::new();
+static CONTROL_KNOWN: Known<ControlRecord> = Known::new();
 
-/// Room for two address indices, one of them live.
-#[unsafe(link_section = ".bss.INDEX")]
-static INDEX: Known<IndexEntry> = Known::new();
+table! {
+    /// Room for two address indices, one of them live.
+    INDEX, INDEX_KNOWN, ".bss.INDEX", INDEX_LAST: IndexEntry, 1 << 17
+}
 
-/// Services by id.
-#[unsafe(link_section = ".bss.SERVICES")]
-static SERVICES: Known<ServiceRecord> = Known::new();
+table! {
+    /// Services by id.
+    SERVICES, SERVICES_KNOWN, ".bss.SERVICES", SERVICES_LAST: ServiceRecord, 1024
+}
 
-/// Backends by id.
-#[unsafe(link_section = ".bss.BACKENDS")]
-static BACKENDS: Known<BackendRecord> = Known::new();
+table! {
+    /// Backends by id.
+    BACKENDS, BACKENDS_KNOWN, ".bss.BACKENDS", BACKENDS_LAST: BackendRecord, 16_384
+}
+
+table! {
+    /// Slots of all services; a service's record says where its own are.
+    SLOTS, SLOTS_KNOWN, ".bss.SLOTS", SLOTS_LAST: Slot, 1 << 20
+}
 
 /// [`Length`] of an address index; the loader sets it with the map's size, as it does those below.
 #[unsafe(no_mangle)]
@@ -54,30 +91,28 @@ static INDEX_SHIFT: u32 = 63;
 #[unsafe(no_mangle)]
 static INDEX_MASK: u32 = 1;
 
-/// Where the last service's record begins, in bytes from the first.
-#[unsafe(no_mangle)]
-static SERVICES_LAST: u32 = 0;
-
-/// Where the last backend's record begins, in bytes from the first.
-#[unsafe(no_mangle)]
-static BACKENDS_LAST: u32 = 0;
-
 /// The node's control record.
 #[inline(always)]
 pub fn control() -> &'static ControlRecord {
-    CONTROL.first()
+    CONTROL_KNOWN.first()
 }
 
 /// A service's record.
 #[inline(always)]
 pub fn service(id: u32) -> Option<&'static ServiceRecord> {
-    SERVICES.get(id, loaded!(SERVICES_LAST))
+    record!(SERVICES, SERVICES_KNOWN, SERVICES_LAST, id)
 }
 
 /// A backend's record.
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static BackendRecord> {
-    BACKENDS.get(id, loaded!(BACKENDS_LAST))
+    record!(BACKENDS, BACKENDS_KNOWN, BACKENDS_LAST, id)
+}
+
+/// A slot, by its place among those of all services.
+#[inline(always)]
+pub fn slot(place: u32) -> Option<Slot> {
+    record!(SLOTS, SLOTS_KNOWN, SLOTS_LAST, place).copied()
 }
 
 /// What the live address index says of a key.
@@ -90,14 +125,13 @@ pub fn find(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'
     };
     let (seed, first) = (live.seed(control.index_seed), live.first(length.mask));
     index::find(seed, length, address, selector, |place| {
+        if loaded!(INDEX_LAST) == 0 {
+            return INDEX.get(first + place);
+        }
         // SAFETY: a place below that length, in either half.
-        unsafe { INDEX.get_unchecked(first + place) }
+        Some(unsafe { INDEX_KNOWN.get_unchecked(first + place) })
     })
 }
-
-/// Slots of all services; a service's record says where its own are.
-#[map]
-pub static SLOTS: Array<Slot> = Array::pinned(1 << 20, BPF_F_MMAPABLE);
 
 /// Who owned a slot between its base and its current owner, by the slot's place in [`SLOTS`]. Read where a flow has lost its
 /// entry, and only of slots that say that there is somebody. Rows take memory as they come.

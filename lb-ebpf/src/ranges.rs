@@ -51,7 +51,9 @@ pub fn serve(ctx: &XdpContext, packet: &Parsed) -> u32 {
 /// Whether there are services on several ports.
 #[inline(always)]
 pub fn are_there() -> bool {
-    Live(maps::control().index).has_ranges()
+    // Read again: the packet that finds its service does not wait for it.
+    // SAFETY: a reference.
+    Live(unsafe { core::ptr::read_volatile(&maps::control().index) }).has_ranges()
 }
 
 /// Who else may know a packet of no service: `ranges`, where there are any, or where backends send packets back.

@@ -181,7 +181,7 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
-        maps::SLOTS.get(index).copied()
+        maps::slot(index)
     }
 
     #[inline(always)]

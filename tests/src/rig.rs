@@ -25,7 +25,7 @@ use lb_common::{
 use lb_userspace::{
     datapath::{
         Datapath, Table, Verdict as Scan,
-        bpf::{self, BpfDatapath, Options},
+        bpf::{self, BpfDatapath, Options, VALUE_MAX},
         object,
         trace::{Record, Records},
     },
@@ -493,6 +493,7 @@ fn load(object: &[u8], capacity: Capacity) -> Result<(BpfDatapath, PathBuf)> {
         mode: XdpMode::Auto,
         capacity,
         trace: false,
+        value_max: VALUE_MAX,
     };
     // What a failed attempt pinned would stay for ever.
     let datapath = BpfDatapath::open(object, &options)

@@ -22,7 +22,7 @@ use lb_common::{
 use lb_userspace::{
     datapath::{
         Datapath,
-        bpf::{self, BpfDatapath, Options},
+        bpf::{self, BpfDatapath, Options, VALUE_MAX},
         object,
     },
     model::spec::{Capacity, XdpMode},
@@ -61,6 +61,7 @@ fn balance(lab: &Lab, mode: u8) -> Result<BpfDatapath> {
         mode: XdpMode::Native,
         capacity,
         trace: false,
+        value_max: VALUE_MAX,
     };
     let mut datapath = lab
         .netns("lb")

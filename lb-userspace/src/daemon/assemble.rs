@@ -24,7 +24,7 @@ use crate::{
     config,
     datapath::{
         self, Datapath,
-        bpf::{self, BpfDatapath, Options},
+        bpf::{self, BpfDatapath, Options, VALUE_MAX},
         object,
     },
     model::{
@@ -129,6 +129,7 @@ fn load(options: &NodeOptions, spec: &Spec) -> anyhow::Result<BpfDatapath> {
         mode: spec.node.xdp_mode,
         capacity: spec.node.capacity,
         trace: options.trace,
+        value_max: VALUE_MAX,
     };
     if options.afresh {
         bpf::forget_maps(&options.pins)

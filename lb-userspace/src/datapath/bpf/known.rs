@@ -1,8 +1,11 @@
 //! Tables whose place in memory the programs know: each is the one value of a map.
 //!
-//! In the object such a table is a section with room for one record, for which aya makes a map that nobody keeps. Before the
-//! kernel sees the programs, the pinned map of the configured size takes the place of that one, under the same descriptor:
-//! aya neither sizes nor pins maps of sections, and would overwrite what a pinned one holds.
+//! In the object there is, beside such a map, a section with room for one record, for which aya makes a map that nobody
+//! keeps. Before the kernel sees the programs, the pinned map takes the place of that one, under the same descriptor: aya
+//! neither sizes nor pins maps of sections, and would overwrite what a pinned one holds.
+//!
+//! Where the kernel keeps no value of that size (before Linux 6.10 or so 4 MiB, see `array_map_alloc_check`), the map is an
+//! array of records as any other, and the programs, which are told so, look them up.
 
 use std::{
     io,
@@ -13,15 +16,15 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{MapData, MapInfo},
+    maps::{MapData, MapError, MapInfo},
 };
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use lb_common::{
-    abi::{BackendRecord, ControlRecord, ServiceRecord},
+    abi::{BackendRecord, ControlRecord, ServiceRecord, Slot},
     index::IndexEntry,
 };
 
-use super::{Mapped, array, chain, index_length, map_error};
+use super::{Mapped, Options, array, chain, index_length, map_error};
 use crate::{
     datapath::{Error, Result},
     model::spec::Capacity,
@@ -35,23 +38,18 @@ pub(super) struct Table {
     /// Number of records.
     pub records: u32,
     /// Bytes of each.
-    bytes: usize,
+    bytes: u32,
     /// What its size depends on, in the section `capacity` of the configuration.
     pub setting: &'static str,
 }
 
-/// The section that stands for a table in the object.
-pub(super) fn section(name: &str) -> String {
-    format!(".bss.{name}")
-}
-
 /// All of them.
-pub(super) fn tables(capacity: &Capacity) -> [Table; 4] {
+pub(super) fn tables(capacity: &Capacity) -> [Table; 5] {
     fn table<T>(name: &'static str, records: u32, setting: &'static str) -> Table {
         Table {
             name,
             records,
-            bytes: size_of::<T>(),
+            bytes: size_of::<T>() as u32,
             setting,
         }
     }
@@ -61,52 +59,117 @@ pub(super) fn tables(capacity: &Capacity) -> [Table; 4] {
         table::<IndexEntry>("INDEX", 2 * index, "backends"),
         table::<ServiceRecord>("SERVICES", capacity.services + 1, "services"),
         table::<BackendRecord>("BACKENDS", capacity.backends + 1, "backends"),
+        table::<Slot>("SLOTS", capacity.slots, "slots"),
     ]
 }
 
+/// One that is there.
+pub(super) struct Opened {
+    table: Table,
+    map: MapData,
+    /// It is one value.
+    is_known: bool,
+}
+
 impl Table {
-    /// The one that is pinned in `pins`, or a new one.
-    fn open(&self, pins: &Path) -> Result<MapData> {
+    /// The one that is pinned in `pins`, or a new one: of one value if that has at most `value_max` bytes and the kernel
+    /// takes it.
+    fn open(self, pins: &Path, value_max: u32) -> Result<Opened> {
         let path = pins.join(self.name);
-        if path.exists() {
-            return MapData::from_pin(&path).map_err(map_error);
-        }
-        let map = self.create()?;
-        step(Step::Pin);
-        map.pin(&path)
-            .map_err(|error| Error::Other(format!("pinning {}: {}", self.name, chain(&error))))?;
-        Ok(map)
+        let map = if path.exists() {
+            MapData::from_pin(&path).map_err(map_error)?
+        } else {
+            let map = self.create(value_max)?;
+            step(Step::Pin);
+            map.pin(&path).map_err(|error| {
+                Error::Other(format!("pinning {}: {}", self.name, chain(&error)))
+            })?;
+            map
+        };
+        let info = map.info();
+        let info = info.map_err(|error| Error::Other(format!("{}: {error}", self.name)))?;
+        Ok(Opened {
+            is_known: info.max_entries() == 1,
+            table: self,
+            map,
+        })
     }
 
     /// Records that a map has room for.
     pub(super) fn records_of(&self, info: &MapInfo) -> u64 {
-        u64::from(info.value_size()) * u64::from(info.max_entries()) / self.bytes as u64
+        u64::from(info.value_size()) * u64::from(info.max_entries()) / u64::from(self.bytes)
     }
 
-    fn create(&self) -> Result<MapData> {
-        let bytes = self.records as usize * self.bytes;
-        let too_large = |why: &str| {
-            Error::Other(format!(
-                "a table of {} records ({bytes} bytes) is too large for this kernel: {why}; make capacity.{} smaller",
-                self.records, self.setting
-            ))
-        };
-        let value = u32::try_from(bytes).map_err(|_| too_large("a value has less than 4 GiB"))?;
+    fn create(&self, value_max: u32) -> Result<MapData> {
+        let all = self.records.checked_mul(self.bytes);
+        if let Some(all) = all.filter(|all| self.records == 1 || *all <= value_max) {
+            match self.array(all, 1) {
+                Err(error) if is_too_large(&error) => {}
+                made => return made.map_err(|error| self.failed(&error)),
+            }
+        }
+        self.array(self.bytes, self.records)
+            .map_err(|error| self.failed(&error))
+    }
+
+    fn array(&self, value: u32, entries: u32) -> std::result::Result<MapData, MapError> {
         let array = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-        let map = aya_obj::Map::new_from_params(array, 4, value, 1, BPF_F_MMAPABLE);
-        MapData::create(map, self.name, None).map_err(|error| match errno(&error) {
-            // Before Linux 6.? a value is no larger than what `kmalloc` gives (kernel/bpf/arraymap.c).
-            Some(libc::E2BIG) => too_large("it keeps at most 4 MiB in a value"),
-            _ => Error::Other(format!("making {}: {}", self.name, chain(&error))),
-        })
+        let map = aya_obj::Map::new_from_params(array, 4, value, entries, BPF_F_MMAPABLE);
+        MapData::create(map, self.name, None)
+    }
+
+    fn failed(&self, error: &MapError) -> Error {
+        let (name, records) = (self.name, self.records);
+        Error::Other(format!(
+            "making {name} for {records} records (capacity.{}): {}",
+            self.setting,
+            chain(error)
+        ))
     }
 }
 
-fn errno(error: &aya::maps::MapError) -> Option<i32> {
-    match error {
-        aya::maps::MapError::CreateError { io_error, .. } => io_error.raw_os_error(),
-        _ => None,
+fn is_too_large(error: &MapError) -> bool {
+    matches!(error, MapError::CreateError { io_error, .. } if io_error.raw_os_error() == Some(libc::E2BIG))
+}
+
+impl Opened {
+    /// The global that says where the last record begins, and its value.
+    pub(super) fn last(&self) -> (String, u32) {
+        let last = if self.is_known {
+            (self.table.records - 1) * self.table.bytes
+        } else {
+            0
+        };
+        (format!("{}_LAST", self.table.name), last)
     }
+
+    /// Takes the place of what stands for it in an object whose programs are not loaded yet.
+    pub(super) fn put(&self, ebpf: &Ebpf) -> Result<()> {
+        if !self.is_known {
+            return Ok(());
+        }
+        let name = self.table.name;
+        let stands = array(ebpf, &format!(".bss.{name}"))?;
+        let (from, to) = (self.map.fd().as_fd(), stands.fd().as_fd());
+        // SAFETY: the descriptor stays open and aya's, the instructions that name it are not with the kernel yet, and nobody
+        // has used what it was until now.
+        let put = unsafe { libc::dup3(from.as_raw_fd(), to.as_raw_fd(), libc::O_CLOEXEC) };
+        if put < 0 {
+            return Err(Error::Kernel {
+                what: format!("putting {name} in its place"),
+                source: io::Error::last_os_error(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Opens all of them, and makes those that are missing.
+pub(super) fn open(options: &Options) -> Result<Vec<Opened>> {
+    let tables = tables(&options.capacity).into_iter();
+    tables
+        .map(|table| table.open(&options.pins, options.value_max))
+        .collect()
 }
 
 /// The words that name the services' tables ([`ServiceRecord::table`]), by service id, from the maps that are pinned there.
@@ -118,22 +181,4 @@ pub fn service_tables(pins: &Path) -> Result<Vec<u64>> {
     let services = Mapped::<ServiceRecord>::new("SERVICES", &map)?;
     let word = |id| Ok(services.words(id)?[0].load(Ordering::Acquire));
     (0..services.len()).map(word).collect()
-}
-
-/// Puts the pinned tables, made where there are none yet, in the place of what stands for them in an object whose programs
-/// are not loaded yet.
-pub(super) fn put(ebpf: &Ebpf, pins: &Path, capacity: &Capacity) -> Result<()> {
-    for table in tables(capacity) {
-        let map = table.open(pins)?;
-        let stands = array(ebpf, table.name)?.fd().as_fd().as_raw_fd();
-        // SAFETY: the descriptor stays open and aya's, the instructions that name it are not with the kernel yet, and nobody
-        // has used what it was until now.
-        if unsafe { libc::dup3(map.fd().as_fd().as_raw_fd(), stands, libc::O_CLOEXEC) } < 0 {
-            return Err(Error::Kernel {
-                what: format!("putting {} in its place", table.name),
-                source: io::Error::last_os_error(),
-            });
-        }
-    }
-    Ok(())
 }

@@ -76,7 +76,13 @@ pub struct Options {
     pub capacity: Capacity,
     /// Log every decision.
     pub trace: bool,
+    /// Largest value of a map, in bytes. Tables that are larger, or larger than what the kernel takes, cost a packet a little
+    /// more.
+    pub value_max: u32,
 }
+
+/// For [`Options::value_max`]: what the verifier knows of places in a value goes up to 2^29 bytes (`BPF_MAX_VAR_OFF`).
+pub const VALUE_MAX: u32 = 1 << 28;
 
 /// The pinned map of the tracing instance's jumps.
 const JUMPS_TRACING: &str = "JUMPS-tracing";
@@ -168,9 +174,8 @@ fn index_length(capacity: &Capacity) -> u32 {
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose number of entries is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 9] {
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 8] {
     [
-        ("SLOTS", capacity.slots, "slots"),
         ("FORMERS", capacity.slots.min(formers::ROWS_MAX), "slots"),
         ("FLOWS", capacity.flows, "flows"),
         ("RECENT", capacity.flows / WAYS, "flows"),
@@ -531,9 +536,8 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     let (flow_mask, handshake_mask) = (capacity.flows - 1, capacity.handshakes - 1);
     let ports_mask = capacity.ports - 1;
     let index = index::Length::new(index_length(capacity));
-    // In bytes, as programs compare it.
-    let services_last = capacity.services * size_of::<ServiceRecord>() as u32;
-    let backends_last = capacity.backends * size_of::<BackendRecord>() as u32;
+    let tables = known::open(options)?;
+    let last: Vec<(String, u32)> = tables.iter().map(known::Opened::last).collect();
     let look = instance.look();
     let mut loader = EbpfLoader::new();
     loader
@@ -541,12 +545,14 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
         .map_max_entries("ALERTS", ALERT_RING_BYTES)
         .override_global("INDEX_SHIFT", &index.shift, true)
         .override_global("INDEX_MASK", &index.mask, true)
-        .override_global("SERVICES_LAST", &services_last, true)
-        .override_global("BACKENDS_LAST", &backends_last, true)
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("HANDSHAKE_MASK", &handshake_mask, true)
         .override_global("PORTS_MASK", &ports_mask, true)
         .override_global("TRACE", &look, true);
+    // The control record is always one value.
+    for (name, last) in last.iter().filter(|(name, _)| name != "CONTROL_LAST") {
+        loader.override_global(name, last, true);
+    }
     for (name, entries, _) in sizes(capacity) {
         loader.map_max_entries(name, entries);
     }
@@ -560,7 +566,9 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     let mut ebpf = loader
         .load(object)
         .map_err(|error| Error::Other(format!("loading the maps: {}", chain(&error))))?;
-    known::put(&ebpf, &options.pins, capacity)?;
+    for table in &tables {
+        table.put(&ebpf)?;
+    }
     let names: Vec<&str> = instance.programs().collect();
     load::all(&mut ebpf, &names)?;
     Ok(ebpf)
@@ -675,9 +683,7 @@ fn mapped<T: mapped::Words>(ebpf: &Ebpf, name: &'static str) -> Result<Mapped<T>
 }
 
 fn array<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
-    let section = known::section(name);
-    let found = ebpf.map(&section).map_or_else(|| map(ebpf, name), Ok)?;
-    match found {
+    match map(ebpf, name)? {
         Map::Array(data) => Ok(data),
         _ => Err(Error::Other(format!("{name} is not an array"))),
     }

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use aya::{Ebpf, util::KernelVersion};
 use serde::Serialize;
 
-use super::{BpfDatapath, Instance, Options, chain, loaded, remove_pins};
+use super::{BpfDatapath, Instance, Options, VALUE_MAX, chain, loaded, remove_pins};
 use crate::{
     datapath::{Datapath as _, Error, Result, object, trace::TracingProgram},
     model::spec::{Capacity, XdpMode},
@@ -107,6 +107,7 @@ pub fn try_out() -> Result<Vec<Verified>> {
             ports: 1024,
         },
         trace: false,
+        value_max: VALUE_MAX,
     };
     let verified =
         BpfDatapath::open(object::XDP, &options).and_then(|datapath| datapath.verified());
