@@ -29,10 +29,10 @@ use lb_common::{
 
 use crate::{known::Known, tables::loaded, trace::Traced};
 
-/// A table: its map, its place in memory, and in the third static how many bytes after the first its last record begins; 0
+/// A table: its map, its place in memory, and in the third static how many records that has, a power of two, less one; 0
 /// where the kernel keeps no value as large as that and the map is an array of records. The loader sets it.
 macro_rules! table {
-    ($(#[$doc:meta])* $array:ident, $known:ident, $section:literal, $last:ident: $record:ty, $entries:expr) => {
+    ($(#[$doc:meta])* $array:ident, $known:ident, $section:literal, $mask:ident: $record:ty, $entries:expr) => {
         $(#[$doc])*
         #[map]
         static $array: Array<$record> = Array::pinned($entries, BPF_F_MMAPABLE);
@@ -41,16 +41,16 @@ macro_rules! table {
         static $known: Known<$record> = Known::new();
 
         #[unsafe(no_mangle)]
-        static $last: u32 = 0;
+        static $mask: u32 = 0;
     };
 }
 
 /// Record of a table, by index.
 macro_rules! record {
-    ($array:ident, $known:ident, $last:ident, $index:expr) => {
-        match loaded!($last) {
+    ($array:ident, $known:ident, $mask:ident, $index:expr) => {
+        match loaded!($mask) {
             0 => $array.get($index),
-            last => $known.get($index, last),
+            mask => Some($known.get($index, mask)),
         }
     };
 }
@@ -65,22 +65,22 @@ static CONTROL_KNOWN: Known<ControlRecord> = Known::new();
 
 table! {
     /// Room for two address indices, one of them live.
-    INDEX, INDEX_KNOWN, ".bss.INDEX", INDEX_LAST: IndexEntry, 1 << 17
+    INDEX, INDEX_KNOWN, ".bss.INDEX", INDEX_PLACES: IndexEntry, 1 << 17
 }
 
 table! {
     /// Services by id.
-    SERVICES, SERVICES_KNOWN, ".bss.SERVICES", SERVICES_LAST: ServiceRecord, 1024
+    SERVICES, SERVICES_KNOWN, ".bss.SERVICES", SERVICES_PLACES: ServiceRecord, 1024
 }
 
 table! {
     /// Backends by id.
-    BACKENDS, BACKENDS_KNOWN, ".bss.BACKENDS", BACKENDS_LAST: BackendRecord, 16_384
+    BACKENDS, BACKENDS_KNOWN, ".bss.BACKENDS", BACKENDS_PLACES: BackendRecord, 16_384
 }
 
 table! {
     /// Slots of all services; a service's record says where its own are.
-    SLOTS, SLOTS_KNOWN, ".bss.SLOTS", SLOTS_LAST: Slot, 1 << 20
+    SLOTS, SLOTS_KNOWN, ".bss.SLOTS", SLOTS_PLACES: Slot, 1 << 20
 }
 
 /// [`Length`] of an address index; the loader sets it with the map's size, as it does those below.
@@ -100,19 +100,19 @@ pub fn control() -> &'static ControlRecord {
 /// A service's record.
 #[inline(always)]
 pub fn service(id: u32) -> Option<&'static ServiceRecord> {
-    record!(SERVICES, SERVICES_KNOWN, SERVICES_LAST, id)
+    record!(SERVICES, SERVICES_KNOWN, SERVICES_PLACES, id)
 }
 
 /// A backend's record.
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static BackendRecord> {
-    record!(BACKENDS, BACKENDS_KNOWN, BACKENDS_LAST, id)
+    record!(BACKENDS, BACKENDS_KNOWN, BACKENDS_PLACES, id)
 }
 
 /// A slot, by its place among those of all services.
 #[inline(always)]
 pub fn slot(place: u32) -> Option<Slot> {
-    record!(SLOTS, SLOTS_KNOWN, SLOTS_LAST, place).copied()
+    record!(SLOTS, SLOTS_KNOWN, SLOTS_PLACES, place).copied()
 }
 
 /// What the live address index says of a key.
@@ -125,7 +125,7 @@ pub fn find(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'
     };
     let (seed, first) = (live.seed(control.index_seed), live.first(length.mask));
     index::find(seed, length, address, selector, |place| {
-        if loaded!(INDEX_LAST) == 0 {
+        if loaded!(INDEX_PLACES) == 0 {
             return INDEX.get(first + place);
         }
         // SAFETY: a place below that length, in either half.

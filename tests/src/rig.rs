@@ -148,14 +148,21 @@ impl Rig {
     pub fn with_capacity(capacity: Capacity) -> Result<Self> {
         own_namespace()?;
         Ok(Self::of(Borrowed::from_pool(capacity, || {
-            load(object::XDP, capacity)
+            load(object::XDP, capacity, VALUE_MAX)
         })?))
     }
 
     /// The same with the programs of another object file, and its maps pinned.
     pub fn with_object(object: &[u8], capacity: Capacity) -> Result<Self> {
         own_namespace()?;
-        let (datapath, pins) = load(object, capacity)?;
+        let (datapath, pins) = load(object, capacity, VALUE_MAX)?;
+        Ok(Self::of(Borrowed::pinned(datapath, pins)?))
+    }
+
+    /// As [`Self::pinned`], on a kernel that keeps no values of more bytes than that in its maps.
+    pub fn with_values_of(value_max: u32) -> Result<Self> {
+        own_namespace()?;
+        let (datapath, pins) = load(object::XDP, SMALL, value_max)?;
         Ok(Self::of(Borrowed::pinned(datapath, pins)?))
     }
 
@@ -481,7 +488,7 @@ impl Rig {
 }
 
 /// Loads the object with pins of its own.
-fn load(object: &[u8], capacity: Capacity) -> Result<(BpfDatapath, PathBuf)> {
+fn load(object: &[u8], capacity: Capacity, value_max: u32) -> Result<(BpfDatapath, PathBuf)> {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let pins = PathBuf::from(format!(
         "/sys/fs/bpf/ebb-rig-{}-{number}",
@@ -493,7 +500,7 @@ fn load(object: &[u8], capacity: Capacity) -> Result<(BpfDatapath, PathBuf)> {
         mode: XdpMode::Auto,
         capacity,
         trace: false,
-        value_max: VALUE_MAX,
+        value_max,
     };
     // What a failed attempt pinned would stay for ever.
     let datapath = BpfDatapath::open(object, &options)

@@ -15,7 +15,10 @@ use lb_common::{
     steer::tcp::{ACK, FIN, RST, SYN},
 };
 use lb_userspace::{
-    datapath::{Datapath, Table, bpf},
+    datapath::{
+        Datapath, Table,
+        bpf::{self, VALUE_MAX},
+    },
     model::spec::{ClientAction, ClientRules},
 };
 
@@ -123,6 +126,34 @@ fn unmoved_slots_need_no_table() -> Result<()> {
     assert!(rig.entries(Table::Handshakes)?.is_empty());
     assert_eq!(rig.stats(OLD)?.packets, 40);
     assert_eq!(rig.stats(OLD)?.bytes, 40 * 54);
+    Ok(())
+}
+
+/// Tables as one value each, and as arrays of records where the kernel keeps no such values (Linux 6.1 none beyond 4 MiB).
+#[test]
+fn tables_are_the_same_in_values_and_in_arrays() -> Result<()> {
+    // Each alone of the control record, some tables in values and some not, all of them.
+    for value_max in [0, 8192, VALUE_MAX] {
+        let mut rig = Rig::with_values_of(value_max)?;
+        add(&mut rig, &NAT, MOVED)?;
+        let mut is = |segment: &Segment, outcome, backend| -> Result<()> {
+            assert_eq!(send(&mut rig, segment)?, (outcome, backend), "{value_max}");
+            Ok(())
+        };
+        is(&ack(1000, 7), Outcome::ForwardAdopted, OLD)?;
+        is(&ack(1000, 8), Outcome::ForwardFlow, OLD)?;
+        is(&syn(2000, 1), Outcome::ForwardOpening, NEW)?;
+        rig.service(NAT, &[UNMOVED; SLOTS])?;
+        assert_eq!(
+            send(&mut rig, &ack(3000, 7))?,
+            (Outcome::ForwardSteady, OLD)
+        );
+        rig.service(L2, &[UNMOVED; SLOTS])?;
+        assert_eq!(
+            send(&mut rig, &ack(3000, 7))?,
+            (Outcome::ForwardSteady, OLD)
+        );
+    }
     Ok(())
 }
 

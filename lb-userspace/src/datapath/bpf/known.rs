@@ -95,13 +95,25 @@ impl Table {
         })
     }
 
-    /// Records that a map has room for.
-    pub(super) fn records_of(&self, info: &MapInfo) -> u64 {
-        u64::from(info.value_size()) * u64::from(info.max_entries()) / u64::from(self.bytes)
+    /// Records of the one value: programs mask an index.
+    fn places(&self) -> u32 {
+        self.records.next_power_of_two()
+    }
+
+    /// How many records a map has room for, if that is not what is wanted.
+    pub(super) fn other_records(&self, info: &MapInfo) -> Option<u64> {
+        let bytes = u64::from(info.value_size()) * u64::from(info.max_entries());
+        let found = bytes / u64::from(self.bytes);
+        let wanted = if info.max_entries() == 1 {
+            self.places()
+        } else {
+            self.records
+        };
+        (found != u64::from(wanted)).then_some(found)
     }
 
     fn create(&self, value_max: u32) -> Result<MapData> {
-        let all = self.records.checked_mul(self.bytes);
+        let all = self.places().checked_mul(self.bytes);
         if let Some(all) = all.filter(|all| self.records == 1 || *all <= value_max) {
             match self.array(all, 1) {
                 Err(error) if is_too_large(&error) => {}
@@ -133,14 +145,14 @@ fn is_too_large(error: &MapError) -> bool {
 }
 
 impl Opened {
-    /// The global that says where the last record begins, and its value.
-    pub(super) fn last(&self) -> (String, u32) {
-        let last = if self.is_known {
-            (self.table.records - 1) * self.table.bytes
+    /// The global that says how many records the value has, less one, and what it is.
+    pub(super) fn mask(&self) -> (String, u32) {
+        let mask = if self.is_known {
+            self.table.places() - 1
         } else {
             0
         };
-        (format!("{}_LAST", self.table.name), last)
+        (format!("{}_PLACES", self.table.name), mask)
     }
 
     /// Takes the place of what stands for it in an object whose programs are not loaded yet.

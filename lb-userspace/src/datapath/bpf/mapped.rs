@@ -72,6 +72,14 @@ impl<T: Words> Parts<T> {
         })
     }
 
+    /// The first of them alone: the others are there because programs want a power of two.
+    pub fn of(self, entries: u32) -> Self {
+        Self {
+            entries: entries.min(self.entries),
+            ..self
+        }
+    }
+
     /// Number of entries.
     pub fn len(&self) -> u32 {
         self.entries

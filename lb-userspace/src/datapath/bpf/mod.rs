@@ -227,8 +227,9 @@ impl BpfDatapath {
             control: mapped(&ebpf, "CONTROL")?,
             index: Parts::new("INDEX", array(&ebpf, "INDEX")?)?,
             services: mapped(&ebpf, "SERVICES")?,
-            backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?,
-            slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?,
+            backends: Parts::new("BACKENDS", array(&ebpf, "BACKENDS")?)?
+                .of(options.capacity.backends + 1),
+            slots: Parts::new("SLOTS", array(&ebpf, "SLOTS")?)?.of(options.capacity.slots),
             formers,
             flows: Parts::new("FLOWS", array(&ebpf, "FLOWS")?)?,
             recent: Parts::new("RECENT", array(&ebpf, "RECENT")?)?,
@@ -499,8 +500,8 @@ fn check_pinned_sizes(pins: &Path, capacity: &Capacity) -> Result<()> {
         }
     }
     for table in known::tables(capacity) {
-        let found = pinned::info(pins, table.name)?.map(|info| table.records_of(&info));
-        if let Some(found) = found.filter(|found| *found != u64::from(table.records)) {
+        let found = pinned::info(pins, table.name)?;
+        if let Some(found) = found.and_then(|info| table.other_records(&info)) {
             return differs(table.name, found, table.records, table.setting);
         }
     }
@@ -537,7 +538,7 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     let ports_mask = capacity.ports - 1;
     let index = index::Length::new(index_length(capacity));
     let tables = known::open(options)?;
-    let last: Vec<(String, u32)> = tables.iter().map(known::Opened::last).collect();
+    let masks: Vec<(String, u32)> = tables.iter().map(known::Opened::mask).collect();
     let look = instance.look();
     let mut loader = EbpfLoader::new();
     loader
@@ -550,8 +551,8 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
         .override_global("PORTS_MASK", &ports_mask, true)
         .override_global("TRACE", &look, true);
     // The control record is always one value.
-    for (name, last) in last.iter().filter(|(name, _)| name != "CONTROL_LAST") {
-        loader.override_global(name, last, true);
+    for (name, mask) in masks.iter().filter(|(name, _)| name != "CONTROL_PLACES") {
+        loader.override_global(name, mask, true);
     }
     for (name, entries, _) in sizes(capacity) {
         loader.map_max_entries(name, entries);
