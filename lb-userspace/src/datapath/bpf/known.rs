@@ -4,8 +4,8 @@
 //! keeps. Before the kernel sees the programs, the pinned map takes the place of that one, under the same descriptor: aya
 //! neither sizes nor pins maps of sections, and would overwrite what a pinned one holds.
 //!
-//! Where the kernel keeps no value of that size (before Linux 6.10 or so 4 MiB, see `array_map_alloc_check`), the map is an
-//! array of records as any other, and the programs, which are told so, look them up.
+//! Where the kernel keeps no value of that size (long, none above `KMALLOC_MAX_SIZE`, 4 MiB: `array_map_alloc_check` in
+//! kernel/bpf/arraymap.c), the map is an array of records as any other, and the programs, which are told so, look them up.
 
 use std::{
     io,
