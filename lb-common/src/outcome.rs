@@ -124,6 +124,8 @@ outcomes! {
     /// To the base of a moved slot, without the entry that is wanted there: adoptions are at their limit, or its bucket is
     /// full. Its flow lives, and no look at the tables sees it.
     ForwardUnlisted = "forward_unlisted",
+    /// As `ForwardAsking`, without the entry that is wanted there, as `ForwardUnlisted`.
+    ForwardAskingUnlisted = "forward_asking_unlisted",
 }
 
 impl Outcome {
@@ -141,6 +143,15 @@ impl Outcome {
     pub const fn is_forward(self) -> bool {
         let is_of_the_first = self as u32 >= Outcome::ForwardSteady as u32
             && self as u32 <= Outcome::ForwardFragment as u32;
-        is_of_the_first || self as u32 == Outcome::ForwardUnlisted as u32
+        let is_of_the_last = self as u32 == Outcome::ForwardUnlisted as u32
+            || self as u32 == Outcome::ForwardAskingUnlisted as u32;
+        is_of_the_first || is_of_the_last
+    }
+
+    /// Whether the packet goes through a tunnel whose end is asked (but with fragments, IP options and extension headers).
+    #[inline(always)]
+    pub const fn asks(self) -> bool {
+        self as u32 == Outcome::ForwardAsking as u32
+            || self as u32 == Outcome::ForwardAskingUnlisted as u32
     }
 }

@@ -51,24 +51,28 @@ pub fn ask(ctx: XdpContext) -> u32 {
         return pass(&ctx, 0, Outcome::PassInternal);
     };
     let id = handed.service;
-    let (Some(service), Some(backend)) = (maps::service(id), maps::backend(handed.backend)) else {
+    let (Some(service), Some(backend), Some(outcome)) = (
+        maps::service(id),
+        maps::backend(handed.backend),
+        Outcome::from_number(handed.outcome),
+    ) else {
         return pass(&ctx, id, Outcome::PassInternal);
     };
     let packet = match thorough::locate(&ctx) {
         Ok(packet) => packet,
         Err(refused) => return pass(&ctx, id, refused.outcome),
     };
-    let length = (packet.extent.end - packet.extent.start) as u32;
-    if is_plain(&packet) {
-        return send(&ctx, &packet, length, service, backend, handed);
-    }
     let passage = Passage {
         service: id,
         backend: handed.backend,
         hash: handed.hash,
-        outcome: Outcome::ForwardAsking,
-        length,
+        // A packet that was sent back, and is not the last one's to judge yet, is still a second chance.
+        outcome,
+        length: (packet.extent.end - packet.extent.start) as u32,
     };
+    if is_plain(&packet) {
+        return send(&ctx, &packet, service, backend, &passage);
+    }
     to_tunnel(&ctx, &(&packet).into(), service, backend, &passage)
 }
 
@@ -91,12 +95,11 @@ pub fn ip_length(network: Network) -> usize {
 fn send(
     ctx: &XdpContext,
     packet: &Located,
-    length: u32,
     service: &ServiceRecord,
     backend: &BackendRecord,
-    handed: &Handed,
+    passage: &Passage,
 ) -> u32 {
-    let id = handed.service;
+    let id = passage.service;
     let (inner, link) = (
         tunnel::inner(packet.network),
         packet.extent.link(packet.network),
@@ -105,23 +108,17 @@ fn send(
     let overhead = rule::overhead(mode::GUE, backend.address.is_v4()) + question::LENGTH;
     let room = backend.mtu.saturating_sub(overhead);
     if inner.length > room {
-        too_big::hand_over(ctx, &link, length, id, room);
+        too_big::hand_over(ctx, &link, passage.length, id, room);
         return drop(ctx, id, Outcome::DropTooBig);
     }
     if let Err(outcome) = tunnel::grow(ctx, &link, overhead)
-        .and_then(|()| write(ctx, &inner, service, backend, handed))
+        .and_then(|()| write(ctx, &inner, service, backend, passage))
     {
         return drop(ctx, id, outcome);
     }
-    count::packet_to(handed.backend, length);
+    count::packet_to(passage.backend, passage.length);
     let sent = forward::out_of_tunnel(ctx, backend);
-    // A packet that was sent back, and is not the last one's to judge yet, is still a second chance.
-    let outcome = if handed.outcome == Outcome::ForwardSecondChance as u32 {
-        Outcome::ForwardSecondChance
-    } else {
-        Outcome::ForwardAsking
-    };
-    end(ctx, id, sent, outcome, handed.backend)
+    end(ctx, id, sent, passage.outcome, passage.backend)
 }
 
 /// Writes the headers in front of the packet.
@@ -131,14 +128,14 @@ fn write(
     inner: &Inner,
     service: &ServiceRecord,
     backend: &BackendRecord,
-    handed: &Handed,
+    passage: &Passage,
 ) -> Result<(), Outcome> {
-    let asked = Header::new(Word::IsItHere, inner.is_v4, handed.backend);
+    let asked = Header::new(Word::IsItHere, inner.is_v4, passage.backend);
     let carried = Inner {
         length: inner.length.wrapping_add(question::LENGTH),
         ..*inner
     };
-    let port = rule::source_port(handed.hash);
+    let port = rule::source_port(passage.hash);
     let udp = rule::udp_header(port, service.tunnel_port, &carried, 0);
     let (start, end) = (ctx.data(), ctx.data_end());
     // SAFETY: `header` has checked that each lies inside the frame.
@@ -156,7 +153,7 @@ fn write(
             tunnel::write_ethernet(frame.cast(), backend, parse::ETHERTYPE_IPV4);
         } else {
             let frame: *mut Frame<Asking<V6>> = header(start, end)?;
-            let hash = handed.hash;
+            let hash = passage.hash;
             tunnel::write_v6(
                 &raw mut (*frame).ip.0,
                 rule::OUTER_V6_UDP,

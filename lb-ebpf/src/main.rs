@@ -203,7 +203,7 @@ fn send(
         };
         return full_nat::hand_over(ctx, packet, handed);
     }
-    if decision.outcome == Outcome::ForwardAsking && !packet.is_first {
+    if decision.outcome.asks() && !packet.is_first {
         return ask::hand_over(ctx, id, decision);
     }
     fragment::remember(packet, id, decision.backend, 0);

@@ -26,7 +26,10 @@ use lb_userspace::{
         drain::Admin,
         observed::{Health, Silence, Way},
         refused::Refused,
-        spec::{BackendSpec, OnDeadline, Protocol, Spec, Tracking},
+        spec::{
+            BackendSpec, Decap, Forward, OnDeadline, Protocol, ServiceSpec, Spec, Tracking,
+            TunnelSpec,
+        },
         state::State,
     },
 };
@@ -1161,15 +1164,35 @@ fn a_drain_waits_for_flows_whose_entries_are_lost_to_be_seen_again() {
 /// A flow of a draining backend that is forwarded, but gets no entry: adoptions are at their limit, or its bucket is full.
 #[test]
 fn a_drain_waits_for_flows_that_can_not_be_listed() {
-    let (mut node, b1, port) = unlisted_in_a_drain();
+    let (mut node, b1, port) = unlisted_in_a_drain(service("web", true));
     // The next daemon can not know when the last of them was.
     node = next_daemon(&node, node.fake.clone());
     waits_for_it(&mut node, b1, port, 3_000);
 }
 
+/// A service whose backends are asked for flows that nothing is known of.
+fn asking() -> ServiceSpec {
+    ServiceSpec {
+        forward: Forward::Ipip,
+        tunnel: TunnelSpec {
+            decap: Decap::Ebb,
+            ..TunnelSpec::default()
+        },
+        ..service("web", true)
+    }
+}
+
+#[test]
+fn a_drain_waits_for_flows_that_can_not_be_listed_and_are_asked_about() {
+    let (mut node, b1, port) = unlisted_in_a_drain(asking());
+    let delivered = node.deliver(port, tcp::ACK, 8);
+    assert_eq!(delivered.outcome, Outcome::ForwardAskingUnlisted);
+    waits_for_it(&mut node, b1, port, 3_000);
+}
+
 /// As [`long_in_a_drain`], of a flow that is never listed.
-fn unlisted_in_a_drain() -> (Node, u32, u16) {
-    let mut node = Node::ready(spec([service("web", true)]));
+fn unlisted_in_a_drain(service: ServiceSpec) -> (Node, u32, u16) {
+    let mut node = Node::ready(spec([service]));
     let b1 = node.id("b1");
     let port = node.flow_on(b1);
     node.fake.forget_handshakes();
@@ -1225,7 +1248,13 @@ fn a_drain_waits_for_flows_whose_handshakes_stand_for_them() {
 
 #[test]
 fn a_change_waits_for_flows_that_can_not_be_listed() {
-    let mut node = Node::ready(spec([service("web", true)]));
+    for service in [service("web", true), asking()] {
+        waits_with_a_change(service);
+    }
+}
+
+fn waits_with_a_change(service: ServiceSpec) {
+    let mut node = Node::ready(spec([service]));
     let b1 = node.id("b1");
     let mut ports = vec![node.flow_on(b1)];
     while ports.len() < 20 {

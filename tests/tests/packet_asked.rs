@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Result;
 use ebb_tests::{
+    fragments::cut,
     outer::Outer,
     packets::Segment,
     rig::{Rig, ServiceSetup, Verdict, at, backend_macs, tunnel_source},
@@ -36,6 +37,7 @@ const OLD: u32 = 1;
 const NEW: u32 = 2;
 const FORMER: u32 = 3;
 const MOVED: Slot = Slot::new(NEW, OLD, false);
+const UNLISTED: Outcome = Outcome::ForwardAskingUnlisted;
 const MODES: [u8; 2] = [mode::IPIP, mode::GUE];
 /// Families: of the service, of the base, of the current backend.
 const FAMILIES: [(bool, bool, bool); 4] = [
@@ -166,8 +168,12 @@ impl Stage {
 
     /// A packet with a question, and what the base, which has no such connection, sends back.
     fn asks(&mut self, segment: &Segment) -> Result<(Vec<u8>, Vec<u8>)> {
+        self.asks_as(Outcome::ForwardAsking, segment)
+    }
+
+    fn asks_as(&mut self, wanted: Outcome, segment: &Segment) -> Result<(Vec<u8>, Vec<u8>)> {
         let (outcome, asking) = self.sends(segment)?;
-        assert_eq!(outcome, Outcome::ForwardAsking);
+        assert_eq!(outcome, wanted);
         let (verdict, back, counted) = self.end.run(&asking)?;
         assert_eq!((verdict, counted), (Verdict::Tx, Decap::SentBack));
         Ok((asking, back))
@@ -291,15 +297,49 @@ fn without_room_for_an_entry_every_packet_takes_the_way_round() -> Result<()> {
     stage.rig.limit(0, 0)?;
     let segment = stage.segment(1000, ACK);
     for _ in 0..3 {
-        let (_, back) = stage.asks(&segment)?;
+        let (_, back) = stage.asks_as(UNLISTED, &segment)?;
         stage.is_delivered(&back, &segment)?;
         assert!(stage.rig.entries(Table::Flows)?.is_empty());
     }
     // The way back alone is enough, once there is room.
-    let (_, back) = stage.asks(&segment)?;
+    let (_, back) = stage.asks_as(UNLISTED, &segment)?;
     stage.rig.limit(1000, 1000)?;
     stage.is_delivered(&back, &segment)?;
     assert_eq!(stage.only_entry()?.backend(), NEW);
+    Ok(())
+}
+
+/// Whoever gets no entry is counted as such, with a question or, where there is no place for one, without.
+#[test]
+fn whoever_gets_no_entry_is_told_from_a_guess() -> Result<()> {
+    for (mode, families) in MODES.into_iter().flat_map(|m| FAMILIES.map(|f| (m, f))) {
+        let mut stage = Stage::new(mode, families)?;
+        let long = stage.segment(1001, ACK).data(&[1; 100]).build();
+        let first = cut(&long, 64, 64, 7).swap_remove(0);
+        let mut frames = vec![
+            ("whole", stage.segment(1000, ACK).build()),
+            ("a first fragment", first),
+        ];
+        if families.0 {
+            let mut odd = stage.segment(1002, ACK);
+            odd.ip_options = vec![1; 4];
+            frames.push(("with options", odd.build()));
+        }
+        let to_base = &backend_macs(OLD).0[..];
+        for (limit, outcome, entries) in [
+            (0, UNLISTED, 0),
+            (1000, Outcome::ForwardAsking, frames.len()),
+        ] {
+            stage.rig.limit(limit, limit)?;
+            // An entry that is a guess asks again.
+            for (what, frame) in frames.iter().chain(&frames) {
+                let (verdict, out, counted) = stage.rig.run(frame)?;
+                assert_eq!((verdict, counted), (Verdict::Tx, outcome), "{what}");
+                assert_eq!(&out[..6], to_base, "{what}");
+            }
+            assert_eq!(stage.rig.entries(Table::Flows)?.len(), entries);
+        }
+    }
     Ok(())
 }
 
@@ -581,7 +621,7 @@ fn without_room_all_former_owners_are_asked_on_the_way_round() -> Result<()> {
     stage.rig.limit(0, 0)?;
     let segment = stage.segment(1000, ACK);
     for _ in 0..2 {
-        let (_, back) = stage.asks(&segment)?;
+        let (_, back) = stage.asks_as(UNLISTED, &segment)?;
         let back = stage.is_asked(&back, NEW)?;
         stage.is_for(&back, FORMER, &segment)?;
         assert!(stage.rig.entries(Table::Flows)?.is_empty());

@@ -132,6 +132,17 @@ impl Node {
         self
     }
 
+    /// Fills the flow table with what does not give way.
+    fn fill(&self) {
+        for place in &self.flows.0 {
+            // SAFETY: nobody else has the table.
+            let entry = unsafe { &mut *place.get() };
+            entry.tag = 2;
+            entry.seen = self.now();
+            entry.meta = Meta::new(0, CURRENT, state::EXCEPTIONAL).0;
+        }
+    }
+
     fn flag(mut self, backend: u32, flags: u32) -> Self {
         let record = self.backends.get_mut(&backend).expect("a backend");
         record.flags |= flags;
@@ -266,17 +277,34 @@ fn a_flow_that_gets_no_entry_says_so() {
     node.has_room = false;
     assert_eq!(node.sends(tcp::ACK), unlisted, "too many at once");
     let node = Node::new(mode::NAT, 0, 0);
-    for place in &node.flows.0 {
-        // SAFETY: nobody else has the table.
-        let entry = unsafe { &mut *place.get() };
-        entry.tag = 2;
-        entry.seen = node.now();
-        entry.meta = Meta::new(0, CURRENT, state::EXCEPTIONAL).0;
-    }
+    node.fill();
     assert_eq!(node.sends(tcp::ACK), unlisted, "a full bucket");
     // Of one that ends nothing is to be kept.
     assert_eq!(node.sends(tcp::RST), (Outcome::ForwardBase, BASE));
     assert!(unlisted.0.is_forward());
+}
+
+#[test]
+fn a_flow_that_gets_no_entry_and_is_asked_about_says_both() {
+    let unlisted = (Outcome::ForwardAskingUnlisted, BASE);
+    let asks = || Node::new(mode::IPIP, service_flags::ASKS, 0);
+    let mut node = asks();
+    node.has_room = false;
+    assert_eq!(node.sends(tcp::ACK), unlisted, "too many at once");
+    let mut node = asks();
+    node.fill();
+    assert_eq!(node.sends(tcp::ACK), unlisted, "a full bucket");
+    assert_eq!(node.sends(tcp::RST), (Outcome::ForwardAsking, BASE));
+    // Its base has ended: no entry is wanted for who is asked first.
+    node = node.with_former().flag(BASE, backend_flags::ENDED);
+    assert_eq!(node.sends(tcp::ACK), (Outcome::ForwardAsking, CURRENT));
+    // A guess asks with every packet, and is listed.
+    let node = asks();
+    for _ in 0..2 {
+        assert_eq!(node.sends(tcp::ACK), (Outcome::ForwardAsking, BASE));
+    }
+    assert!(unlisted.0.is_forward() && unlisted.0.asks() && Outcome::ForwardAsking.asks());
+    assert!(!Outcome::ForwardUnlisted.asks());
 }
 
 #[test]

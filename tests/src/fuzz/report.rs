@@ -170,6 +170,8 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::ForwardAdopted,
             Outcome::ForwardBase,
             Outcome::ForwardUnlisted,
+            Outcome::ForwardAsking,
+            Outcome::ForwardAskingUnlisted,
             Outcome::ForwardOrphan,
             Outcome::ForwardSecondChance,
             Outcome::ResetDeadline,

@@ -227,7 +227,10 @@ impl Engine {
         let wanted: BTreeSet<u32> = matters.map(|service| service.id).collect();
         self.unlisted.keep(|service| wanted.contains(&service));
         for service in wanted {
-            let count = self.datapath.outcome(service, Outcome::ForwardUnlisted)?;
+            let mut count = 0;
+            for outcome in [Outcome::ForwardUnlisted, Outcome::ForwardAskingUnlisted] {
+                count += self.datapath.outcome(service, outcome)?;
+            }
             self.unlisted.counted(service, count, now_ms);
         }
         Ok(())

@@ -466,7 +466,7 @@ fn why(outcome: Outcome, to: &str, current: &str, moved: bool) -> String {
                 "the slot has moved to {current}, but a flow that began before belongs to {to}, and stays there"
             )
         }
-        Outcome::ForwardAsking => {
+        Outcome::ForwardAsking | Outcome::ForwardAskingUnlisted => {
             format!(
                 "nothing is known of it: {to} is asked whether it is there, and if not {current} gets it"
             )

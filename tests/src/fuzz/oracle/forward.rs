@@ -144,7 +144,8 @@ fn allowed(
         Outcome::ForwardSteady
         | Outcome::ForwardBase
         | Outcome::ForwardAdopted
-        | Outcome::ForwardUnlisted => id == slot.base(),
+        | Outcome::ForwardUnlisted
+        | Outcome::ForwardAskingUnlisted => id == slot.base(),
         // A datagram that is not recorded goes where the next one will; a handshake must not be split.
         Outcome::ForwardOpeningUnrecorded if service.row.protocol() == UDP => id == slot.current(),
         Outcome::ForwardOpeningUnrecorded => id == slot.base() && id == slot.current(),

@@ -28,9 +28,7 @@ const QUESTION: usize = 12;
 /// Whether a packet goes with a question: fragments and what has IP options or extension headers do not.
 fn is_asked(run: &Run<'_>, view: &View) -> bool {
     let fixed = if view.family == Family::V4 { 20 } else { 40 };
-    run.outcome == Outcome::ForwardAsking
-        && view.fragment == Fragment::Whole
-        && view.transport == view.network + fixed
+    run.outcome.asks() && view.fragment == Fragment::Whole && view.transport == view.network + fixed
 }
 
 /// Length of the outer headers, with a question or without.
