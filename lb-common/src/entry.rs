@@ -167,6 +167,11 @@ pub trait EntryTable {
     /// # Safety
     /// `word` is aligned and lies in an entry of this table.
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64;
+
+    /// An entry has given way to another although its flow lives, as far as anybody knows: of a flow with these
+    /// [`FlowKey::ports`]. Until its next packet nobody sees it.
+    #[inline(always)]
+    fn gave_way(&self, _ports: u64) {}
 }
 
 /// Reads a field that others may be writing.
@@ -414,6 +419,9 @@ pub fn insert<T: EntryTable, P: Policy>(
         let tag_word = &raw mut (*place).tag;
         if T::compare_exchange(tag_word, best_tag, TAG_BUSY) != best_tag {
             return None;
+        }
+        if best_tag != 0 && best_score & SCORE_DEAD == 0 {
+            table.gave_way((*place).ports);
         }
         (*place).client = key.client;
         (*place).ports = key.ports;

@@ -28,6 +28,10 @@ pub const RANGES_MAX: u32 = 8;
 /// Room for outcome counters per service (a power of two, at least the number of outcomes).
 pub const OUTCOMES_MAX: u32 = 64;
 
+/// The last place of a service's outcome counters: entries of its flows that gave way to others while they lived
+/// ([`crate::entry::EntryTable::gave_way`]).
+pub const GAVE_WAY: u32 = OUTCOMES_MAX - 1;
+
 /// How far from its initial sequence number a packet may be and still complete a handshake, in bytes: an
 /// initial window can not be scaled (RFC 7323 section 2.2), so 64 KiB covers all that can be in flight.
 pub const HANDSHAKE_WINDOW: u32 = 1 << 16;
@@ -48,4 +52,4 @@ pub const ANSWERS_PER_TICK: u32 = 16;
 const _: () = assert!(WAYS.is_power_of_two());
 const _: () = assert!(RECENT_SHIFT < SEEN_SHIFT);
 const _: () = assert!(OUTCOMES_MAX.is_power_of_two());
-const _: () = assert!(crate::outcome::Outcome::COUNT as u32 <= OUTCOMES_MAX);
+const _: () = assert!(crate::outcome::Outcome::COUNT as u32 <= GAVE_WAY);

@@ -1,15 +1,24 @@
 //! Counters, all per CPU.
 
-use lb_common::{abi::BackendStats, limits::OUTCOMES_MAX, outcome::Outcome, steer::Count};
+use lb_common::{abi::BackendStats, limits::{GAVE_WAY, OUTCOMES_MAX}, outcome::Outcome, steer::Count};
 
 use crate::{alert, maps};
 
 /// Counts a packet's outcome; service 0 for what belongs to none.
 #[inline(always)]
 pub fn outcome(service: u32, outcome: Outcome) {
-    let index = service
-        .wrapping_mul(OUTCOMES_MAX)
-        .wrapping_add(outcome as u32);
+    of_service(service, outcome as u32);
+}
+
+/// Counts an entry of a service's flow that gave way to another's while its own lived.
+#[inline(always)]
+pub fn gave_way(service: u32) {
+    of_service(service, GAVE_WAY);
+}
+
+#[inline(always)]
+fn of_service(service: u32, place: u32) {
+    let index = service.wrapping_mul(OUTCOMES_MAX).wrapping_add(place);
     if let Some(counter) = maps::OUTCOMES.get_ptr_mut(index) {
         // SAFETY: a per-CPU value.
         unsafe { *counter += 1 };

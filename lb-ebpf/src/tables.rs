@@ -5,7 +5,7 @@ use core::{arch::asm, ptr::NonNull};
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
     abi::{Allowance, ServiceRecord, Slot},
-    entry::{EntryTable, FlowEntry},
+    entry::{EntryTable, FlowEntry, FlowKey},
     former::Formers,
     fragment,
     full_nat::{PortEntry, PortTable},
@@ -79,6 +79,11 @@ impl EntryTable for Flows {
     #[inline(always)]
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
         unsafe { compare_exchange(word, old, new) }
+    }
+
+    #[inline(always)]
+    fn gave_way(&self, ports: u64) {
+        count::gave_way(FlowKey::service(ports));
     }
 }
 

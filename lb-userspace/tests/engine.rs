@@ -8,6 +8,7 @@ use common::{IDLE, address, hop, service, spec};
 use lb_common::{
     Addr,
     abi::{Known, Slot, backend_flags},
+    entry::{FlowEntry, Meta, state},
     index::{kind, selector},
     outcome::Outcome,
     steer::{Packet, tcp},
@@ -1167,6 +1168,36 @@ fn a_drain_waits_for_flows_that_can_not_be_listed() {
     let (mut node, b1, port) = unlisted_in_a_drain(service("web", true));
     // The next daemon can not know when the last of them was.
     node = next_daemon(&node, node.fake.clone());
+    waits_for_it(&mut node, b1, port, 3_000);
+}
+
+/// A flow that was silent for a while gives its entry to another, and no look sees it until its next packet.
+#[test]
+fn a_drain_waits_for_flows_whose_entries_gave_way() {
+    let sizes = Sizes {
+        flows: 4,
+        ..Sizes::default()
+    };
+    let mut node = Node::ready_on(Fake::new(sizes), spec([service("web", true)]));
+    let b1 = node.id("b1");
+    let port = node.flow_on(b1);
+    node.fake.forget_handshakes();
+    node.drain("b1", 300, OnDeadline::Reset);
+    for _ in 0..10 {
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+        node.pass(5_000);
+        assert!(is_draining(&node, b1), "it lives");
+    }
+    let is_exceptional = |entry: &FlowEntry| Meta(entry.meta).has(state::EXCEPTIONAL);
+    for other in 3000.. {
+        // In its slots they are not the base's, and give way to nobody.
+        node.send(other, tcp::SYN, 7);
+        node.send(other, tcp::ACK, 8);
+        let entries = node.fake.entries(Table::Flows);
+        if entries.len() == 4 && entries.iter().all(is_exceptional) {
+            break;
+        }
+    }
     waits_for_it(&mut node, b1, port, 3_000);
 }
 

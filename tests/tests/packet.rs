@@ -129,6 +129,32 @@ fn unmoved_slots_need_no_table() -> Result<()> {
     Ok(())
 }
 
+/// A drain must know that somebody lives whom nobody sees until the next packet.
+#[test]
+fn entries_that_give_way_while_their_flows_live_are_counted() -> Result<()> {
+    let mut rig = rig(&NAT, MOVED)?;
+    rig.limit(u32::MAX, u32::MAX)?;
+    let of_the_base = |rig: &mut Rig| -> Result<u64> {
+        let entries = rig.entries(Table::Flows)?.into_iter();
+        let kept = entries.filter(|entry| !Meta(entry.meta).has(state::EXCEPTIONAL));
+        Ok(kept.count() as u64)
+    };
+    for port in 1000..3000 {
+        rig.run_fast(&ack(port, 7).build())?;
+    }
+    let listed = of_the_base(&mut rig)?;
+    assert_eq!(rig.datapath.gave_way(NAT.id)?, 0, "all were just seen");
+    // Exceptional ones, which take the place of any that are not.
+    for port in 3000..3300 {
+        rig.run_fast(&syn(port, 1).build())?;
+        rig.run_fast(&ack(port, 2).build())?;
+    }
+    let left = of_the_base(&mut rig)?;
+    assert!(left < listed, "{left} of {listed}");
+    assert_eq!(rig.datapath.gave_way(NAT.id)?, listed - left);
+    Ok(())
+}
+
 /// Tables as one value each, and as arrays of records where the kernel keeps no such values (Linux 6.1 none beyond 4 MiB).
 #[test]
 fn tables_are_the_same_in_values_and_in_arrays() -> Result<()> {

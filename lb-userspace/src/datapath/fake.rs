@@ -114,8 +114,8 @@ enum Faults {
     OneIn(u32, u64),
 }
 
-/// A table of entries in memory.
-struct Entries(Box<[UnsafeCell<FlowEntry>]>);
+/// A table of entries in memory, and how many of each service gave way to others while their flows lived.
+struct Entries(Box<[UnsafeCell<FlowEntry>]>, RefCell<HashMap<u32, u64>>);
 
 impl Entries {
     fn new(size: u32) -> Self {
@@ -124,6 +124,7 @@ impl Entries {
             (0..size)
                 .map(|_| UnsafeCell::new(FlowEntry::default()))
                 .collect(),
+            RefCell::default(),
         )
     }
 
@@ -144,6 +145,11 @@ impl EntryTable for Entries {
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
         // SAFETY: the caller vouches for the word; it lives as long as the table.
         unsafe { compare_exchange(word, old, new) }
+    }
+
+    fn gave_way(&self, ports: u64) {
+        let service = FlowKey::service(ports);
+        *self.1.borrow_mut().entry(service).or_default() += 1;
     }
 }
 
@@ -701,6 +707,12 @@ impl Datapath for Fake {
         let outcomes = memory.outcomes.borrow();
         let counts = outcomes.get(&service);
         Ok(counts.map_or(0, |counts| counts[outcome as usize]))
+    }
+
+    fn gave_way(&self, service: u32) -> Result<u64> {
+        let memory = self.memory();
+        let counts = memory.flows.1.borrow();
+        Ok(counts.get(&service).copied().unwrap_or(0))
     }
 
     fn now_ticks(&self) -> u32 {

@@ -268,6 +268,9 @@ pub trait Datapath: Send {
     /// One of them.
     fn outcome(&self, service: u32, outcome: Outcome) -> Result<u64>;
 
+    /// Entries of the service's flows that gave way to others while they lived.
+    fn gave_way(&self, service: u32) -> Result<u64>;
+
     /// The kernel's clock, as in [`FlowEntry::seen`].
     fn now_ticks(&self) -> u32;
 

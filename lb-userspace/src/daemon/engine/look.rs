@@ -227,7 +227,7 @@ impl Engine {
         let wanted: BTreeSet<u32> = matters.map(|service| service.id).collect();
         self.unlisted.keep(|service| wanted.contains(&service));
         for service in wanted {
-            let mut count = 0;
+            let mut count = self.datapath.gave_way(service)?;
             for outcome in [Outcome::ForwardUnlisted, Outcome::ForwardAskingUnlisted] {
                 count += self.datapath.outcome(service, outcome)?;
             }

@@ -1,6 +1,8 @@
 //! The data plane in the kernel.
 
 use std::{
+    cell::Cell,
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     ptr::NonNull,
@@ -21,7 +23,7 @@ use lb_common::{
     former::Formers,
     full_nat::{PortEntry, Sources},
     index::{self, IndexEntry, Live, kind},
-    limits::{ABI_VERSION, ADOPTIONS_PER_TICK, OPENINGS_PER_TICK, OUTCOMES_MAX, WAYS},
+    limits::{ABI_VERSION, ADOPTIONS_PER_TICK, GAVE_WAY, OPENINGS_PER_TICK, OUTCOMES_MAX, WAYS},
     outcome::Outcome,
     recent,
     trace::{TraceFilter, look},
@@ -143,6 +145,8 @@ pub struct BpfDatapath {
     ports: Parts<PortEntry>,
     sources: Mapped<Sources>,
     outcomes: PerCpuArray<MapData, u64>,
+    /// By service: entries that gave way to what other nodes said.
+    gave_way: BTreeMap<u32, u64>,
     stats: PerCpuArray<MapData, Pod<BackendStats>>,
     clients: clients::Tries,
     barrier: Barrier,
@@ -237,6 +241,7 @@ impl BpfDatapath {
             ports: Parts::new("PORTS", array(&ebpf, "PORTS")?)?,
             sources: mapped(&ebpf, "SOURCES")?,
             outcomes,
+            gave_way: BTreeMap::new(),
             stats,
             clients,
             barrier: Barrier::new()?,
@@ -457,6 +462,13 @@ impl BpfDatapath {
         Ok(())
     }
 
+    /// One of a service's counters.
+    fn of_service(&self, service: u32, place: u32) -> Result<u64> {
+        let place = service * OUTCOMES_MAX + place;
+        let counts = self.outcomes.get(&place, 0).map_err(map_error)?;
+        Ok(counts.iter().sum())
+    }
+
     fn table_of(&self, table: Table) -> &Parts<FlowEntry> {
         match table {
             Table::Flows => &self.flows,
@@ -660,6 +672,8 @@ struct Group {
     part: Mapped<FlowEntry>,
     /// Entries of the whole table minus one.
     mask: u32,
+    /// The service whose flow has given way.
+    gave_way: Cell<Option<u32>>,
 }
 
 impl EntryTable for Group {
@@ -676,6 +690,10 @@ impl EntryTable for Group {
         step(Step::Entry);
         // SAFETY: the caller vouches for the word; it is mapped for as long as the group lives.
         unsafe { compare_exchange(word, old, new) }
+    }
+
+    fn gave_way(&self, ports: u64) {
+        self.gave_way.set(Some(FlowKey::service(ports)));
     }
 }
 
@@ -937,8 +955,13 @@ impl Datapath for BpfDatapath {
         let group = Group {
             part: self.flows.part(first..first + WAYS)?,
             mask: self.flows.len() - 1,
+            gave_way: Cell::new(None),
         };
-        Ok(entry::hear(&group, hash, key, new, policy))
+        let is_there = entry::hear(&group, hash, key, new, policy);
+        if let Some(service) = group.gave_way.get() {
+            *self.gave_way.entry(service).or_default() += 1;
+        }
+        Ok(is_there)
     }
 
     fn backend_stats(&self, id: u32) -> Result<BackendStats> {
@@ -969,9 +992,12 @@ impl Datapath for BpfDatapath {
     }
 
     fn outcome(&self, service: u32, outcome: Outcome) -> Result<u64> {
-        let place = service * OUTCOMES_MAX + outcome as u32;
-        let counts = self.outcomes.get(&place, 0).map_err(map_error)?;
-        Ok(counts.iter().sum())
+        self.of_service(service, outcome as u32)
+    }
+
+    fn gave_way(&self, service: u32) -> Result<u64> {
+        let to_heard = self.gave_way.get(&service).copied().unwrap_or(0);
+        Ok(self.of_service(service, GAVE_WAY)? + to_heard)
     }
 
     fn now_ticks(&self) -> u32 {
