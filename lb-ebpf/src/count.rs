@@ -1,6 +1,11 @@
 //! Counters, all per CPU.
 
-use lb_common::{abi::BackendStats, limits::{GAVE_WAY, OUTCOMES_MAX}, outcome::Outcome, steer::Count};
+use lb_common::{
+    abi::BackendStats,
+    limits::{GAVE_WAY, OUTCOMES_MAX},
+    outcome::Outcome,
+    steer::Count,
+};
 
 use crate::{alert, maps};
 
