@@ -45,7 +45,7 @@ macro_rules! table {
     };
 }
 
-/// Record of a table, by index.
+/// Record of a table, by an index that the daemon has given: of one past the table's end it is that of another.
 macro_rules! record {
     ($array:ident, $known:ident, $mask:ident, $index:expr) => {
         match loaded!($mask) {
@@ -107,6 +107,16 @@ pub fn service(id: u32) -> Option<&'static ServiceRecord> {
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static BackendRecord> {
     record!(BACKENDS, BACKENDS_KNOWN, BACKENDS_PLACES, id)
+}
+
+/// A backend's record, by an id that a packet names: one past the table's end is nobody's.
+#[inline(always)]
+pub fn backend_named(id: u32) -> Option<&'static BackendRecord> {
+    let mask = loaded!(BACKENDS_PLACES);
+    if mask != 0 && id > mask {
+        return None;
+    }
+    backend(id)
 }
 
 /// A slot, by its place among those of all services.

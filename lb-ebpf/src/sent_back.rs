@@ -125,7 +125,7 @@ fn judge(ctx: &XdpContext) -> Result<Option<Sound>, Outcome> {
     let Some((id, service)) = service_at(&destination, packet.service_port) else {
         return Ok(None);
     };
-    let Some(asked) = maps::backend(said.backend()) else {
+    let Some(asked) = maps::backend_named(said.backend()) else {
         return Ok(None);
     };
     let (from, to) = outer.ends;
