@@ -11,9 +11,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, Map, MapData};
 use lb_common::abi::Slot;
-use lb_userspace::{datapath::bpf::service_tables, step::Step};
+use lb_userspace::{
+    datapath::bpf::{service_tables, slots_of},
+    step::Step,
+};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
 
@@ -463,13 +465,10 @@ fn where_it_stands(scene: &Scene) -> Result<End> {
 
 /// Reads the table that packets see, of `web`.
 fn current(scene: &Scene) -> Result<Vec<u32>> {
-    let pinned = |name: &str| MapData::from_pin(scene.lab.pins().join("ebb").join(name));
-    let table = service_tables(&scene.lab.pins().join("ebb"))?[WEB as usize];
-    let (first, count) = ((table >> 32) as u32, table as u32);
-    let slots: Array<_, u64> = Array::try_from(Map::Array(pinned("SLOTS")?))?;
-    (first..first + count)
-        .map(|index| Ok(Slot(slots.get(&index, 0)?).current()))
-        .collect()
+    let pins = scene.lab.pins().join("ebb");
+    let table = service_tables(&pins)?[WEB as usize];
+    let slots = slots_of(&pins, table)?;
+    Ok(slots.into_iter().map(Slot::current).collect())
 }
 
 /// What a status says that must not depend on deaths.

@@ -18,11 +18,10 @@ use ebb_tests::{
 };
 use lb_common::{
     Addr,
-    abi::Slot,
     entry::{FlowKey, Meta, state},
     hash::reduce,
 };
-use lb_userspace::datapath::bpf::service_tables;
+use lb_userspace::datapath::bpf::{service_tables, slots_of};
 
 const BACKENDS: u16 = 1000;
 const FLOWS: u32 = 1_000_000;
@@ -90,10 +89,8 @@ fn fill(lab: &Lab) -> Result<()> {
         .zip(&tables)
         .find(|(_, word)| Some(*word) == table)
         .context("no table")?;
-    let (first, count) = ((table >> 32) as u32, *table as u32);
-    let slots: Array<_, u64> = pinned(lab, "SLOTS")?;
-    let owners = (first..first + count).map(|index| slots.get(&index, 0).map(Slot));
-    let owners = owners.collect::<Result<Vec<Slot>, _>>()?;
+    let owners = slots_of(&lab.pins().join("ebb"), *table)?;
+    let count = *table as u32;
     let mut entries: Array<_, [u64; 8]> = pinned(lab, "FLOWS")?;
     let now = jiffies()?;
     for n in 0..FLOWS {

@@ -24,7 +24,7 @@ use lb_common::{
     index::IndexEntry,
 };
 
-use super::{Mapped, Options, array, chain, index_length, map_error};
+use super::{Mapped, Options, Parts, array, chain, index_length, map_error};
 use crate::{
     datapath::{Error, Result},
     model::spec::Capacity,
@@ -193,4 +193,17 @@ pub fn service_tables(pins: &Path) -> Result<Vec<u64>> {
     let services = Mapped::<ServiceRecord>::new("SERVICES", &map)?;
     let word = |id| Ok(services.words(id)?[0].load(Ordering::Acquire));
     (0..services.len()).map(word).collect()
+}
+
+/// The slots of a table with this word ([`service_tables`]), from the maps that are pinned there.
+///
+/// # Errors
+/// As of [`service_tables`].
+pub fn slots_of(pins: &Path, table: u64) -> Result<Vec<Slot>> {
+    let map = MapData::from_pin(pins.join("SLOTS")).map_err(map_error)?;
+    let slots = Parts::<Slot>::new("SLOTS", &map)?;
+    let first = (table >> 32) as u32;
+    let range = first..first + table as u32;
+    let part = slots.part(range.clone())?;
+    range.map(|place| part.read(place)).collect()
 }

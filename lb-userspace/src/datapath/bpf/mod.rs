@@ -57,7 +57,7 @@ mod verified;
 
 use attach::Interfaces;
 use barrier::Barrier;
-pub use known::service_tables;
+pub use known::{service_tables, slots_of};
 pub(in crate::datapath) use load::verify;
 use mapped::{Mapped, Parts};
 pub use pinned::forget as forget_maps;
