@@ -104,8 +104,8 @@ pub struct ServiceRecord {
     pub last_port: u16,
     /// Kind of the TCP option that names the client to backends ([`mode::FULL_NAT`]); 0 for none.
     pub client_option: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// How long its flows' epochs are, in ticks, as a power of two ([`crate::recent::shift`]).
+    pub epoch_shift: u8,
     /// With [`service_flags::AFFINITY_CLIENT`]: the bits of a client's address that choose its slot.
     pub affinity_mask: Addr,
     /// UDP port that backends decapsulate at ([`mode::GUE`]), network order as loaded.

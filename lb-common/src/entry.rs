@@ -8,7 +8,7 @@ use core::ptr::{self, NonNull};
 
 use crate::{
     Addr,
-    limits::{RECENT_SHIFT, WAYS},
+    limits::{RECENT_SHIFT, WAYS, silence},
 };
 
 /// One flow, or one handshake.
@@ -23,7 +23,7 @@ pub struct FlowEntry {
     pub ports: u64,
     /// Initial sequence number, backend and state, see [`Meta`]. One word, so that they change together.
     pub meta: u64,
-    /// Tick of its last packet; while it is not closing, up to 1/64 of the idle timeout early.
+    /// Tick of its last packet; while it is not closing, up to 1/32 of the idle timeout early.
     pub seen: u32,
     /// Tick of its first packet.
     pub opened: u32,
@@ -320,7 +320,7 @@ impl Policy for FlowPolicy {
     #[inline(always)]
     fn score(&self, meta: Meta, age: u32) -> Score {
         let base = (age & (SCORE_DEAD - 1)) | 1;
-        if age > self.idle_ticks || (meta.has(state::CLOSING) && age > self.linger_ticks) {
+        if age > silence(self.idle_ticks) || (meta.has(state::CLOSING) && age > self.linger_ticks) {
             base | SCORE_DEAD
         } else if meta.has(state::EXCEPTIONAL)
             || (!self.is_urgent && age <= self.idle_ticks >> RECENT_SHIFT)

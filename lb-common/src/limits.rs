@@ -1,7 +1,7 @@
 //! Limits, and how they hang together. Checked at compile time where they depend on each other.
 
 /// Version of every map layout in [`crate::abi`]. A daemon refuses pinned maps of another version.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Highest backend id that fits a slot or a flow entry (24 bits); id 0 means "none".
 pub const BACKEND_ID_MAX: u32 = (1 << 24) - 1;
@@ -12,12 +12,19 @@ pub const SERVICES_MAX: u32 = 4096;
 /// Entries of the flow and handshake tables that share a hash bucket.
 pub const WAYS: u32 = 4;
 
-/// An entry's time of its flow's last packet may be late by the idle timeout shifted right by this (1/64).
-pub const SEEN_SHIFT: u32 = 6;
+/// An entry's time of its flow's last packet may be late by the idle timeout shifted right by this (1/32).
+pub const SEEN_SHIFT: u32 = 5;
+
+/// Ticks since an entry's time after which its flow has been silent for the idle timeout, however late that time is.
+#[inline(always)]
+#[must_use]
+pub const fn silence(idle_ticks: u32) -> u32 {
+    idle_ticks.saturating_add(idle_ticks >> SEEN_SHIFT)
+}
 
 /// An entry whose flow the base steers as well is not replaced by another such while it was seen within the idle
-/// timeout shifted right by this (1/32; 9 s of 5 minutes). Longer than `seen` may be late.
-pub const RECENT_SHIFT: u32 = 5;
+/// timeout shifted right by this (1/16; 19 s of 5 minutes). Longer than `seen` may be late.
+pub const RECENT_SHIFT: u32 = 4;
 
 /// Longest probe in the address index, in entries.
 pub const INDEX_PROBES: u32 = 8;

@@ -7,7 +7,7 @@
 //! In the object a table is a section of its own with room for one record. The loader puts a map in its place that has the
 //! size that is configured.
 
-use core::{arch::asm, cell::UnsafeCell, hint, mem::MaybeUninit};
+use core::{arch::asm, cell::UnsafeCell, mem::MaybeUninit, ptr::NonNull};
 
 /// A table of records.
 #[repr(transparent)]
@@ -30,14 +30,21 @@ impl<T> Known<T> {
         unsafe { self.get_unchecked(index & mask) }
     }
 
+    /// The same, to write to.
+    #[inline(always)]
+    pub fn pointer(&'static self, index: u32, mask: u32) -> NonNull<T> {
+        // SAFETY: as above; what lies in an `UnsafeCell` may be written through any pointer to it.
+        unsafe { self.at(Self::offset(index & mask)) }
+    }
+
     /// The record at `index`.
     ///
     /// # Safety
     /// The table has one there, and the verifier sees that it does.
     #[inline(always)]
     pub unsafe fn get_unchecked(&'static self, index: u32) -> &'static T {
-        // SAFETY: the caller vouches for it.
-        unsafe { self.at(Self::offset(index)) }
+        // SAFETY: the caller vouches for it; every bit pattern is a record.
+        unsafe { self.at(Self::offset(index)).as_ref() }
     }
 
     const BYTES: usize = size_of::<T>();
@@ -65,17 +72,14 @@ impl<T> Known<T> {
     /// The record so many bytes after the first one. Opaque to the compiler as well: a section with room for one record, all
     /// zeroes and never written, has no other record and no other value for it.
     #[inline(always)]
-    unsafe fn at(&'static self, bytes: u64) -> &'static T {
+    unsafe fn at(&'static self, bytes: u64) -> NonNull<T> {
         let mut record = self.0.get().cast::<T>();
         // SAFETY: arithmetic.
         unsafe {
             asm!("{0} += {1}", inout(reg) record, in(reg) bytes, options(pure, nomem, nostack))
         };
-        // SAFETY: the caller vouches for it; every bit pattern is a record, and no record is at zero.
-        unsafe {
-            hint::assert_unchecked(!record.is_null());
-            &*record
-        }
+        // SAFETY: no record is at zero.
+        unsafe { NonNull::new_unchecked(record) }
     }
 
     /// The first record. For a `static` that is not mangled: the compiler takes what others can write for what it is.

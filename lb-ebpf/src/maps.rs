@@ -3,6 +3,8 @@
 //! Arrays that the daemon writes are memory-mapped by it (`BPF_F_MMAPABLE`, kernel 5.5): a record's word changes
 //! with one store, a table of a million flows is looked through without a system call.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
@@ -83,6 +85,12 @@ table! {
     SLOTS, SLOTS_KNOWN, ".bss.SLOTS", SLOTS_PLACES: Slot, 1 << 20
 }
 
+table! {
+    /// Beside the flow table: of which flows the entries were seen to a moment ago. (Mapped into memory by nobody, but only
+    /// such an array begins at a page, so that a group never lies on two cache lines.)
+    RECENT, RECENT_KNOWN, ".bss.RECENT", RECENT_PLACES: recent::Group, 1 << 16
+}
+
 /// [`Length`] of an address index; the loader sets it with the map's size, as it does those below.
 #[unsafe(no_mangle)]
 static INDEX_SHIFT: u32 = 63;
@@ -125,6 +133,15 @@ pub fn slot(place: u32) -> Option<Slot> {
     record!(SLOTS, SLOTS_KNOWN, SLOTS_PLACES, place).copied()
 }
 
+/// What is noted beside a group of the flow table's entries.
+#[inline(always)]
+pub fn recent(group: u32) -> Option<NonNull<recent::Group>> {
+    match loaded!(RECENT_PLACES) {
+        0 => RECENT.get_ptr_mut(group).and_then(NonNull::new),
+        mask => Some(RECENT_KNOWN.pointer(group, mask)),
+    }
+}
+
 /// What the live address index says of a key.
 #[inline(always)]
 pub fn find(control: &ControlRecord, address: &Addr, selector: u64) -> Option<&'static IndexEntry> {
@@ -151,11 +168,6 @@ pub static FORMERS: HashMap<u32, Formers> = HashMap::pinned(1 << 18, BPF_F_NO_PR
 /// The flow table.
 #[map]
 pub static FLOWS: Array<FlowEntry> = Array::pinned(1 << 18, BPF_F_MMAPABLE);
-
-/// Beside the flow table: of which flows the entries were seen to a moment ago. (Mapped into memory by nobody, but only
-/// such an array begins at a page, so that a group never lies on two cache lines.)
-#[map]
-pub static RECENT: Array<recent::Group> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 
 /// The handshake table.
 #[map]

@@ -181,7 +181,7 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
 
     #[inline(always)]
     fn recent(&self, group: u32) -> Option<NonNull<recent::Group>> {
-        maps::RECENT.get_ptr_mut(group).and_then(NonNull::new)
+        maps::recent(group)
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use lb_common::{
     abi::{Known, Slot, backend_flags},
     entry::{FlowEntry, Meta, state},
     index::{kind, selector},
+    limits::silence,
     outcome::Outcome,
     steer::{Packet, tcp},
 };
@@ -1103,6 +1104,8 @@ fn what_a_look_freed_before_it_gave_way_to_a_command_is_in_the_receipt() {
         let scanned = node.fake.clone().scan(Table::Flows, &mut count_one);
         scanned.map(|()| count).unwrap()
     };
+    // Nobody presses until shortly before the first is over, so that the looks' patience is still whole.
+    node.pass(u64::from(silence(IDLE.as_millis() as u32)) - 200);
     while entries(&node) == 200 {
         // Each look frees the first entry that is over, and goes no further.
         let pressed = node.engine.pressing().press();

@@ -129,12 +129,12 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Sets the scene; `seed` chooses the steps of samples.
+    /// Sets the scene; `seed` chooses the steps of samples. `slots` of the service, where not as many as is usual.
     ///
     /// # Errors
     /// The lab, the daemon or the load does not start.
-    pub fn new(way: Way, seed: u64) -> Result<Self> {
-        let (scene, fate) = scene(way)?;
+    pub fn new(way: Way, slots: Option<u32>, seed: u64) -> Result<Self> {
+        let (scene, fate) = scene(way, slots)?;
         let options = LoadOptions {
             long: LONG,
             ramp: Duration::from_millis(300),
@@ -443,12 +443,15 @@ impl Walk {
 }
 
 /// The scene of all walks: a daemon whose lives are decided over.
-fn scene(way: Way) -> Result<(Scene, Fate)> {
+fn scene(way: Way, slots: Option<u32>) -> Result<(Scene, Fate)> {
     Scene::mortal(way, &BACKENDS, |service| {
         service.default_health = true;
         service.more = "health = \"none\"\nidle_timeout = \"2s\"\n\
             drain = { timeout = \"60s\", on_deadline = \"leave\" }"
             .into();
+        if let Some(slots) = slots {
+            service.more += &format!("\nslots = {slots}");
+        }
         for (_, members) in &mut service.pools {
             members.retain(|name| name != "g3");
         }

@@ -5,13 +5,12 @@
 //! A program with no more than this in it stays small: what the rare packets need would cost every packet, because
 //! the machine has ten registers, and values that only a rare branch wants are written to the stack before it.
 
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use super::{Decision, Env, Flow, Packet, tcp};
 use crate::{
     abi::ServiceRecord,
     entry::{self, FlowEntry, Meta, state},
-    limits::SEEN_SHIFT,
     outcome::Outcome,
     recent,
 };
@@ -76,10 +75,14 @@ impl<E: Env> Flow<'_, E> {
         let Some(words) = words else {
             return false;
         };
-        let mark = recent::mark(self.hash, self.slot.base());
-        let grain = self.service.idle_ticks >> SEEN_SHIFT;
         // SAFETY: words that all CPUs read and write whole.
-        unsafe { recent::holds(words.as_ptr(), mark, self.env.now(), grain) }
+        unsafe { recent::holds(words.as_ptr(), self.recent_word()) }
+    }
+
+    /// The word of the flow while its entry names the slot's base, and is seen to now.
+    #[inline(always)]
+    fn recent_word(&self) -> u32 {
+        recent::word(self.service, self.hash, self.slot.base(), self.env.now())
     }
 
     /// Notes that the entry was seen to, for the next packets.
@@ -98,11 +101,11 @@ impl<E: Env> Flow<'_, E> {
         if !E::WRITES || meta.has(unsettled) || meta.backend() != self.slot.base() {
             return;
         }
-        let mark = recent::mark(self.hash, meta.backend());
         // SAFETY: the entry was found for this packet; words as above.
         unsafe {
-            let seen = ptr::read_volatile(&raw const (*entry.as_ptr()).seen);
-            recent::note(words.as_ptr(), index, recent::word(mark, seen));
+            // The word may stand for as long as the time may be late.
+            entry::touch(entry, self.env.now(), 0);
+            recent::note(words.as_ptr(), index, self.recent_word());
         }
     }
 }

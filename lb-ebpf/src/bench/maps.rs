@@ -54,6 +54,10 @@ pub static FLOWS: HashMap<[u64; 3], u64> = HashMap::with_max_entries(LARGE, 0);
 #[map]
 pub static LINES: Array<[u64; 8]> = Array::with_max_entries(LARGE, BPF_F_MMAPABLE);
 
+/// A table of cache lines, each of four flows: their tags, then their backends.
+#[map]
+pub static WAYS: Array<[u64; 8]> = Array::with_max_entries(LARGE, BPF_F_MMAPABLE);
+
 /// Tables as maps in a map, all of one size: the verifier inlines the lookup.
 #[btf_map]
 pub static NESTED_EQUAL: btf_maps::ArrayOfMaps<

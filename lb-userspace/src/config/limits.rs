@@ -23,7 +23,7 @@ pub const CAPACITY_SERVICES: RangeInclusive<u32> = 1..=65_536;
 /// Backends of the map.
 pub const CAPACITY_BACKENDS: RangeInclusive<u32> = 1..=1 << 20;
 /// Slots of the maps together; the least is an old and a new table of the smallest size.
-pub const CAPACITY_SLOTS: RangeInclusive<u32> = 2 * 1009..=1 << 27;
+pub const CAPACITY_SLOTS: RangeInclusive<u32> = 2 * 101..=1 << 27;
 /// Flow entries; a power of two.
 pub const CAPACITY_FLOWS: RangeInclusive<u32> = 1024..=1 << 26;
 /// Handshake entries; a power of two.
@@ -33,7 +33,7 @@ pub const CAPACITY_HANDSHAKES: RangeInclusive<u32> = 1024..=1 << 26;
 pub const CAPACITY_PORTS: RangeInclusive<u32> = 1024..=1 << 26;
 
 /// Slots of one service; a prime (both ends are).
-pub const SLOTS: RangeInclusive<u32> = 1009..=1_048_573;
+pub const SLOTS: RangeInclusive<u32> = 101..=1_048_573;
 /// Backends that a drain must leave.
 pub const MIN_AVAILABLE: RangeInclusive<u32> = 0..=1 << 20;
 /// `min_available` unless told otherwise.

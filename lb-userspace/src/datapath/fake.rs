@@ -667,7 +667,7 @@ impl Datapath for Fake {
         if table == Table::Flows {
             let ways = WAYS as usize;
             for index in removed {
-                memory.recent[index / ways].get_mut()[index % ways] = 0;
+                memory.recent[index / ways].get_mut().0[index % ways] = 0;
             }
         }
         Ok(all)

@@ -10,6 +10,7 @@ use lb_common::{
     Addr,
     abi::{ServiceRecord, Slot, backend_flags, service_flags},
     entry::{FlowEntry, FlowKey, Meta, age as ticks_since, is_closed, state},
+    limits::silence,
     steer::{slot_index, unlisted_owner},
 };
 
@@ -266,8 +267,8 @@ impl<'a> Census<'a> {
         let tally = &mut self.tallies[meta.backend() as usize];
         // Another node has that flow: it keeps its entry, and is none of this node's flows.
         let elsewhere = entry.is_elsewhere();
-        let over =
-            (is_closed(meta, record.mode) && age > self.times.keep) || unseen > record.idle_ticks;
+        let over = (is_closed(meta, record.mode) && age > self.times.keep)
+            || unseen > silence(record.idle_ticks);
         if over {
             if !closing && !elsewhere {
                 tally.idle_expired += 1;

@@ -13,6 +13,7 @@ use lb_common::{
     full_nat::Sources,
     hash::HashKey,
     index::{IndexEntry, kind, selector, server_key},
+    recent,
     tunnel::fixed_sum,
 };
 use siphasher::sip::SipHasher13;
@@ -98,6 +99,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         0
     };
     let (affinity, affinity_mask) = affinity(spec);
+    let idle_ticks = (node.ticks)(spec.idle_timeout);
     ServiceRecord {
         table: ServiceRecord::table_word(0, service.slots),
         key: flow_key(node.seed, name),
@@ -117,7 +119,8 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
             | if asks(spec) { service_flags::ASKS } else { 0 },
         quic_rotation: spec.quic.map_or(0, |quic| quic.rotation),
         quic_length: spec.quic.map_or(0, |quic| quic.server_id_length),
-        idle_ticks: (node.ticks)(spec.idle_timeout),
+        idle_ticks,
+        epoch_shift: recent::shift(idle_ticks),
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask,
         tunnel_port: spec.tunnel.port.to_be(),

@@ -39,7 +39,7 @@ enum Out {
 }
 
 /// Name, program, what comes out, whether it is also run with IPv6.
-const FLOORS: [(&str, &str, Out, bool); 14] = [
+const FLOORS: [(&str, &str, Out, bool); 15] = [
     ("XDP_TX only", "floor_tx", Out::Same, true),
     ("parse + MAC swap", "floor_swap", Out::Swapped, true),
     (
@@ -92,7 +92,13 @@ const FLOORS: [(&str, &str, Out, bool); 14] = [
         Out::Backend(TABLE_SLOTS),
         false,
     ),
-    (LINE_REFERENCE, "floor_line", Out::Backend(LARGE), true),
+    (
+        "cache line of a 1M table + MAC rewrite",
+        "floor_line",
+        Out::Backend(LARGE),
+        true,
+    ),
+    (LINE_REFERENCE, WAYS, Out::Backend(LARGE), true),
     (
         "hash map hit + MAC rewrite",
         "floor_hash_map",
@@ -105,6 +111,7 @@ const FLOORS: [(&str, &str, Out, bool); 14] = [
 const KEY: u64 = 1;
 
 const HASH_MAP: &str = "floor_hash_map";
+const WAYS: &str = "floor_ways";
 
 /// Where the floors' frames go.
 fn server(family: Family) -> SocketAddr {
@@ -198,13 +205,8 @@ pub fn prepare(driver: &mut Driver, rows: &[Row]) -> Result<()> {
     }
     nested(driver, "NESTED_EQUAL", 0)?;
     nested(driver, "NESTED_SIZED", INNER_MAP)?;
-    let most = rows
-        .iter()
-        .filter(|row| row.program == Some(HASH_MAP))
-        .map(|row| row.flows)
-        .max();
-    if let Some(flows) = most {
-        fill_hash_map(driver, flows)?;
+    for (program, fill) in [(HASH_MAP, "fill_hash_map"), (WAYS, "fill_ways")] {
+        fill_up(driver, rows, program, fill)?;
     }
     Ok(())
 }
@@ -232,16 +234,23 @@ fn nested(driver: &mut Driver, name: &str, flags: u32) -> Result<()> {
     Ok(outer.set(0, &inner, 0)?)
 }
 
-/// Every flow into the kernel's hash map, by a program.
-fn fill_hash_map(driver: &mut Driver, flows: u32) -> Result<()> {
-    let order = std::rc::Rc::new((0..flows).collect());
-    driver.set_up(Frames::to(server(Family::V4), ACK).config(flows, 0), &order)?;
-    driver.select_own("fill_hash_map")?;
-    driver.run(flows)?;
-    ensure!(
-        driver.misses() == 0,
-        "{} of {flows} flows could not be put into the hash map",
-        driver.misses()
-    );
+/// Every flow of a floor's rows into its table, by a program.
+fn fill_up(driver: &mut Driver, rows: &[Row], program: &str, fill: &'static str) -> Result<()> {
+    for family in [Family::V4, Family::V6] {
+        let frames = Frames::to(server(family), ACK);
+        let of = |row: &&Row| row.program == Some(program) && row.frames.server == frames.server;
+        let Some(flows) = rows.iter().filter(of).map(|row| row.flows).max() else {
+            continue;
+        };
+        let order = std::rc::Rc::new((0..flows).collect());
+        driver.set_up(frames.config(flows, 0), &order)?;
+        driver.select_own(fill)?;
+        driver.run(flows)?;
+        ensure!(
+            driver.misses() == 0,
+            "{fill}: {} of {flows} flows found no place",
+            driver.misses()
+        );
+    }
     Ok(())
 }

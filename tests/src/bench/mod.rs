@@ -39,7 +39,7 @@ pub const REFERENCE: &str = "hash + array + MAC rewrite";
 pub const TUNNEL_REFERENCE: &str = "hash + array + 20-byte tunnel header";
 
 /// The floor of what needs a flow's entry.
-pub const LINE_REFERENCE: &str = "cache line of a 1M table + MAC rewrite";
+pub const LINE_REFERENCE: &str = "4-way cache line of a 1M table + MAC rewrite";
 
 const REFERENCES: [&str; 3] = [REFERENCE, TUNNEL_REFERENCE, LINE_REFERENCE];
 

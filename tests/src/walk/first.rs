@@ -24,7 +24,7 @@ const ANSWERS: u64 = 40;
 /// # Errors
 /// A daemon comes back as it must not, or not at all; naming the step.
 pub fn first_start(way: Way, sample: Sample, seed: u64) -> Result<(u64, u64)> {
-    let (scene, fate) = scene(way)?;
+    let (scene, fate) = scene(way, None)?;
     // The table is another each time: it follows from the seed.
     let reference = state(&scene.ebb.status()?);
     fate.load_anew(true);

@@ -131,6 +131,22 @@ fn switch(pool: &str) -> Request {
     ask("/v1/switch", json!({"service": "web", "pool": pool}))
 }
 
+fn weigh_nothing() -> Request {
+    ask("/v1/weight", json!({"backend": "web/b2", "weight": 0}))
+}
+
+fn weigh_as_before() -> Request {
+    ask("/v1/weight", json!({"backend": "web/b2", "default": true}))
+}
+
+fn maintenance() -> Request {
+    ask("/v1/maintenance", json!({"backend": "web/b3"}))
+}
+
+fn activate() -> Request {
+    ask("/v1/activate", json!({"backend": "web/b3"}))
+}
+
 fn add(scene: &Scene) -> Request {
     let body = json!({"backend": "web/green/g3", "address": scene.backend_at("g3")});
     ask("/v1/add", body)
@@ -166,6 +182,10 @@ fn is(status: &Value, name: &str, admin: &str) -> bool {
     backend(status, name).is_some_and(|backend| backend["admin"] == admin)
 }
 
+fn has_weight(status: &Value, name: &str, weight: u32) -> bool {
+    backend(status, name).is_some_and(|backend| backend["weight"] == weight)
+}
+
 fn is_active(status: &Value, pool: &str) -> bool {
     let pools = status["services"].as_array().into_iter().flatten();
     let mut pools = pools.flat_map(|service| service["pools"].as_array().into_iter().flatten());
@@ -181,7 +201,7 @@ fn nothing(_: &Scene) -> Vec<Request> {
     Vec::new()
 }
 
-/// All that are walked. The first half of them come in pairs, one undoing the other.
+/// All that are walked. Those that a command begins come in pairs, one undoing the other.
 #[must_use]
 pub fn all() -> Vec<Operation> {
     vec![
@@ -218,6 +238,42 @@ pub fn all() -> Vec<Operation> {
             prepare: |_| vec![switch("green")],
             request: |_| Some(switch("blue")),
             is_done: |status| is_active(status, "blue"),
+            undo: nothing,
+            closed: &["g1", "g2"],
+        },
+        Operation {
+            name: "weight",
+            goal: Goal::Answer,
+            prepare: nothing,
+            request: |_| Some(weigh_nothing()),
+            is_done: |status| has_weight(status, "b2", 0),
+            undo: |_| vec![weigh_as_before()],
+            closed: &["b2", "g1", "g2"],
+        },
+        Operation {
+            name: "weight back",
+            goal: Goal::Answer,
+            prepare: |_| vec![weigh_nothing()],
+            request: |_| Some(weigh_as_before()),
+            is_done: |status| has_weight(status, "b2", 1),
+            undo: nothing,
+            closed: &["g1", "g2"],
+        },
+        Operation {
+            name: "maintenance",
+            goal: Goal::Answer,
+            prepare: nothing,
+            request: |_| Some(maintenance()),
+            is_done: |status| is(status, "b3", "maintenance"),
+            undo: |_| vec![activate()],
+            closed: &["b3", "g1", "g2"],
+        },
+        Operation {
+            name: "activate",
+            goal: Goal::Answer,
+            prepare: |_| vec![maintenance()],
+            request: |_| Some(activate()),
+            is_done: |status| is(status, "b3", "active"),
             undo: nothing,
             closed: &["g1", "g2"],
         },

@@ -187,7 +187,7 @@ fn words_and_numbers_of_a_service() {
         ("min_available = -1", "3:17", &["out of range"]),
         ("icmp_echo = 1", "3:13", &["must be true or false"]),
         ("slots = 65536", "3:9", &["not a prime", "65521 or 65537"]),
-        ("slots = 997", "3:9", &["out of range", "from 1009 to 1048573"]),
+        ("slots = 97", "3:9", &["out of range", "from 101 to 1048573"]),
         ("slots = 1048583", "3:9", &["out of range"]),
         ("lisen = 1", "3:1", &["unknown key `lisen` in [service.web]", "did you mean `listen`?"]),
         ("  xdp_mode = \"auto\"", "3:3", &["unknown key `xdp_mode`", "before the first [section]"]),

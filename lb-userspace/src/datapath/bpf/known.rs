@@ -22,9 +22,11 @@ use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use lb_common::{
     abi::{BackendRecord, ControlRecord, ServiceRecord, Slot},
     index::IndexEntry,
+    limits::WAYS,
+    recent,
 };
 
-use super::{Mapped, Options, Parts, array, chain, index_length, map_error};
+use super::{Mapped, Options, Parts, array, chain, index_length, map_error, pinned, slots::Region};
 use crate::{
     datapath::{Error, Result},
     model::spec::Capacity,
@@ -44,7 +46,7 @@ pub(super) struct Table {
 }
 
 /// All of them.
-pub(super) fn tables(capacity: &Capacity) -> [Table; 5] {
+pub(super) fn tables(capacity: &Capacity) -> [Table; 6] {
     fn table<T>(name: &'static str, records: u32, setting: &'static str) -> Table {
         Table {
             name,
@@ -60,6 +62,7 @@ pub(super) fn tables(capacity: &Capacity) -> [Table; 5] {
         table::<ServiceRecord>("SERVICES", capacity.services + 1, "services"),
         table::<BackendRecord>("BACKENDS", capacity.backends + 1, "backends"),
         table::<Slot>("SLOTS", capacity.slots, "slots"),
+        table::<recent::Group>("RECENT", capacity.flows / WAYS, "flows"),
     ]
 }
 
@@ -75,24 +78,24 @@ impl Table {
     /// The one that is pinned in `pins`, or a new one: of one value if that has at most `value_max` bytes and the kernel
     /// takes it.
     fn open(self, pins: &Path, value_max: u32) -> Result<Opened> {
-        let path = pins.join(self.name);
-        let map = if path.exists() {
-            MapData::from_pin(&path).map_err(map_error)?
-        } else {
-            let map = self.create(value_max)?;
-            step(Step::Pin);
-            map.pin(&path).map_err(|error| {
-                Error::Other(format!("pinning {}: {}", self.name, chain(&error)))
-            })?;
-            map
+        let map = match pinned::map(pins, self.name)? {
+            Some(map) => map,
+            None => self.pin_new(pins, value_max)?,
         };
-        let info = map.info();
-        let info = info.map_err(|error| Error::Other(format!("{}: {error}", self.name)))?;
+        let info = pinned::about(self.name, &map)?;
         Ok(Opened {
             is_known: info.max_entries() == 1,
             table: self,
             map,
         })
+    }
+
+    fn pin_new(&self, pins: &Path, value_max: u32) -> Result<MapData> {
+        let map = self.create(value_max)?;
+        step(Step::Pin);
+        map.pin(pins.join(self.name))
+            .map_err(|error| Error::Other(format!("pinning {}: {}", self.name, chain(&error))))?;
+        Ok(map)
     }
 
     /// Records of the one value: programs mask an index.
@@ -145,14 +148,15 @@ fn is_too_large(error: &MapError) -> bool {
 }
 
 impl Opened {
-    /// The global that says how many records the value has, less one, and what it is.
-    pub(super) fn mask(&self) -> (String, u32) {
+    /// The global that says how many records the value has, less one, and what it is: 0 for an array. A single record is
+    /// always one value, and has none.
+    pub(super) fn mask(&self) -> Option<(String, u32)> {
         let mask = if self.is_known {
             self.table.places() - 1
         } else {
             0
         };
-        (format!("{}_PLACES", self.table.name), mask)
+        (self.table.records > 1).then(|| (format!("{}_PLACES", self.table.name), mask))
     }
 
     /// Takes the place of what stands for it in an object whose programs are not loaded yet.
@@ -202,8 +206,5 @@ pub fn service_tables(pins: &Path) -> Result<Vec<u64>> {
 pub fn slots_of(pins: &Path, table: u64) -> Result<Vec<Slot>> {
     let map = MapData::from_pin(pins.join("SLOTS")).map_err(map_error)?;
     let slots = Parts::<Slot>::new("SLOTS", &map)?;
-    let first = (table >> 32) as u32;
-    let range = first..first + table as u32;
-    let part = slots.part(range.clone())?;
-    range.map(|place| part.read(place)).collect()
+    Region::from_word(table).map_or_else(|| Ok(Vec::new()), |region| region.read(&slots))
 }

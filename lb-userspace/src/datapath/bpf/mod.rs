@@ -178,11 +178,10 @@ fn index_length(capacity: &Capacity) -> u32 {
 }
 
 /// Name, entries and what they are called in the configuration, of each map whose number of entries is configured.
-fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 8] {
+fn sizes(capacity: &Capacity) -> [(&'static str, u32, &'static str); 7] {
     [
         ("FORMERS", capacity.slots.min(formers::ROWS_MAX), "slots"),
         ("FLOWS", capacity.flows, "flows"),
-        ("RECENT", capacity.flows / WAYS, "flows"),
         ("HANDSHAKES", capacity.handshakes, "handshakes"),
         ("PORTS", capacity.ports, "ports"),
         (
@@ -456,8 +455,10 @@ impl BpfDatapath {
         };
         let part = self.recent.part(first / WAYS..last / WAYS + 1)?;
         for index in entries {
-            let words = part.words(index / WAYS)?;
-            words[(index % WAYS) as usize].store(0, Ordering::Release);
+            // With those of the group's other entries, two to a word.
+            for words in part.words(index / WAYS)? {
+                words.store(0, Ordering::Release);
+            }
         }
         Ok(())
     }
@@ -550,7 +551,7 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
     let ports_mask = capacity.ports - 1;
     let index = index::Length::new(index_length(capacity));
     let tables = known::open(options)?;
-    let masks: Vec<(String, u32)> = tables.iter().map(known::Opened::mask).collect();
+    let masks: Vec<_> = tables.iter().filter_map(known::Opened::mask).collect();
     let look = instance.look();
     let mut loader = EbpfLoader::new();
     loader
@@ -562,8 +563,7 @@ fn load_object(object: &[u8], options: &Options, instance: Instance) -> Result<E
         .override_global("HANDSHAKE_MASK", &handshake_mask, true)
         .override_global("PORTS_MASK", &ports_mask, true)
         .override_global("TRACE", &look, true);
-    // The control record is always one value.
-    for (name, mask) in masks.iter().filter(|(name, _)| name != "CONTROL_PLACES") {
+    for (name, mask) in &masks {
         loader.override_global(name, mask, true);
     }
     for (name, entries, _) in sizes(capacity) {
@@ -775,8 +775,7 @@ impl Datapath for BpfDatapath {
         let Some(region) = self.region(service)? else {
             return Ok(Vec::new());
         };
-        let part = self.slots.part(region.range())?;
-        region.range().map(|index| part.read(index)).collect()
+        region.read(&self.slots)
     }
 
     fn formers(&self, service: u32) -> Result<Vec<(u32, Formers)>> {

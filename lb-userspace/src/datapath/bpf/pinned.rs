@@ -17,25 +17,31 @@ use crate::{
 /// The map whose record says by which layout all of them were made.
 const CONTROL: &str = "CONTROL";
 
-/// What the kernel says of a pinned map, where there is one.
-pub(super) fn info(pins: &Path, name: &str) -> Result<Option<MapInfo>> {
+/// A pinned map, where there is one.
+pub(super) fn map(pins: &Path, name: &str) -> Result<Option<MapData>> {
     let path = pins.join(name);
     if !path.exists() {
         return Ok(None);
     }
-    let map = MapData::from_pin(&path).map_err(map_error)?;
-    let info = map.info();
-    info.map(Some)
+    MapData::from_pin(&path).map(Some).map_err(map_error)
+}
+
+/// What the kernel says of a map.
+pub(super) fn about(name: &str, map: &MapData) -> Result<MapInfo> {
+    map.info()
         .map_err(|error| Error::Other(format!("asking about {name}: {error}")))
+}
+
+/// What it says of a pinned one, where there is one.
+pub(super) fn info(pins: &Path, name: &str) -> Result<Option<MapInfo>> {
+    map(pins, name)?.map(|map| about(name, &map)).transpose()
 }
 
 /// Refuses maps of another layout, before anything is changed that the running program uses.
 pub(super) fn check_layout(pins: &Path) -> Result<()> {
-    let path = pins.join(CONTROL);
-    if !path.exists() {
+    let Some(map) = map(pins, CONTROL)? else {
         return Ok(());
-    }
-    let map = MapData::from_pin(&path).map_err(map_error)?;
+    };
     let found = Mapped::<ControlRecord>::new(CONTROL, &map)?
         .read(0)?
         .abi_version;

@@ -1,5 +1,10 @@
 //! Where in the slots map each service's table is: a first-fit allocator over what the services' records say.
 
+use lb_common::abi::Slot;
+
+use super::Parts;
+use crate::datapath::Result;
+
 /// A part of the slots map: first slot, number of slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Region {
@@ -22,6 +27,12 @@ impl Region {
     /// Its slots, counted over all services.
     pub const fn range(&self) -> std::ops::Range<u32> {
         self.first..self.first + self.slots
+    }
+
+    /// Its slots as they are now.
+    pub fn read(&self, map: &Parts<Slot>) -> Result<Vec<Slot>> {
+        let part = map.part(self.range())?;
+        self.range().map(|place| part.read(place)).collect()
     }
 }
 
