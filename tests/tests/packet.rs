@@ -11,7 +11,9 @@ use ebb_tests::{
 use lb_common::{
     abi::{Slot, backend_flags, mode, service_flags},
     entry::{Meta, state},
+    limits::SEEN_SHIFT,
     outcome::Outcome,
+    recent,
     steer::tcp::{ACK, FIN, RST, SYN},
 };
 use lb_userspace::{
@@ -507,6 +509,40 @@ fn full_tracking_lists_every_flow() -> Result<()> {
         (Outcome::ForwardAdopted, OLD)
     );
     assert_eq!(rig.entries(Table::Flows)?.len(), 2);
+    Ok(())
+}
+
+/// Its packets look at the entry once in a while only, and that soon enough for whoever asks when the flow was last seen.
+#[test]
+fn the_entry_of_a_listed_flow_is_never_later_than_it_may_be() -> Result<()> {
+    let service = ServiceSetup {
+        flags: service_flags::TRACK_ALL,
+        ..NAT
+    };
+    let mut rig = rig(&service, UNMOVED)?;
+    let late = 4;
+    let idle_ticks = late << SEEN_SHIFT;
+    rig.service_with(service, &[UNMOVED; SLOTS], |record| {
+        (record.idle_ticks, record.epoch_shift) = (idle_ticks, recent::shift(idle_ticks));
+    })?;
+    let packet = ack(1000, 7);
+    send(&mut rig, &packet)?;
+    let began = rig.datapath.now_ticks();
+    let mut times = std::collections::BTreeSet::new();
+    let mut rounds = 0;
+    while rounds < 20 {
+        let before = rig.datapath.now_ticks();
+        assert_eq!(send(&mut rig, &packet)?, (Outcome::ForwardFlow, OLD));
+        let seen = rig.entries(Table::Flows)?[0].seen;
+        assert!(
+            before.wrapping_sub(seen) as i32 <= late as i32,
+            "seen at {seen}, but at {before} as well"
+        );
+        rounds += u32::from(times.insert(seen));
+    }
+    // A store for every tick would have the line written back again and again.
+    let ticks = rig.datapath.now_ticks() - began;
+    assert!(ticks >= 18 * late, "{rounds} stores in {ticks} ticks");
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use lb_common::{
     abi::{Slot, backend_flags, mode, service_flags},
     entry::{Meta, state},
     outcome::Outcome,
+    recent,
 };
 use lb_userspace::{
     datapath::{Datapath as _, Question, Table},
@@ -65,6 +66,9 @@ fn rig(service: &ServiceSetup, slot: Slot) -> Result<Rig> {
     rig.service_with(*service, &[slot; SLOTS], |record| {
         record.quic_length = 4;
         record.quic_rotation = ROTATION;
+        // A row waits until an entry's time may be late no more.
+        record.idle_ticks /= 10;
+        record.epoch_shift = recent::shift(record.idle_ticks);
     })?;
     let names = [OLD, NEW].map(|id| (u64::from(FIRST_ID + id), id));
     rig.server_ids(service.id, &names)?;
