@@ -398,7 +398,9 @@ impl<'a, E: Env> Flow<'a, E> {
         // Where the base has ended, nobody but the current owner is left to ask; or those before it.
         let is_orphan = outcome as u32 == Outcome::ForwardOrphan as u32;
         if self.asks() && (!is_orphan || self.slot.has_formers()) {
-            let is_unlisted = outcome as u32 == Outcome::ForwardUnlisted as u32;
+            // Where the current owner is asked first and has it, it stays there without an entry.
+            let is_unlisted = outcome as u32 == Outcome::ForwardUnlisted as u32
+                || is_orphan && closing & state::RESET == 0;
             let asking = if is_unlisted {
                 Outcome::ForwardAskingUnlisted
             } else {

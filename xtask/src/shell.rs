@@ -46,9 +46,20 @@ pub fn repository() -> PathBuf {
     xtask.parent().unwrap_or(xtask).to_owned()
 }
 
-/// The cargo that started this program, or the one in PATH.
+/// The cargo that started this program, or the one in PATH. It is not told what cargo said of this program: build scripts
+/// that ask for the like (ring's does) would run anew whenever somebody calls cargo without it in between.
 pub fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(says_of_a_package) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn says_of_a_package(name: &str) -> bool {
+    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 /// Whether programs can be run as root.
@@ -198,6 +209,19 @@ pub fn show(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cargo_is_not_told_of_this_package() {
+        // SAFETY: no other test asks for it.
+        unsafe { env::set_var("CARGO_PKG_NAME", "xtask") };
+        let told = |name: &str| {
+            cargo()
+                .get_envs()
+                .any(|(key, value)| key == name && value.is_none())
+        };
+        assert!(told("CARGO_PKG_NAME"));
+        assert!(!told("CARGO_HOME") && !told("PATH"));
+    }
 
     #[test]
     fn a_command_is_shown_as_typed() {
