@@ -59,11 +59,19 @@ fn built(crate_dir: &Path, out_dir: &Path) -> Result<Vec<(String, PathBuf)>, Str
     );
     let job = ebpf::Job {
         crate_dir,
-        target_dir: &out_dir.join("ebpf"),
+        target_dir: &shared(out_dir),
         arch: &variable("CARGO_CFG_TARGET_ARCH")?,
     };
     ebpf::build(&toolchain, &job)
         .map_err(|error| format!("building the eBPF program with {toolchain}: {error}"))
+}
+
+/// Where the objects are compiled: in one place for all profiles, to which they are the same. (`OUT_DIR` is
+/// `TARGET/PROFILE/build/PACKAGE/out`, or else it is its own place.)
+fn shared(out_dir: &Path) -> PathBuf {
+    let target = out_dir.ancestors().nth(4);
+    let known = target.filter(|target| target.join("CACHEDIR.TAG").is_file());
+    known.unwrap_or(out_dir).join("ebpf")
 }
 
 fn prebuilt(crate_dir: &Path, dir: &Path) -> Result<Vec<(String, PathBuf)>, String> {
