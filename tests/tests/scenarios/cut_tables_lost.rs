@@ -1,7 +1,7 @@
 //! The tables are lost, several times, while the deadline of a drain cuts the flows of its backend: those that began during the
 //! drain, on other backends, live on; those that the deadline is for are cut in its time.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ebb_tests::{
@@ -26,8 +26,11 @@ const LOSSES: usize = 6;
 fn lost_while_cut(scene: &Scene, name: &str) -> Result<()> {
     let load = scene.load(200, 0.0)?;
     let began = scene.moment(&load)?;
-    let before = load.now().long.values().sum::<usize>();
-    let old = scene.open_on("b1")?;
+    let at_first = load.now().long;
+    let before = at_first.values().sum::<usize>();
+    // As the clients know it: in `full-nat` the servers do not see them.
+    let old = at_first.get("b1").copied().unwrap_or(0);
+    ensure!(old > 0, "{at_first:?}");
     let waiting = scene.background("drain web/b1 --timeout 3s --on-deadline reset --wait --json");
     scene.wait_backend("b1", |b1| b1["admin"] == "draining")?;
     load.open_long(YOUNG);
@@ -45,14 +48,14 @@ fn lost_while_cut(scene: &Scene, name: &str) -> Result<()> {
     let lost_until = now();
     let drained = joined(waiting)?;
     assert_eq!(drained.code, Some(3), "{drained}");
-    let all_cut = load.wait(LIMIT, |now| now.broken >= old.len() as u64);
+    let all_cut = load.wait(LIMIT, |now| now.broken >= old as u64);
     ensure!(all_cut, "{:?}", load.now());
     scene.traffic(&load, 0)?;
     let report = load.stop(Duration::from_millis(500));
     let (cut, others): (Vec<_>, Vec<_>) = report
         .broken
         .iter()
-        .partition(|broken| broken.local.is_some_and(|local| old.contains(&local)));
+        .partition(|broken| broken.started_ns < began && broken.backend.as_deref() == Some("b1"));
     let last = cut.iter().map(|broken| broken.broken_ns).max().unwrap_or(0);
     let took = Duration::from_nanos(last.saturating_sub(cut_from));
     let young = report.flows.iter().filter(|flow| flow.started_ns > began);
@@ -60,15 +63,14 @@ fn lost_while_cut(scene: &Scene, name: &str) -> Result<()> {
         "{name}: {LOSSES} losses in the first {:?} of cutting; of {} flows on b1 {} were cut within {took:?}; of {} begun during \
          the drain and {} others {} broke",
         Duration::from_nanos(lost_until - cut_from),
-        old.len(),
+        old,
         cut.len(),
         young.count(),
-        before - old.len(),
+        before - old,
         others.len()
     );
     assert!(others.is_empty(), "such as {}", others[0]);
-    let all: BTreeSet<SocketAddr> = cut.iter().filter_map(|broken| broken.local).collect();
-    assert_eq!(all, old);
+    assert_eq!(cut.len(), old);
     let odd = cut.iter().find(|broken| broken.reason != Reason::Reset);
     assert!(odd.is_none(), "{odd:?}");
     assert!(took <= SPREAD + LATE, "{took:?}");
