@@ -286,7 +286,8 @@ impl Walk {
         let acknowledged = self.begin(operation).is_ok();
         let died = self.dies_in(operation)?;
         self.fate.die_at(0, true);
-        if !died {
+        // It may have come to the step just before it was let live.
+        if !died && !self.fate.dies(SHORT_WHILE) {
             // It took fewer steps this time: where there is less to write.
             self.undo(operation)?;
             return Ok(0);
@@ -330,7 +331,7 @@ impl Walk {
         self.fate.die_at(u32::try_from(at)?, false);
         let died = self.fate.ends_again(&self.scene.ebb, AFTERMATH)?;
         self.fate.die_at(0, true);
-        if !died {
+        if !died && !self.fate.dies(SHORT_WHILE) {
             return Ok(0);
         }
         self.traffic_goes_on()?;

@@ -8,7 +8,7 @@ use lb_userspace::datapath::bpf;
 use rand::{SeedableRng as _, rngs::SmallRng};
 use serde_json::Value;
 
-use super::{AFTERMATH, Sample, choose, scene, state};
+use super::{AFTERMATH, SHORT_WHILE, Sample, choose, scene, state};
 use crate::{
     lab::Fate,
     scenario::{LIMIT, Scene, Way},
@@ -50,7 +50,7 @@ fn die(scene: &Scene, fate: &Fate, at: usize, reference: &Value) -> Result<u64> 
     fate.die_at(u32::try_from(at)?, false);
     let died = fate.ends_again(&scene.ebb, AFTERMATH)?;
     fate.die_at(0, true);
-    if !died {
+    if !died && !fate.dies(SHORT_WHILE) {
         return Ok(0);
     }
     fate.revive(&scene.ebb)?;
