@@ -69,11 +69,14 @@ fn code_of(program: &str, line: &str) -> Option<(usize, usize)> {
 /// Returns after which the start is over.
 const START: u32 = 3;
 
+/// Returns between two looks at which of the program's pages are still wanted.
+const SELDOM: u32 = 8;
+
 /// When to give back.
 #[derive(Debug)]
 pub struct Heap {
     next: Instant,
-    /// Until the start is over.
+    /// Returns until the program's pages are set aside.
     left: u32,
 }
 
@@ -86,18 +89,17 @@ impl Heap {
         }
     }
 
-    /// Gives back what is free, if it is time.
+    /// Gives back what is free, if it is time, and once in a while what of the program is not used any more.
     pub fn tidy(&mut self) {
         let now = Instant::now();
         if now < self.next {
             return;
         }
         self.next = now + PERIOD;
-        if self.left > 0 {
-            self.left -= 1;
-            if self.left == 0 {
-                set_program_aside();
-            }
+        self.left -= 1;
+        if self.left == 0 {
+            self.left = SELDOM;
+            set_program_aside();
         }
         #[cfg(target_env = "gnu")]
         // SAFETY: free memory alone changes.

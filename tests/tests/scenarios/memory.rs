@@ -20,10 +20,10 @@ const PORT: u16 = 8080;
 /// Time in which every backend must be up.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the daemon may hold, the pages of its program included; the kernel's maps are not its own. Some 42 MB when few
+/// What the daemon may hold, the pages of its program included; the kernel's maps are not its own. Less than 40 MB when few
 /// probes are under way and nobody asks for its status; each probe takes some 12 kB, and a busy machine has hundreds of
 /// them under way.
-const MOST_BYTES: u64 = 40_000_000;
+const MOST_BYTES: u64 = 50 << 20;
 
 fn address(service: u8, backend: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 64, service, backend)
