@@ -291,7 +291,7 @@ fn a_flow_that_gets_no_entry_and_is_asked_about_says_both() {
     let mut node = asks();
     node.has_room = false;
     assert_eq!(node.sends(tcp::ACK), unlisted, "too many at once");
-    let mut node = asks();
+    let node = asks();
     node.fill();
     assert_eq!(node.sends(tcp::ACK), unlisted, "a full bucket");
     assert_eq!(node.sends(tcp::RST), (Outcome::ForwardAsking, BASE));
