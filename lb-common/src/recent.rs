@@ -23,7 +23,8 @@ pub struct Group(pub [u32; WAYS as usize]);
 
 const _: () = assert!(size_of::<Group>() == 16);
 
-/// Bits of a word that say the epoch. It comes again after 256 of them, which is twice the longest idle timeout.
+/// Bits of a word that say the epoch. It comes again after 256 of them, four times the idle timeout or more (but for timeouts
+/// beyond the longest that a configuration may have, whose epochs are cut short by [`SHIFT_MAX`]).
 const EPOCH: u32 = 0xff;
 
 /// Longest epoch, as a power of two: so that its number has as many bits as a word has room for.
