@@ -126,6 +126,12 @@ impl ServiceRecord {
         port >= u16::from_be(self.port) && port <= u16::from_be(self.last_port)
     }
 
+    /// Has unseen flows end after so many ticks; what follows from that is set as well.
+    pub const fn set_idle(&mut self, ticks: u32) {
+        self.idle_ticks = ticks;
+        self.epoch_shift = crate::recent::shift(ticks);
+    }
+
     /// The word that names a table.
     pub const fn table_word(first: u32, slots: u32) -> u64 {
         ((first as u64) << 32) | slots as u64

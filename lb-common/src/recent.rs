@@ -108,11 +108,9 @@ mod tests {
     const HASH: u64 = 0x1234_5678_9abc_def1;
 
     fn service(idle_ticks: u32) -> ServiceRecord {
-        ServiceRecord {
-            idle_ticks,
-            epoch_shift: shift(idle_ticks),
-            ..ServiceRecord::default()
-        }
+        let mut service = ServiceRecord::default();
+        service.set_idle(idle_ticks);
+        service
     }
 
     #[test]

@@ -18,7 +18,7 @@ use lb_common::{
     hash::HashKey,
     index::{IndexEntry, kind, kind_of, selector, server_key},
     outcome::Outcome,
-    recent, steer,
+    steer,
     trace::TraceFilter,
     tunnel,
 };
@@ -223,7 +223,6 @@ impl Rig {
         slots: &[Slot],
         edit: impl FnOnce(&mut ServiceRecord),
     ) -> Result<()> {
-        let idle_ticks = self.datapath.ticks_per_second() * 300;
         let mut record = ServiceRecord {
             key: HashKey::from_number(1),
             vip: Addr::from(setup.vip.ip()),
@@ -231,13 +230,12 @@ impl Rig {
             protocol: setup.protocol(),
             mode: setup.mode,
             flags: setup.flags,
-            idle_ticks,
-            epoch_shift: recent::shift(idle_ticks),
             linger_ticks: self.datapath.ticks_per_second() * 2,
             affinity_mask: Addr::prefix_mask(128),
             tunnel_port: TUNNEL_PORT.to_be(),
             ..ServiceRecord::default()
         };
+        record.set_idle(self.datapath.ticks_per_second() * 300);
         edit(&mut record);
         self.datapath.put_service(setup.id, &record)?;
         self.datapath.publish_table(setup.id, slots, &[])?;

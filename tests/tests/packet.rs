@@ -13,7 +13,6 @@ use lb_common::{
     entry::{Meta, state},
     limits::SEEN_SHIFT,
     outcome::Outcome,
-    recent,
     steer::tcp::{ACK, FIN, RST, SYN},
 };
 use lb_userspace::{
@@ -521,9 +520,8 @@ fn the_entry_of_a_listed_flow_is_never_later_than_it_may_be() -> Result<()> {
     };
     let mut rig = rig(&service, UNMOVED)?;
     let late = 4;
-    let idle_ticks = late << SEEN_SHIFT;
     rig.service_with(service, &[UNMOVED; SLOTS], |record| {
-        (record.idle_ticks, record.epoch_shift) = (idle_ticks, recent::shift(idle_ticks));
+        record.set_idle(late << SEEN_SHIFT);
     })?;
     let packet = ack(1000, 7);
     send(&mut rig, &packet)?;

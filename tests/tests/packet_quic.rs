@@ -11,7 +11,6 @@ use lb_common::{
     abi::{Slot, backend_flags, mode, service_flags},
     entry::{Meta, state},
     outcome::Outcome,
-    recent,
 };
 use lb_userspace::{
     datapath::{Datapath as _, Question, Table},
@@ -67,8 +66,7 @@ fn rig(service: &ServiceSetup, slot: Slot) -> Result<Rig> {
         record.quic_length = 4;
         record.quic_rotation = ROTATION;
         // A row waits until an entry's time may be late no more.
-        record.idle_ticks /= 10;
-        record.epoch_shift = recent::shift(record.idle_ticks);
+        record.set_idle(record.idle_ticks / 10);
     })?;
     let names = [OLD, NEW].map(|id| (u64::from(FIRST_ID + id), id));
     rig.server_ids(service.id, &names)?;

@@ -13,7 +13,6 @@ use lb_common::{
     full_nat::Sources,
     hash::HashKey,
     index::{IndexEntry, kind, selector, server_key},
-    recent,
     tunnel::fixed_sum,
 };
 use siphasher::sip::SipHasher13;
@@ -99,8 +98,7 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
         0
     };
     let (affinity, affinity_mask) = affinity(spec);
-    let idle_ticks = (node.ticks)(spec.idle_timeout);
-    ServiceRecord {
+    let mut record = ServiceRecord {
         table: ServiceRecord::table_word(0, service.slots),
         key: flow_key(node.seed, name),
         vip: spec.listen.address.into(),
@@ -119,15 +117,15 @@ fn service_record(name: &str, service: &Service, node: &Node) -> ServiceRecord {
             | if asks(spec) { service_flags::ASKS } else { 0 },
         quic_rotation: spec.quic.map_or(0, |quic| quic.rotation),
         quic_length: spec.quic.map_or(0, |quic| quic.server_id_length),
-        idle_ticks,
-        epoch_shift: recent::shift(idle_ticks),
         linger_ticks: (node.ticks)(super::census::LINGER),
         affinity_mask,
         tunnel_port: spec.tunnel.port.to_be(),
         flows_per_second: spec.new_flows_per_core,
         client_option: spec.client_option,
         ..ServiceRecord::default()
-    }
+    };
+    record.set_idle((node.ticks)(spec.idle_timeout));
+    record
 }
 
 /// Whether the service's backends are asked for connections that nothing is known of. There are none in datagrams.
