@@ -226,6 +226,9 @@ pub mod jump {
     pub const FULL_NAT_FIRST_REPLY: u32 = 19;
     /// Later fragments of either; likewise.
     pub const FULL_NAT_LATER: u32 = 20;
+    /// Packets that begin a flow of a `full-nat` service for which no port is free, after [`crate::full_nat::Handed`] and
+    /// [`crate::full_nat::Flow`] were laid out for it.
+    pub const FULL_NAT_DISPLACE: u32 = 21;
     /// How many places there are.
     pub const PLACES: u32 = 32;
     /// What is loaded into which place.
@@ -245,6 +248,7 @@ pub mod jump {
         (FULL_NAT_FIRST, "full_nat_first"),
         (FULL_NAT_FIRST_REPLY, "full_nat_first_reply"),
         (FULL_NAT_LATER, "full_nat_later"),
+        (FULL_NAT_DISPLACE, "full_nat_displace"),
         (ASK, "ask"),
         (SENT_BACK, "sent_back"),
         (JUDGE, "judge"),

@@ -10,7 +10,10 @@
 //! candidates in the same order, and gets the same port again unless another flow was faster. Port selection by a
 //! keyed hash of the flow is RFC 6056 section 3.3.3.
 //!
-//! Nothing sweeps the table: how long an allocation holds is judged when another flow wants its place ([`lease`]).
+//! Nothing sweeps the table: how long an allocation holds is judged when another flow wants its place ([`lease`]). Where an
+//! opening finds all its candidates held, it displaces the one that has waited longest for a first sign of one of its sides
+//! ([`displace`]): so a flood of openings displaces openings of the flood, and a handshake has as long as the flood takes to
+//! go through all such ports.
 
 use core::ptr::{self, NonNull};
 
@@ -38,8 +41,8 @@ pub const ADDRESSES_MAX: usize = 8;
 /// in TIME-WAIT (RFC 9293 section 3.4.1 has two segment lifetimes).
 pub const TIME_WAIT_SECONDS: u32 = 60;
 
-/// Seconds that a port is kept for a flow which was reset, or of which one side has shown nothing yet. A flood of
-/// openings, or of packets to flows that do not exist, holds ports no longer than this.
+/// Seconds that a port is kept for a flow which was reset, or of which one side has shown nothing yet (and which no opening
+/// displaces). A flood of openings, or of packets to flows that do not exist, holds ports no longer than this.
 pub const UNCONFIRMED_SECONDS: u32 = 10;
 
 /// [`PortEntry::tag`] of a place that is being filled; no flow has it.
@@ -163,9 +166,18 @@ pub trait PortTable {
     /// # Safety
     /// `word` is aligned and lies in a place of this table.
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64;
+
+    /// All bits where `value` is negative, else none; in a way that the compiler makes no branch of. A verifier goes each way of a
+    /// branch, and one branch for each of a flow's candidates is more than it has patience for.
+    #[inline(always)]
+    fn sign(value: i64) -> u64 {
+        (value >> 63) as u64
+    }
 }
 
-/// A flow that needs a port. Ports in network order as loaded.
+/// A flow that needs a port. Ports in network order as loaded. What is handed to the program that displaces another one.
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Flow {
     /// Its keyed hash ([`crate::steer::flow_hash`]).
     pub hash: u64,
@@ -302,6 +314,16 @@ pub fn find<T: PortTable>(table: &T, sources: &Sources, flow: &Flow) -> Option<N
     None
 }
 
+/// Whether the flow of a packet with these TCP flags (`None` of a datagram) may displace others: one that begins. Nobody knows a
+/// flow in its midst by a new port.
+#[inline(always)]
+pub const fn may_displace(tcp_flags: Option<u8>) -> bool {
+    match tcp_flags {
+        Some(flags) => flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+        None => true,
+    }
+}
+
 /// Makes an allocation for a flow that has none. `None` when all its candidates are taken.
 #[inline(always)]
 pub fn claim<T: PortTable>(
@@ -328,6 +350,100 @@ pub fn claim<T: PortTable>(
         number += 1;
     }
     None
+}
+
+/// Makes an allocation for a flow whose candidates are all taken: the one that has waited longest to be confirmed loses its own.
+/// `None` when all of them are confirmed, or the one has been confirmed meanwhile.
+///
+/// Not a part of [`claim`], which goes through the same candidates: a verifier would go through all that may become of one of
+/// them together with all that may become of the others.
+#[inline(always)]
+pub fn displace<T: PortTable>(
+    table: &T,
+    sources: &Sources,
+    flow: &Flow,
+    now: u32,
+) -> Option<NonNull<PortEntry>> {
+    let longest = longest_waiting(table, sources, flow, now)?;
+    let ticks = longest / CANDIDATES;
+    if ticks == 0 {
+        return None;
+    }
+    let round = round(sources, flow, longest % CANDIDATES / BLOCK)?;
+    let step = longest % BLOCK;
+    let entry = table.entry(round.place(step, table.mask()))?;
+    // SAFETY: the table vouches for the entry; once its tag is taken it is ours alone.
+    unsafe {
+        let tag = &raw mut (*entry.as_ptr()).tag;
+        let old = tag_of(entry);
+        if old & 1 == 0
+            || waiting::<T>(entry, now) != ticks
+            || T::compare_exchange(tag, old, TAG_BUSY) != old
+        {
+            return None;
+        }
+        // Another CPU may have heard of it since.
+        if waiting::<T>(entry, now) != ticks {
+            T::compare_exchange(tag, TAG_BUSY, old);
+            return None;
+        }
+        fill::<T>(entry, flow, round.node, round.port(step), now);
+    }
+    Some(entry)
+}
+
+/// Candidates of a flow.
+const CANDIDATES: u32 = ROUNDS * BLOCK;
+const _: () = assert!(CANDIDATES.is_power_of_two());
+
+/// Ticks that are told apart: as many as have room beside a candidate's number.
+const WAITING_MAX: u32 = 0xff_ffff;
+
+/// The candidate whose flow has waited longest to be confirmed: [`waiting`] times [`CANDIDATES`], and its number among these.
+#[inline(always)]
+fn longest_waiting<T: PortTable>(
+    table: &T,
+    sources: &Sources,
+    flow: &Flow,
+    now: u32,
+) -> Option<u32> {
+    let mut longest = 0;
+    let mut number = 0;
+    while number < ROUNDS {
+        let round = round(sources, flow, number)?;
+        let mut step = 0;
+        while step < BLOCK {
+            let entry = table.entry(round.place(step, table.mask()))?;
+            // SAFETY: the table vouches for the entry.
+            let ticks = unsafe { waiting::<T>(entry, now) };
+            let found = i64::from(ticks * CANDIDATES | number * BLOCK | step);
+            // The larger one.
+            let more = found - longest;
+            longest += more & !(T::sign(more) as i64);
+            step += 1;
+        }
+        number += 1;
+    }
+    Some(longest as u32)
+}
+
+/// How long the flow at a place has waited to be confirmed, ticks and one; 0 when it is.
+#[inline(always)]
+unsafe fn waiting<T: PortTable>(entry: NonNull<PortEntry>, now: u32) -> u32 {
+    // Read anew each time: other CPUs write to it.
+    let (client, server, seen) = unsafe {
+        let place = entry.as_ptr();
+        (
+            (&raw const (*place).from_client).read_volatile(),
+            (&raw const (*place).from_server).read_volatile(),
+            (&raw const (*place).seen).read_volatile(),
+        )
+    };
+    // As `age`.
+    let ticks = i64::from(now.wrapping_sub(seen) as i32);
+    let ticks = ticks as u64 & !T::sign(ticks) & u64::from(WAITING_MAX);
+    let is_unconfirmed = T::sign(i64::from(client & server & seen::ALIVE) - 1);
+    ((ticks + 1) & is_unconfirmed) as u32
 }
 
 /// Marks a place as being filled, if it is free or its lease is over, and nobody else is faster.
@@ -478,8 +594,8 @@ pub struct Handed {
     pub backend: u32,
     /// Its [`crate::outcome::Outcome`] when all goes well.
     pub outcome: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Place of the program that is to go on with it, for the one that displaces another flow.
+    pub back: u32,
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Limits, and how they hang together. Checked at compile time where they depend on each other.
 
 /// Version of every map layout in [`crate::abi`]. A daemon refuses pinned maps of another version.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Highest backend id that fits a slot or a flow entry (24 bits); id 0 means "none".
 pub const BACKEND_ID_MAX: u32 = (1 << 24) - 1;

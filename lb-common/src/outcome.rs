@@ -126,6 +126,9 @@ outcomes! {
     ForwardUnlisted = "forward_unlisted",
     /// As `ForwardAsking`, without the entry that is wanted there, as `ForwardUnlisted`.
     ForwardAskingUnlisted = "forward_asking_unlisted",
+    /// Of a `full-nat` service: begins a flow, on the port of one that was not confirmed yet, as every port that it could have is
+    /// taken.
+    ForwardDisplacing = "forward_displacing",
 }
 
 impl Outcome {
@@ -143,8 +146,8 @@ impl Outcome {
     pub const fn is_forward(self) -> bool {
         let is_of_the_first = self as u32 >= Outcome::ForwardSteady as u32
             && self as u32 <= Outcome::ForwardFragment as u32;
-        let is_of_the_last = self as u32 == Outcome::ForwardUnlisted as u32
-            || self as u32 == Outcome::ForwardAskingUnlisted as u32;
+        let is_of_the_last = self as u32 >= Outcome::ForwardUnlisted as u32
+            && self as u32 <= Outcome::ForwardDisplacing as u32;
         is_of_the_first || is_of_the_last
     }
 

@@ -37,7 +37,7 @@ pub fn hand_over(ctx: &XdpContext, service: u32, decision: &Decision) -> u32 {
         service,
         backend: decision.backend,
         outcome: decision.outcome as u32,
-        reserved: 0,
+        back: 0,
     };
     full_nat::jump_to(ctx, handed, jump::ASK)
 }

@@ -199,7 +199,7 @@ fn send(
             service: id,
             backend: decision.backend,
             outcome: decision.outcome as u32,
-            reserved: 0,
+            back: 0,
         };
         return full_nat::hand_over(ctx, packet, handed);
     }

@@ -20,7 +20,7 @@ use lb_common::{
     entry::FlowEntry,
     former::Formers,
     fragment,
-    full_nat::{Handed, PortEntry, Sources},
+    full_nat::{Flow, Handed, PortEntry, Sources},
     identification::{self, Lane},
     index::{self, IndexEntry, Length, Live},
     limits::{OUTCOMES_MAX, VLANS_MAX},
@@ -184,6 +184,10 @@ pub static SOURCES: Array<Sources> = Array::pinned(4, BPF_F_MMAPABLE);
 /// What the programs for `full-nat` are told. Pinned: while the program is replaced, the old one hands over to new ones.
 #[map]
 pub static HANDED: PerCpuArray<Handed> = PerCpuArray::pinned(1, 0);
+
+/// Who wants a port and finds none free. Pinned for the same reason.
+#[map]
+pub static WANTED: PerCpuArray<Flow> = PerCpuArray::pinned(1, 0);
 
 /// VLAN devices by interface index.
 #[map]

@@ -223,8 +223,8 @@ fn two_clients_never_share_a_port() -> Result<()> {
         }
         assert_eq!(taken.len(), BLOCK as usize);
         assert!(taken.iter().all(|port| (PORTS.0..=last).contains(port)));
-        // Exhausted: dropped, and counted as such.
-        let late = Segment::new(client(&service, 2000), service.vip, SYN);
+        // Exhausted: dropped, and counted as such. (Nobody knows a flow in its midst by a new port.)
+        let late = Segment::new(client(&service, 2000), service.vip, ACK).at(1001, 1);
         let (verdict, _, outcome) = rig.run(&late.build())?;
         assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropNoPort));
         // Those that have one keep it.
@@ -232,6 +232,89 @@ fn two_clients_never_share_a_port() -> Result<()> {
             assert!(taken.contains(&open(&mut rig, &service, 1000 + port)?));
         }
         assert_eq!(rig.datapath.ports()?.len(), BLOCK as usize);
+    }
+    Ok(())
+}
+
+/// Both sides of the flow of this port of the client are heard of.
+fn confirm(rig: &mut Rig, service: &ServiceSetup, port: u16, node_port: u16) -> Result<()> {
+    let (client, backend) = (client(service, port), backend_address(service, OLD));
+    let answer = Segment::new(backend, node(service, node_port), SYN | ACK).at(5, 1001);
+    assert_eq!(rig.run(&answer.build())?.2, Outcome::ForwardReply);
+    let rest = Segment::new(client, service.vip, ACK).at(1001, 6);
+    let (_, arrived) = ask(rig, &rest)?;
+    assert_eq!(arrived.from, node(service, node_port));
+    Ok(())
+}
+
+/// Where every port that it could have is taken, an opening gets that of a flow of which one side has shown nothing.
+#[test]
+fn an_opening_displaces_a_flow_that_is_not_confirmed() -> Result<()> {
+    let mut rig = rig(&tcp_services())?;
+    for service in tcp_services() {
+        renew(&mut rig)?;
+        let last = PORTS.0 + BLOCK as u16 - 1;
+        rig.nat((PORTS.0, last), &[])?;
+        rig.nat((PORTS.0, last), &[])?;
+        let count = BLOCK as u16;
+        let mut taken = Vec::new();
+        for port in 0..count {
+            taken.push(open(&mut rig, &service, 1000 + port)?);
+        }
+        // All but one of them.
+        for port in 1..count {
+            confirm(&mut rig, &service, 1000 + port, taken[usize::from(port)])?;
+        }
+        let late = Segment::new(client(&service, 2000), service.vip, SYN);
+        let (outcome, arrived) = ask(&mut rig, &late)?;
+        assert_eq!(
+            (outcome, arrived.from),
+            (Outcome::ForwardDisplacing, node(&service, taken[0]))
+        );
+        // Sent again it is the same flow; the answer is for it.
+        assert_eq!(ask(&mut rig, &late)?.0, Outcome::ForwardRetransmit);
+        confirm(&mut rig, &service, 2000, taken[0])?;
+        // Now nobody gives way, neither to the one before nor to others.
+        for (port, flags) in [(1000, ACK), (1000, SYN), (3000, SYN)] {
+            let other = Segment::new(client(&service, port), service.vip, flags).at(1000, 1);
+            let (verdict, _, outcome) = rig.run(&other.build())?;
+            assert_eq!((verdict, outcome), (Verdict::Drop, Outcome::DropNoPort));
+        }
+        for port in 1..count {
+            let more = Segment::new(client(&service, 1000 + port), service.vip, ACK).at(1001, 6);
+            let (_, arrived) = ask(&mut rig, &more)?;
+            assert_eq!(arrived.from, node(&service, taken[usize::from(port)]));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_datagram_displaces_a_flow_that_nobody_has_answered() -> Result<()> {
+    let mut rig = rig(&udp_services())?;
+    for service in udp_services() {
+        renew(&mut rig)?;
+        let last = PORTS.0 + BLOCK as u16 - 1;
+        rig.nat((PORTS.0, last), &[])?;
+        rig.nat((PORTS.0, last), &[])?;
+        let send = |rig: &mut Rig, port: u16| -> Result<(Outcome, u16)> {
+            let question = Datagram::new(client(&service, port), service.vip);
+            let (verdict, out, outcome) = rig.run(&question.build())?;
+            assert_eq!(verdict, Verdict::Tx, "{outcome:?}");
+            Ok((outcome, Datagram::parse(&out).unwrap().from.port()))
+        };
+        let mut taken = Vec::new();
+        for port in 0..BLOCK as u16 {
+            taken.push(send(&mut rig, 1000 + port)?.1);
+        }
+        for shown in &taken[1..] {
+            let backend = backend_address(&service, OLD);
+            let answer = Datagram::new(backend, node(&service, *shown)).data(b"an answer");
+            assert_eq!(rig.run(&answer.build())?.2, Outcome::ForwardReply);
+        }
+        let displacing = (Outcome::ForwardDisplacing, taken[0]);
+        assert_eq!(send(&mut rig, 2000)?, displacing);
+        assert_eq!(send(&mut rig, 1000)?, displacing);
     }
     Ok(())
 }

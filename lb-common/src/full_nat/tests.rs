@@ -87,7 +87,7 @@ fn sources(first: u16, last: u16, nodes: &[[u8; 4]]) -> Sources {
     sources
 }
 
-/// What a packet of the flow does.
+/// What a packet of the flow does, which does not begin it.
 fn get(table: &Memory, sources: &Sources, flow: &Flow, now: u32) -> Option<(Addr, u16)> {
     let entry = find(table, sources, flow).or_else(|| claim(table, sources, flow, now, HZ))?;
     // SAFETY: nobody else is at it, or it is this flow's alone.
@@ -226,6 +226,110 @@ fn a_full_block_is_exhausted_and_a_lease_ends() {
         get(&table, &sources, &flow(0, 1), now + unconfirmed + 1),
         None
     );
+}
+
+/// An opening: its port, and whether another flow has lost it.
+fn open(table: &Memory, sources: &Sources, flow: &Flow, now: u32) -> Option<(u16, bool)> {
+    let had = find(table, sources, flow).or_else(|| claim(table, sources, flow, now, HZ));
+    let entry = had.or_else(|| displace(table, sources, flow, now))?;
+    // SAFETY: nobody else is at it.
+    Some((unsafe { (*entry.as_ptr()).node_port }, had.is_none()))
+}
+
+/// Both sides of a flow have been heard of.
+fn confirm(table: &Memory, sources: &Sources, flow: &Flow) {
+    let entry = find(table, sources, flow).expect("it has one");
+    // SAFETY: nobody else is at it.
+    unsafe {
+        (*entry.as_ptr()).from_client = seen::ALIVE;
+        (*entry.as_ptr()).from_server = seen::ALIVE;
+    }
+}
+
+#[test]
+fn openings_displace_who_has_waited_longest() {
+    let table = Memory::new(1 << 10);
+    let sources = sources(4096, 4095 + BLOCK as u16, &[]);
+    let flows: Vec<Flow> = (0..20).map(|client| flow(client, 1)).collect();
+    let open = |client: usize, now| open(&table, &sources, &flows[client], now);
+    let has = |client: usize| find(&table, &sources, &flows[client]).is_some();
+    for client in 0..4 {
+        // The second is the first to come.
+        let now = 5000 * HZ + (client as u32 + 3) % 4;
+        assert!(matches!(open(client, now), Some((_, false))), "{client}");
+    }
+    let now = 5001 * HZ;
+    // Whoever does not begin gets none.
+    assert_eq!(get(&table, &sources, &flows[4], now), None);
+    let ports: Vec<_> = (1..4).map(|client| open(client, now)).collect();
+    assert_eq!(open(4, now), Some((ports[0].expect("one").0, true)));
+    assert_eq!([0, 1, 2, 3, 4].map(has), [true, false, true, true, true]);
+    // Who is confirmed keeps it.
+    confirm(&table, &sources, &flows[2]);
+    assert_eq!(open(5, now), Some((ports[2].expect("one").0, true)));
+    assert_eq!(open(6, now).map(|(_, displaced)| displaced), Some(true));
+    assert_eq!(
+        [0, 2, 3, 4, 5, 6].map(has),
+        [false, true, false, true, true, true]
+    );
+    for client in [4, 5, 6] {
+        confirm(&table, &sources, &flows[client]);
+    }
+    assert_eq!(open(7, now), None);
+}
+
+#[test]
+fn only_what_begins_a_flow_displaces() {
+    let (syn, ack, rst) = (tcp::SYN, tcp::ACK, tcp::RST);
+    let rows = [
+        (Some(syn), true),
+        (Some(syn | ack), false),
+        (Some(ack), false),
+        (Some(rst), false),
+        (Some(0), false),
+        (None, true),
+    ];
+    for (flags, expected) in rows {
+        assert_eq!(may_displace(flags), expected, "{flags:?}");
+    }
+}
+
+/// A flood of openings to one backend, a hundred times what there are ports for: whoever then has a few ticks for his handshake
+/// gets through.
+#[test]
+fn a_flood_of_openings_leaves_handshakes_their_time() {
+    let table = Memory::new(1 << 16);
+    let sources = sources(1024, 32767, &[]);
+    let per_tick = 2000;
+    let (mut begun, mut lost) = (Vec::new(), 0);
+    for tick in 0..300_u32 {
+        let now = 5000 * HZ + tick;
+        for forged in 0..per_tick {
+            open(
+                &table,
+                &sources,
+                &flow(1_000_000 + tick * per_tick + forged, 1),
+                now,
+            );
+        }
+        begun.push(tick);
+        assert!(
+            open(&table, &sources, &flow(tick, 1), now).is_some(),
+            "{tick}"
+        );
+        // Its handshake takes five ticks.
+        if let Some(client) = tick.checked_sub(5) {
+            match find(&table, &sources, &flow(client, 1)) {
+                Some(_) => confirm(&table, &sources, &flow(client, 1)),
+                None => lost += 1,
+            }
+        }
+    }
+    std::println!("{lost} of {} handshakes lost their port", begun.len());
+    assert!(lost < 10, "{lost}");
+    // Once confirmed, none is lost.
+    let kept = (0..290).filter(|client| find(&table, &sources, &flow(*client, 1)).is_some());
+    assert!(kept.count() >= 280);
 }
 
 #[test]

@@ -100,15 +100,16 @@ fn to_backend(ctx: &XdpContext, found: &Located, packet: &Parsed, handed: &Hande
     if forward::is_spent(packet.network) {
         return drop(ctx, id, Outcome::DropTtl);
     }
-    let Some((entry, far_end)) = super::allocation(packet, handed, service, backend) else {
-        return drop(ctx, id, Outcome::DropNoPort);
+    let flow = super::flow_of(packet, handed, service, backend);
+    let Some(entry) = super::allocation(&flow) else {
+        return super::displace::instead(ctx, packet, &flow, jump::FULL_NAT_FIRST);
     };
     // SAFETY: the entry is this flow's.
     let shown = unsafe {
         let place = entry.as_ptr();
         super::note_client(entry, packet.flags);
         Reply {
-            far_end,
+            far_end: flow.far_end,
             backend_port: (*place).backend_port,
             node: (*place).node,
             node_port: (*place).node_port,

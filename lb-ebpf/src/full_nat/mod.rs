@@ -25,6 +25,7 @@ use crate::{
     thorough,
 };
 
+mod displace;
 mod fragment;
 mod option;
 pub mod reply;
@@ -89,8 +90,9 @@ fn to_backend(ctx: &XdpContext, packet: &Parsed, handed: &Handed) -> u32 {
     if forward::is_spent(packet.network) {
         return drop(ctx, id, Outcome::DropTtl);
     }
-    let Some((entry, _)) = allocation(packet, handed, service, backend) else {
-        return drop(ctx, id, Outcome::DropNoPort);
+    let flow = flow_of(packet, handed, service, backend);
+    let Some(entry) = allocation(&flow) else {
+        return displace::instead(ctx, packet, &flow, jump::FULL_NAT);
     };
     // SAFETY: the entry is this flow's.
     let (node, node_port, from_server) = unsafe {
@@ -163,10 +165,10 @@ pub fn flow(
     handed: &Handed,
     service: &ServiceRecord,
     backend: &BackendRecord,
-) -> Option<Flow> {
+) -> Flow {
     let port = forward::backend_port(asked.service_port, backend);
     let seed = maps::control().index_seed;
-    Some(Flow {
+    Flow {
         hash: handed.hash,
         client: asked.client,
         client_port: asked.client_port,
@@ -176,7 +178,7 @@ pub fn flow(
         far_end: rule::far_end(seed, &backend.address, port, asked.protocol),
         own: backend.tunnel_source,
         idle_ticks: service.idle_ticks,
-    })
+    }
 }
 
 /// The allocation that a flow has.
@@ -190,29 +192,33 @@ pub fn known(flow: &Flow) -> Option<NonNull<PortEntry>> {
     rule::find(&Ports, before, flow)
 }
 
-/// The flow's allocation: the one it has, or a new one. With the key of the places towards its backend.
+/// The same of a client's packet.
 #[inline(always)]
-fn allocation(
+fn flow_of(
     packet: &Parsed,
     handed: &Handed,
     service: &ServiceRecord,
     backend: &BackendRecord,
-) -> Option<(NonNull<PortEntry>, SipKey)> {
+) -> Flow {
     let asked = Asked {
         client: packet.source,
         client_port: packet.source_port,
         service_port: packet.destination_port,
         protocol: packet.protocol(),
     };
-    let flow = flow(&asked, handed, service, backend)?;
-    if let Some(entry) = known(&flow) {
-        return Some((entry, flow.far_end));
+    flow(&asked, handed, service, backend)
+}
+
+/// The flow's allocation: the one it has, or a new one.
+#[inline(always)]
+fn allocation(flow: &Flow) -> Option<NonNull<PortEntry>> {
+    if let Some(entry) = known(flow) {
+        return Some(entry);
     }
     let (now_sources, _) = sources(flow.client.is_v4())?;
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() as u32 };
-    let entry = rule::claim(&Ports, now_sources, &flow, now, ticks_per_second())?;
-    Some((entry, flow.far_end))
+    rule::claim(&Ports, now_sources, flow, now, ticks_per_second())
 }
 
 /// Notes a packet from the client; returns what the backend has sent so far.

@@ -70,11 +70,11 @@ fn backend(ctx: &XdpContext, message: &Message, quote: &Quote, handed: &Handed) 
         service_port: quote.source_port,
         protocol: quote.protocol,
     };
-    let known = full_nat::flow(&asked, handed, service, backend)
-        .and_then(|flow| full_nat::known(&flow).map(|entry| (flow.backend_port, entry)));
-    let Some((port, entry)) = known else {
+    let flow = full_nat::flow(&asked, handed, service, backend);
+    let Some(entry) = full_nat::known(&flow) else {
         return pass(ctx, id, Outcome::PassIcmp);
     };
+    let port = flow.backend_port;
     // SAFETY: the table vouches for the entry.
     let (node, node_port) = unsafe {
         let place = entry.as_ptr();

@@ -117,6 +117,13 @@ impl Engine {
                  list more `nat_addresses`, or widen `nat_ports`"
             ));
         }
+        let displacing = outcomes[Outcome::ForwardDisplacing as usize];
+        if displacing > 0 {
+            warnings.push(format!(
+                "{displacing} flows began on the port of another that was not confirmed yet: a flood of openings, or too few \
+                 ports; list more `nat_addresses`, or widen `nat_ports`"
+            ));
+        }
         let pools = service
             .spec
             .pools
