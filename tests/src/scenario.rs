@@ -345,17 +345,35 @@ impl Scene {
     /// Connections that a backend got although their clients began them within `window` (ns of `CLOCK_MONOTONIC`).
     ///
     /// # Errors
-    /// The server does not answer.
+    /// The server does not answer, or has forgotten connections of that time.
     pub fn begun_on(
         &self,
         backend: &str,
         report: &Report,
         window: Range<u64>,
     ) -> Result<Vec<Late>> {
+        self.begun_on_within(backend, report, &[window])
+    }
+
+    /// The same for several windows, with one question to the server.
+    ///
+    /// # Errors
+    /// As [`Self::begun_on`].
+    pub fn begun_on_within(
+        &self,
+        backend: &str,
+        report: &Report,
+        windows: &[Range<u64>],
+    ) -> Result<Vec<Late>> {
         let stats = self.lab.stats(backend, self.service.backend_port)?;
-        ensure!(stats.forgotten == 0, "{backend} has forgotten connections");
+        let first = windows.iter().map(|window| window.start).min();
+        let remembers = stats.connections.first().map(|first| first.accepted_ns);
+        ensure!(
+            stats.forgotten == 0 || remembers < first,
+            "{backend} has forgotten connections"
+        );
         let peers = [self.client()];
-        Ok(begun_within(&stats, &report.flows, &peers, window))
+        Ok(begun_within(&stats, &report.flows, &peers, windows))
     }
 
     /// Fails if a backend got a connection that was begun within `window`.

@@ -5,6 +5,7 @@ mod first;
 mod operations;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     ops::Range,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -39,6 +40,8 @@ const SHORT: f64 = 200.0;
 const MEANWHILE: u64 = 3;
 /// Steps in a row that do the same, beyond which a sample leaves out some of those in between.
 const MANY: usize = 8;
+/// How often an operation is done again that did not come to a step: some follow from it or not, as its ticks fall.
+const TRIES: usize = 3;
 /// Time between two looks for the end of an operation.
 const SHORT_WHILE: Duration = Duration::from_millis(20);
 /// Id of the service `web`, the first that there was.
@@ -123,8 +126,8 @@ pub struct Walk {
     load: Load,
     random: SmallRng,
     sum: Sum,
-    /// Who must get no new connection when, ns of `CLOCK_MONOTONIC`.
-    closed: Vec<(&'static str, Range<u64>)>,
+    /// Who must get no new connection when, ns of `CLOCK_MONOTONIC`; since this load began.
+    closed: BTreeMap<&'static str, Vec<Range<u64>>>,
     began: Instant,
 }
 
@@ -135,29 +138,14 @@ impl Walk {
     /// The lab, the daemon or the load does not start.
     pub fn new(way: Way, slots: Option<u32>, seed: u64) -> Result<Self> {
         let (scene, fate) = scene(way, slots)?;
-        let options = LoadOptions {
-            long: LONG,
-            ramp: Duration::from_millis(300),
-            echo_every: Duration::from_millis(100),
-            echo_bytes: (16, 500),
-            short_per_second: SHORT,
-            short_concurrency: SHORT_AT_ONCE,
-            short_bytes: (1, 2000),
-            ..LoadOptions::new(scene.target())
-        };
-        let load = Load::start(scene.lab.netns("client"), options)?;
-        ensure!(
-            load.wait_long(LONG, LIMIT) && load.wait(LIMIT, |now| now.requests_ok > 10),
-            "the load does not start: {:?}",
-            load.broken()
-        );
+        let load = load(&scene)?;
         Ok(Self {
             scene,
             fate,
             load,
             random: SmallRng::seed_from_u64(seed),
             sum: Sum::default(),
-            closed: Vec::new(),
+            closed: BTreeMap::new(),
             began: Instant::now(),
         })
     }
@@ -179,12 +167,14 @@ impl Walk {
                     operation.name
                 )
             };
-            deaths += self.die(operation, *at, &reference).with_context(what)?;
+            for _ in 0..TRIES {
+                if self.die(operation, *at, &reference).with_context(what)? {
+                    deaths += 1;
+                    break;
+                }
+            }
         }
-        let steps = (operation.name, listed as u64, deaths);
-        eprintln!("{steps:?} after {:.0?}", self.began.elapsed());
-        self.sum.operations.push(steps);
-        Ok(())
+        self.walked(operation.name, listed as u64, deaths)
     }
 
     /// Walks the start of a daemon that has had a predecessor: it loads the program anew, fills the jump table and puts the program
@@ -217,36 +207,38 @@ impl Walk {
             deaths += self.die_in_start(at, &reference).with_context(what)?;
         }
         self.fate.load_anew(false);
-        let steps = ("start", count, deaths);
-        eprintln!("{steps:?} after {:.0?}", self.began.elapsed());
-        self.sum.operations.push(steps);
-        Ok(())
+        self.walked("start", count, deaths)
     }
 
-    /// Everybody leaves; what came of it all.
-    ///
-    /// # Errors
-    /// A server does not answer.
-    pub fn end(self) -> Result<Sum> {
-        let Self {
-            scene,
-            load,
-            mut sum,
-            closed,
-            began,
-            ..
-        } = self;
-        scene.traffic(&load, 20)?;
-        let report = load.stop(Duration::from_millis(300));
-        for (name, window) in closed {
-            sum.misplaced += scene.begun_on(name, &report, window)?.len();
+    /// What came of it all.
+    #[must_use]
+    pub fn end(self) -> Sum {
+        self.sum
+    }
+
+    /// Everybody leaves, and it is judged what came of this operation; then others come.
+    fn walked(&mut self, name: &'static str, steps: u64, deaths: u64) -> Result<()> {
+        self.scene.traffic(&self.load, 20)?;
+        let next = load(&self.scene)?;
+        let report = std::mem::replace(&mut self.load, next).stop(Duration::from_millis(300));
+        let sum = &mut self.sum;
+        for (backend, windows) in std::mem::take(&mut self.closed) {
+            let late = self.scene.begun_on_within(backend, &report, &windows)?;
+            sum.misplaced += late.len();
+            ensure!(late.is_empty(), "{name}: on {backend}: {:?}", late.first());
         }
-        sum.connections = report.flows.len();
-        sum.exchanges = report.frames + report.requests_ok;
-        sum.broken = report.broken.len();
-        sum.took = began.elapsed();
-        ensure!(report.is_clean(), "{}\n{sum}", report.summary());
-        Ok(sum)
+        sum.operations.push((name, steps, deaths));
+        sum.connections += report.flows.len();
+        sum.exchanges += report.frames + report.requests_ok;
+        sum.broken += report.broken.len();
+        sum.took = self.began.elapsed();
+        ensure!(report.is_clean(), "{name}: {}\n{sum}", report.summary());
+        eprintln!(
+            "{name}: killed at {deaths} of {steps} steps, after {:.0} s in all; {}",
+            sum.took.as_secs_f64(),
+            report.summary()
+        );
+        Ok(())
     }
 
     /// The operation without a death before its end, and a death right after it: its steps and where it leads.
@@ -277,7 +269,7 @@ impl Walk {
     }
 
     /// The operation with a death at a step; whether it came.
-    fn die(&mut self, operation: &Operation, at: usize, reference: &End) -> Result<u64> {
+    fn die(&mut self, operation: &Operation, at: usize, reference: &End) -> Result<bool> {
         let terms = self.prepare(operation)?;
         let before = self.where_it_stands()?;
         let from_ms = unix_ms();
@@ -290,7 +282,7 @@ impl Walk {
         if !died && !self.fate.dies(SHORT_WHILE) {
             // It took fewer steps this time: where there is less to write.
             self.undo(operation)?;
-            return Ok(0);
+            return Ok(false);
         }
         let until_ms = unix_ms();
         self.traffic_goes_on()?;
@@ -322,7 +314,7 @@ impl Walk {
         );
         let closed_from = clock::now_ns();
         self.undo_from(operation, closed_from)?;
-        Ok(1)
+        Ok(true)
     }
 
     /// A start that loads the program, with a death at a step; whether it came.
@@ -413,11 +405,10 @@ impl Walk {
     fn undo_from(&mut self, operation: &Operation, closed_from: u64) -> Result<()> {
         if !operation.closed.is_empty() {
             let until = self.scene.moment(&self.load)?;
-            let windows = operation
-                .closed
-                .iter()
-                .map(|name| (*name, closed_from..until));
-            self.closed.extend(windows);
+            for name in operation.closed {
+                let windows = self.closed.entry(name).or_default();
+                windows.push(closed_from..until);
+            }
         }
         for request in (operation.undo)(&self.scene) {
             self.ask(&request).context("undo")?;
@@ -441,6 +432,27 @@ impl Walk {
     fn where_it_stands(&self) -> Result<End> {
         where_it_stands(&self.scene)
     }
+}
+
+/// Clients with long connections and short requests, which all have been answered.
+fn load(scene: &Scene) -> Result<Load> {
+    let options = LoadOptions {
+        long: LONG,
+        ramp: Duration::from_millis(300),
+        echo_every: Duration::from_millis(100),
+        echo_bytes: (16, 500),
+        short_per_second: SHORT,
+        short_concurrency: SHORT_AT_ONCE,
+        short_bytes: (1, 2000),
+        ..LoadOptions::new(scene.target())
+    };
+    let load = Load::start(scene.lab.netns("client"), options)?;
+    ensure!(
+        load.wait_long(LONG, LIMIT) && load.wait(LIMIT, |now| now.requests_ok > 10),
+        "the load does not start: {:?}",
+        load.broken()
+    );
+    Ok(load)
 }
 
 /// The scene of all walks: a daemon whose lives are decided over.

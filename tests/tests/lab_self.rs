@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
+    slice,
     time::{Duration, Instant},
 };
 
@@ -188,7 +189,13 @@ fn load_is_counted_and_clean() -> Result<()> {
         .collect();
     assert_eq!(seen, report.flows.iter().map(|flow| flow.local).collect());
     assert_eq!(stats.corrupt, 0);
-    let late = begun_within(&stats, &report.flows, &[address::CLIENT], moment..u64::MAX);
+    let window = moment..u64::MAX;
+    let late = begun_within(
+        &stats,
+        &report.flows,
+        &[address::CLIENT],
+        slice::from_ref(&window),
+    );
     let begun = report
         .flows
         .iter()

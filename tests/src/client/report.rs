@@ -161,24 +161,31 @@ pub struct Late {
     pub started_ns: Option<u64>,
 }
 
-/// Connections on the backend with these `stats` that clients at `peers` began within `window` (ns of
+impl Late {
+    /// It was begun, or else accepted, within one of these, the ends excluded.
+    fn is_within(&self, windows: &[Range<u64>]) -> bool {
+        let ns = self.started_ns.unwrap_or(self.accepted.accepted_ns);
+        windows.iter().any(|w| w.start < ns && ns < w.end)
+    }
+}
+
+/// Connections on the backend with these `stats` that clients at `peers` began within one of `windows` (ns of
 /// `CLOCK_MONOTONIC`, the ends excluded).
 ///
-/// A handshake that was in flight when the window opened may be accepted later; it counts by its beginning, which
-/// only the client knows. A connection accepted within the window that the client's log does not explain is listed
+/// A handshake that was in flight when a window opened may be accepted later; it counts by its beginning, which
+/// only the client knows. A connection accepted within a window that the client's log does not explain is listed
 /// too. So `flows` should be complete: taken from a [`Report`].
 #[must_use]
 pub fn begun_within(
     stats: &server::Stats,
     flows: &[Flow],
     peers: &[IpAddr],
-    window: Range<u64>,
+    windows: &[Range<u64>],
 ) -> Vec<Late> {
     let mut begun: HashMap<SocketAddr, Vec<u64>> = HashMap::new();
     for flow in flows {
         begun.entry(flow.local).or_default().push(flow.started_ns);
     }
-    let within = |ns: u64| window.start < ns && ns < window.end;
     stats
         .from_clients(peers)
         .filter_map(|accepted| {
@@ -188,11 +195,11 @@ pub fn begun_within(
                 .copied()
                 .filter(|&ns| ns <= accepted.accepted_ns)
                 .max();
-            let is_late = within(started_ns.unwrap_or(accepted.accepted_ns));
-            is_late.then(|| Late {
+            let late = Late {
                 accepted: accepted.clone(),
                 started_ns,
-            })
+            };
+            late.is_within(windows).then_some(late)
         })
         .collect()
 }

@@ -133,11 +133,15 @@ impl Closed {
         }
     }
 
-    /// The whole windows, ns of `CLOCK_MONOTONIC`; those still open end at `now`.
-    fn windows(&self, now: u64) -> Vec<(String, Range<u64>)> {
+    /// The whole windows of each, ns of `CLOCK_MONOTONIC`; those still open end at `now`.
+    fn windows(&self, now: u64) -> BTreeMap<String, Vec<Range<u64>>> {
         let open = self.since.iter();
         let open = open.map(|(name, &since)| (name.clone(), since..now));
-        self.over.iter().cloned().chain(open).collect()
+        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (name, window) in self.over.iter().cloned().chain(open) {
+            of.entry(name).or_default().push(window);
+        }
+        of
     }
 }
 
@@ -208,9 +212,9 @@ impl Ledger {
             }
         }
         let mut misplaced = Vec::new();
-        for (name, window) in self.closed.windows(now_ns) {
+        for (name, windows) in self.closed.windows(now_ns) {
             for stats in self.stats.get(&name).into_iter().flatten() {
-                let late = begun_within(stats, &report.flows, clients, window.clone());
+                let late = begun_within(stats, &report.flows, clients, &windows);
                 misplaced.extend(late.iter().map(|late| format!("{name}: {late:?}")));
             }
         }
@@ -336,7 +340,11 @@ mod tests {
         closed.set(&names(&["g1"]), 0, 0);
         closed.set(&names(&["g1", "b1"]), 5, 7);
         closed.set(&names(&["b1"]), 9, 11);
-        let expected = vec![("g1".to_owned(), 0..9), ("b1".to_owned(), 7..20)];
-        assert_eq!(closed.windows(20), expected);
+        closed.set(&names(&["b1", "g1"]), 12, 14);
+        let expected = [
+            ("b1".to_owned(), std::iter::once(7..20).collect()),
+            ("g1".to_owned(), vec![0..9, 14..20]),
+        ];
+        assert_eq!(closed.windows(20), expected.into());
     }
 }

@@ -19,12 +19,13 @@ const LONG: usize = 20;
 /// Answers on them that show that it forwards.
 const ANSWERS: u64 = 40;
 
-/// Walks the first start, at some of its steps: how many it has, and at how many it died.
+/// Walks the first start, at some of its steps: how many it has, and at how many it died. `slots` of the service, where not as
+/// many as is usual.
 ///
 /// # Errors
 /// A daemon comes back as it must not, or not at all; naming the step.
-pub fn first_start(way: Way, sample: Sample, seed: u64) -> Result<(u64, u64)> {
-    let (scene, fate) = scene(way, None)?;
+pub fn first_start(way: Way, slots: Option<u32>, sample: Sample, seed: u64) -> Result<(u64, u64)> {
+    let (scene, fate) = scene(way, slots)?;
     // The table is another each time: it follows from the seed.
     let reference = state(&scene.ebb.status()?);
     fate.load_anew(true);

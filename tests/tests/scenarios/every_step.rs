@@ -45,7 +45,7 @@ fn walk(way: Way, slots: Option<u32>, sample: Sample) -> Result<()> {
     // Each loads the program twice, which takes the verifier seconds.
     let at_most = sample.at_most.div_ceil(SLOW).max(2);
     walk.start(Sample { at_most, ..sample })?;
-    let sum = walk.end()?;
+    let sum = walk.end();
     eprintln!("{sum}");
     assert_eq!((sum.broken, sum.misplaced), (0, 0), "{sum}");
     assert!(sum.deaths() >= all().len() as u64, "{sum}");
@@ -71,12 +71,12 @@ fn many_steps_l2() -> Result<()> {
 }
 
 /// The very first start, which no packet depends on yet.
-fn first(sample: Sample) -> Result<()> {
+fn first(slots: Option<u32>, sample: Sample) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let seed = ebb_tests::scenario::seed_of_commit();
-    let (steps, deaths) = first_start(Way::Nat, sample, seed)?;
+    let (steps, deaths) = first_start(Way::Nat, slots, sample, seed)?;
     eprintln!(
         "first start: {steps} steps, killed at {deaths}: each time the next start was as one from nothing"
     );
@@ -86,16 +86,25 @@ fn first(sample: Sample) -> Result<()> {
 
 #[test]
 fn a_first_start_nat() -> Result<()> {
-    first(Sample { at_most: 1, ..FEW })
+    first(None, Sample { at_most: 1, ..FEW })
+}
+
+#[test]
+#[ignore = "takes many minutes: each death loads the program twice; `--ignored` runs it"]
+fn every_first_start_nat() -> Result<()> {
+    first(Some(FEW_SLOTS), Sample::ALL)
 }
 
 #[test]
 #[ignore = "takes many minutes: each death loads the program twice; `--ignored` runs it"]
 fn many_first_starts_nat() -> Result<()> {
-    first(Sample {
-        at_most: MANY.at_most / 5,
-        ..MANY
-    })
+    first(
+        None,
+        Sample {
+            at_most: MANY.at_most / 5,
+            ..MANY
+        },
+    )
 }
 
 /// The steps of a start that other operations do not have: programs, jump table, links.
@@ -107,7 +116,7 @@ fn every_start_l2() -> Result<()> {
     }
     let mut walk = begin(Way::L2, None)?;
     walk.start(Sample::ALL)?;
-    let sum = walk.end()?;
+    let sum = walk.end();
     eprintln!("{sum}");
     assert_eq!((sum.broken, sum.misplaced), (0, 0), "{sum}");
     assert!(sum.deaths() > 0, "{sum}");

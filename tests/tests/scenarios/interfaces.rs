@@ -1,7 +1,7 @@
 //! A node with several interfaces: clients on two networks of its own, backends on veths of the same host; and an
 //! interface that goes and comes back, as a container's does.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, slice, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests::{
@@ -130,7 +130,13 @@ fn two_networks(forward: &str, family: Family) -> Result<()> {
                 "{name} on {backend}"
             );
         }
-        let late = begun_within(&seen("b1")?, &report.flows, &[peer], from..until);
+        let window = from..until;
+        let late = begun_within(
+            &seen("b1")?,
+            &report.flows,
+            &[peer],
+            slice::from_ref(&window),
+        );
         assert!(late.is_empty(), "{name}: {:?}", late.first());
     }
     Ok(())

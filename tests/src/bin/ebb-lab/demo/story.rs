@@ -54,7 +54,7 @@ impl Closed {
         for (_, stats) in stats.iter().filter(|(name, _)| is_closed(name)) {
             let window = self.from_ns..self.until_ns;
             let clients = Family::BOTH.map(address::client);
-            let late = begun_within(stats, &report.flows, &clients, window);
+            let late = begun_within(stats, &report.flows, &clients, &[window]);
             wrong.extend(late.iter().map(|late| {
                 (
                     late.accepted.peer,
