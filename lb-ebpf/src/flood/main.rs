@@ -1,7 +1,8 @@
 //! The lab's flood: frames from sources that nobody has, as many as the machine can make.
 //!
 //! `flood` writes each frame and redirects it to an interface (BPF_PROG_TEST_RUN with live frames); `shed` is put where
-//! the balancer's packets arrive, so that it is the balancer that is under test and not the backends' kernels.
+//! the balancer's packets arrive, so that it is the balancer that is under test and not the backends' kernels, and
+//! `shed_later` where they come out of a tunnel.
 
 #![no_std]
 #![no_main]
@@ -9,11 +10,11 @@
 #![feature(asm_experimental_arch)]
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, xdp_action},
+    bindings::{BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::bpf_redirect,
-    macros::{map, xdp},
+    macros::{classifier, map, xdp},
     maps::{Array, PerCpuArray},
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::checksum::fold;
 
@@ -23,8 +24,10 @@ mod shared;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod word;
 
-use shared::{FIRST_SOURCE, Flood, LENGTH, ONE_IN, SOURCE_MASK, Shed, WORDS, kind, mixed};
-use word::{store16, store32};
+use shared::{
+    BARE_HEADER, FIRST_SOURCE, Flood, LENGTH, ONE_IN, SOURCE_MASK, Shed, WINDOW, WORDS, kind, mixed,
+};
+use word::{load8, load16, load32, store16, store32};
 
 /// What to send.
 #[map]
@@ -35,6 +38,7 @@ static FLOOD: Array<Flood> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static SHED: PerCpuArray<Shed> = PerCpuArray::with_max_entries(1, 0);
 
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+const TCP: u8 = 6;
 
 /// Writes the next frame and sends it.
 #[xdp]
@@ -89,32 +93,66 @@ unsafe fn write(frame: *mut u8, flood: &Flood, random: u64) {
 #[xdp]
 #[inline(always)]
 pub fn shed(ctx: XdpContext) -> u32 {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    if start + 34 > end {
-        return xdp_action::XDP_PASS;
+    match is_shed(ctx.data(), ctx.data_end()) {
+        true => xdp_action::XDP_DROP,
+        false => xdp_action::XDP_PASS,
     }
-    // SAFETY: inside the frame, as just checked.
-    let (ethertype, source) = unsafe {
-        (
-            (start as *const u8).add(12).cast::<u16>().read_unaligned(),
-            (start as *const u8).add(26).cast::<u32>().read_unaligned(),
-        )
-    };
-    if ethertype != ETHERTYPE_IPV4 || u32::from_be(source) & !SOURCE_MASK != FIRST_SOURCE {
-        return xdp_action::XDP_PASS;
+}
+
+/// The same for packets on their way up, behind the XDP program that has taken them out of a tunnel.
+#[classifier]
+#[inline(always)]
+pub fn shed_later(ctx: TcContext) -> i32 {
+    match is_shed(ctx.data(), ctx.data_end()) {
+        true => TC_ACT_SHOT,
+        false => TC_ACT_UNSPEC,
+    }
+}
+
+#[inline(always)]
+fn is_shed(start: usize, end: usize) -> bool {
+    if !is_flood(start, end) {
+        return false;
     }
     let Some(counts) = SHED.get_ptr_mut(0) else {
-        return xdp_action::XDP_DROP;
+        return true;
     };
     // SAFETY: a per-CPU value.
     unsafe {
         (*counts).all += 1;
-        if (*counts).all % ONE_IN != 0 {
-            return xdp_action::XDP_DROP;
-        }
-        (*counts).through += 1;
+        let goes_on = (*counts).all % ONE_IN == 0;
+        (*counts).through += u64::from(goes_on);
+        !goes_on
     }
-    xdp_action::XDP_PASS
+}
+
+/// By its source or, where a balancer has put itself in its place, by a TCP header that no client here sends.
+#[inline(always)]
+fn is_flood(start: usize, end: usize) -> bool {
+    if start + 34 > end {
+        return false;
+    }
+    let frame = start as *const u8;
+    // SAFETY: inside the frame, as just checked.
+    let (ethertype, source, protocol) = unsafe {
+        (
+            load16::<12>(frame) as u16,
+            load32::<26>(frame) as u32,
+            load8::<23>(frame) as u8,
+        )
+    };
+    if ethertype != ETHERTYPE_IPV4 {
+        return false;
+    }
+    if u32::from_be(source) & !SOURCE_MASK == FIRST_SOURCE {
+        return true;
+    }
+    if protocol != TCP || start + 50 > end {
+        return false;
+    }
+    // SAFETY: inside the frame, as just checked.
+    let (length, window) = unsafe { (load8::<46>(frame) as u8, load16::<48>(frame) as u16) };
+    length == BARE_HEADER && u16::from_be(window) == WINDOW
 }
 
 #[cfg(not(test))]

@@ -12,6 +12,13 @@ pub const FIRST_SOURCE: u32 = 0x6440_0000;
 /// Bits of a source's address that change.
 pub const SOURCE_MASK: u32 = 0x003f_ffff;
 
+/// Byte 12 of the TCP headers of a flood: without options, which the first segment of a real connection has, and all that carry
+/// timestamps.
+pub const BARE_HEADER: u8 = 0x50;
+
+/// Window in the TCP headers of a flood, host order: a large odd number, which no window scale leaves to a real one.
+pub const WINDOW: u16 = 0xfaf1;
+
 /// Kinds of frames, in [`Flood::kind`].
 pub mod kind {
     /// TCP: the sequence number changes as well.

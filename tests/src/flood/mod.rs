@@ -30,7 +30,7 @@ use lb_common::{
 use lb_userspace::datapath::object;
 
 use crate::lab::Netns;
-use shared::{Flood as Record, LENGTH, kind};
+use shared::{BARE_HEADER, Flood as Record, LENGTH, WINDOW, kind};
 pub use shed::Shedder;
 
 /// Frames that the kernel hands over at a time; must fit the veth's ring (256).
@@ -268,7 +268,9 @@ impl FloodOptions {
                 };
                 bytes.extend([0; 4]);
                 bytes.extend(acknowledged.to_be_bytes());
-                bytes.extend([0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+                bytes.extend([BARE_HEADER, flags]);
+                bytes.extend(WINDOW.to_be_bytes());
+                bytes.extend([0; 4]);
             }
         }
         if self.kind == Kind::Udp {

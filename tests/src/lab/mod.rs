@@ -338,6 +338,12 @@ impl Lab {
         self.options.pass_interfaces()
     }
 
+    /// Whether backends get tunnels and take them apart by `ebb decap`.
+    #[must_use]
+    pub fn has_decap(&self) -> bool {
+        self.options.decap
+    }
+
     /// Index and MAC address of an interface of a namespace.
     ///
     /// # Errors

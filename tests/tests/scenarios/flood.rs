@@ -8,11 +8,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use ebb_tests::{
     client::Load,
+    config::Service,
     flood::{Flood, FloodOptions, Kind, Shedder},
     lab::Lab,
     scenario::{Scene, Way, can_run, check_sum, lab_with, now},
 };
 use serde_json::Value;
+
+use super::tunnel;
 
 /// Frames a second that are asked for; the machine may give less. Three times a second they fill the handshake table;
 /// with [`RATE`] one asks for more than two busy CPUs can forge, forward and shed beside everything else.
@@ -37,8 +40,16 @@ pub(super) fn scene(way: Way, backends: &[&str], tail: &str) -> Result<(Scene, S
     let (lab, service) = lab_with(way, backends, |options| {
         options.pass_programs = false;
     })?;
+    scene_in(lab, service, tail)
+}
+
+/// The same in a lab that was made without pass programs.
+pub(super) fn scene_in(lab: Lab, service: Service, tail: &str) -> Result<(Scene, Shedder)> {
     let shedder = Shedder::over(&lab)?;
     let servers = lab.serve(service.backend_port)?;
+    if lab.has_decap() {
+        tunnel::decap_everywhere(&lab)?;
+    }
     Ok((Scene::over(lab, service, servers, tail)?, shedder))
 }
 

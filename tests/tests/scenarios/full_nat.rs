@@ -33,12 +33,20 @@ pub(super) fn scene_with(
     backends: &[&str],
     edit: impl FnOnce(&mut Service),
 ) -> Result<Scene> {
-    let lab = Lab::create(LabOptions::new(
-        topology,
-        Answers::ThroughBalancer,
-        backends,
-    ))?;
-    for name in backends {
+    let options = LabOptions::new(topology, Answers::ThroughBalancer, backends);
+    let (lab, service) = lab_with(options, family, edit)?;
+    let servers = lab.serve(service.backend_port)?;
+    Scene::over(lab, service, servers, "")
+}
+
+/// A lab of backends without a default route, and a service over them.
+pub(super) fn lab_with(
+    options: LabOptions,
+    family: Family,
+    edit: impl FnOnce(&mut Service),
+) -> Result<(Lab, Service)> {
+    let lab = Lab::create(options)?;
+    for name in lab.backends() {
         for family in ["-4", "-6"] {
             ip(&lab, name, &[family, "route", "del", "default"])?;
         }
@@ -47,8 +55,7 @@ pub(super) fn scene_with(
     service.family = family;
     service.pools.retain(|(_, members)| !members.is_empty());
     edit(&mut service);
-    let servers = lab.serve(service.backend_port)?;
-    Scene::over(lab, service, servers, "")
+    Ok((lab, service))
 }
 
 fn ip(lab: &Lab, role: &str, words: &[&str]) -> Result<String> {

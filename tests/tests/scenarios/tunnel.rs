@@ -37,16 +37,35 @@ fn scene(
 /// The same with more lines in the service's table.
 pub(super) fn scene_with(
     forward: &str,
-    (inner, outer): (Family, Family),
+    families: (Family, Family),
     mtu: Option<u16>,
     backends: &[&str],
     more: &str,
 ) -> Result<Scene> {
-    let lab = Lab::create(LabOptions {
+    let options = options(mtu, backends);
+    let (lab, service) = lab_with(options, forward, families, more)?;
+    let servers = lab.serve(service.backend_port)?;
+    decap_everywhere(&lab)?;
+    Scene::over(lab, service, servers, "")
+}
+
+/// Backends that get tunnels.
+pub(super) fn options(mtu: Option<u16>, backends: &[&str]) -> LabOptions {
+    LabOptions {
         inner_mtu: mtu,
         decap: true,
         ..LabOptions::new(Topology::TwoArm, Answers::Direct, backends)
-    })?;
+    }
+}
+
+/// A lab of such backends and a service over them.
+pub(super) fn lab_with(
+    options: LabOptions,
+    forward: &str,
+    (inner, outer): (Family, Family),
+    more: &str,
+) -> Result<(Lab, Service)> {
+    let lab = Lab::create(options)?;
     let mut service = Service::blue_green(&lab, forward);
     service.family = inner;
     service.backend_family = Some(outer);
@@ -55,17 +74,17 @@ pub(super) fn scene_with(
     if !more.contains("drain = ") {
         service.more += "\ndrain = { timeout = \"60s\" }";
     }
-    let servers = lab.serve(service.backend_port)?;
-    for backend in backends {
-        let balancers = "10.3.0.0/16,fd00:3::/32";
-        decap(
-            &lab,
-            backend,
-            "eth0",
-            &["--from", balancers, "--mode", "native"],
-        )?;
+    Ok((lab, service))
+}
+
+/// Starts `ebb decap` on every backend.
+pub(super) fn decap_everywhere(lab: &Lab) -> Result<()> {
+    let balancers = "10.3.0.0/16,fd00:3::/32";
+    let words = ["--from", balancers, "--mode", "native"];
+    for backend in lab.backends() {
+        decap(lab, backend, "eth0", &words)?;
     }
-    Scene::over(lab, service, servers, "")
+    Ok(())
 }
 
 /// `ebb decap` on an interface of a backend; what it said, as JSON.
