@@ -34,7 +34,7 @@ impl Shedder {
             let shed = &mut *shed;
             let attached = lab
                 .netns(&role)
-                .run(move || shed.attach(interface, XdpMode::Driver));
+                .run(|| shed.attach(&interface, XdpMode::Driver));
             // The link lives as long as the program.
             let _ = attached?.with_context(|| format!("attaching to {interface} in {role}"))?;
         }

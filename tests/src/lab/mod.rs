@@ -172,7 +172,7 @@ impl Lab {
             false => Vec::new(),
         };
         for (role, interface) in interfaces {
-            let link = self.attach_pass(&role, interface)?;
+            let link = self.attach_pass(&role, &interface)?;
             if self.lifetime == Lifetime::Detached {
                 pass::pin(
                     link.as_fd(),
@@ -334,7 +334,7 @@ impl Lab {
     /// Where what the balancer sends arrives, and an XDP program is needed: role and interface. The one towards the
     /// router first.
     #[must_use]
-    pub fn far_interfaces(&self) -> Vec<(String, &'static str)> {
+    pub fn far_interfaces(&self) -> Vec<(String, String)> {
         self.options.pass_interfaces()
     }
 

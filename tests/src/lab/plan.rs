@@ -85,7 +85,7 @@ impl LabOptions {
     pub(super) fn check(&self) -> Result<()> {
         ensure!(self.backends.len() <= 200, "a lab has at most 200 backends");
         ensure!(
-            self.topology == Topology::TwoArm || self.inner_mtu.is_none() && !self.decap,
+            self.topology == Topology::TwoArm || self.inner_mtu.is_none(),
             "only in a two-armed lab do backends have links of their own"
         );
         ensure!(
@@ -164,7 +164,7 @@ impl LabOptions {
                     s.line(format_args!("link set lb2 master br0"));
                 }
                 for name in &self.backends {
-                    let port = format!("p-{name}");
+                    let port = bridge_port(name);
                     s.veth(&port, &format!("{prefix}{name}"));
                     s.line(format_args!("link set {port} master br0"));
                 }
@@ -295,16 +295,31 @@ impl LabOptions {
         settings
     }
 
-    /// Interfaces that receive what the balancer's XDP program sends, and need a program of their own: role, name.
-    pub(super) fn pass_interfaces(&self) -> Vec<(String, &'static str)> {
-        let mut interfaces = vec![("router".to_owned(), "lb")];
-        interfaces.extend(self.second_node.then(|| ("router".to_owned(), "lb2")));
-        interfaces.extend(self.side_client.then(|| ("side".to_owned(), "eth0")));
-        if self.topology == Topology::TwoArm && !self.decap {
-            interfaces.extend(self.backends.iter().map(|name| (name.clone(), "eth0")));
+    /// Interfaces that receive what an XDP program sends, the balancer's or that of `ebb decap`, and need a program of their own:
+    /// role, name.
+    pub(super) fn pass_interfaces(&self) -> Vec<(String, String)> {
+        let owned = |(role, name): (&str, &str)| (role.to_owned(), name.to_owned());
+        let mut interfaces = vec![owned(("router", "lb"))];
+        interfaces.extend(self.second_node.then(|| owned(("router", "lb2"))));
+        interfaces.extend(self.side_client.then(|| owned(("side", "eth0"))));
+        let backends = self.backends.iter();
+        match (self.topology, self.decap) {
+            (Topology::TwoArm, false) => {
+                interfaces.extend(backends.map(|name| owned((name, "eth0"))))
+            }
+            (Topology::OneArm, true) => {
+                interfaces.extend(backends.map(|name| owned(("router", &bridge_port(name)))));
+            }
+            // To the balancer's own program; from a program that passes everything.
+            (Topology::TwoArm, true) | (Topology::OneArm, false) => {}
         }
         interfaces
     }
+}
+
+/// The router's end of a backend's link, in a one-armed lab.
+fn bridge_port(backend: &str) -> String {
+    format!("p-{backend}")
 }
 
 fn second_node() -> String {

@@ -48,7 +48,7 @@ pub(super) fn scene_in(lab: Lab, service: Service, tail: &str) -> Result<(Scene,
     let shedder = Shedder::over(&lab)?;
     let servers = lab.serve(service.backend_port)?;
     if lab.has_decap() {
-        tunnel::decap_everywhere(&lab)?;
+        tunnel::decap_everywhere(&lab, tunnel::BALANCERS)?;
     }
     Ok((Scene::over(lab, service, servers, tail)?, shedder))
 }

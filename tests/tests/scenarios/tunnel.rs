@@ -45,7 +45,7 @@ pub(super) fn scene_with(
     let options = options(mtu, backends);
     let (lab, service) = lab_with(options, forward, families, more)?;
     let servers = lab.serve(service.backend_port)?;
-    decap_everywhere(&lab)?;
+    decap_everywhere(&lab, BALANCERS)?;
     Scene::over(lab, service, servers, "")
 }
 
@@ -77,9 +77,11 @@ pub(super) fn lab_with(
     Ok((lab, service))
 }
 
-/// Starts `ebb decap` on every backend.
-pub(super) fn decap_everywhere(lab: &Lab) -> Result<()> {
-    let balancers = "10.3.0.0/16,fd00:3::/32";
+/// What a two-armed balancer sends to backends from.
+pub(super) const BALANCERS: &str = "10.3.0.0/16,fd00:3::/32";
+
+/// Starts `ebb decap` on every backend, for tunnels from these prefixes.
+pub(super) fn decap_everywhere(lab: &Lab, balancers: &str) -> Result<()> {
     let words = ["--from", balancers, "--mode", "native"];
     for backend in lab.backends() {
         decap(lab, backend, "eth0", &words)?;
