@@ -41,13 +41,24 @@ impl Input {
     }
 }
 
+/// Which ports flows of `full-nat` services find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// All are free.
+    Free,
+    /// All are those of flows that are not confirmed.
+    Flooded,
+    /// There are none.
+    None,
+}
+
 /// Inputs that are sent one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     /// Whether new handshakes and flows are recorded; else their allowance is used up.
     pub records: bool,
-    /// Whether flows of `full-nat` services may have ports.
-    pub ports: bool,
+    /// Which ports flows of `full-nat` services may have.
+    pub ports: Ports,
     /// The inputs.
     pub inputs: Vec<Input>,
 }
@@ -65,7 +76,11 @@ impl Case {
         };
         let flows = [flows(TCP), flows(UDP)];
         let records = random.random_ratio(7, 8);
-        let ports = random.random_ratio(15, 16);
+        let ports = match random.random_range(0..32) {
+            0 | 1 => Ports::None,
+            2 => Ports::Flooded,
+            _ => Ports::Free,
+        };
         let inputs = (0..CASE_INPUTS)
             .map(|_| input(&flows, &mut random))
             .collect();

@@ -151,6 +151,7 @@ const EXPECTED: &[(Shape, &[Outcome])] = &[
             Outcome::DropClient,
             Outcome::DropFlowLimit,
             Outcome::DropNoPort,
+            Outcome::ForwardDisplacing,
             Outcome::AnswerTooBig,
         ],
     ),

@@ -6,7 +6,7 @@ use lb_common::outcome::Outcome;
 use lb_userspace::datapath::{Datapath as _, Table, Verdict as Scan, trace::Record};
 
 use super::{
-    case::Case,
+    case::{Case, Ports},
     counters::{Counters, Moved},
     given::PORTS,
     oracle::{Broken, Run, counted_once, judge, named},
@@ -100,8 +100,20 @@ impl Runner {
         }
         let most = if case.records { u32::MAX } else { 0 };
         self.rig.limit(most, most)?;
-        self.rig.datapath.lose_ports()?;
-        self.rig.nat(if case.ports { PORTS } else { (1, 1) }, &[])?;
+        match case.ports {
+            Ports::Flooded => {
+                // Longer ago than any of this case, and not so long that they are free.
+                let second = self.rig.datapath.ticks_per_second();
+                let seen = self.rig.datapath.now_ticks().wrapping_sub(second);
+                self.rig.datapath.flood_ports(seen)?;
+            }
+            Ports::Free | Ports::None => self.rig.datapath.lose_ports()?,
+        }
+        let range = match case.ports {
+            Ports::None => (1, 1),
+            _ => PORTS,
+        };
+        self.rig.nat(range, &[])?;
         self.world.given.take();
         self.world.numbered.borrow_mut().begin();
         self.world.ports.set(case.ports);

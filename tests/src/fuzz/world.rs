@@ -22,6 +22,7 @@ use lb_userspace::{
 };
 
 use super::{
+    case::Ports,
     given::Given,
     numbered::Numbered,
     quote::Quote,
@@ -324,8 +325,8 @@ pub struct World {
     pub given: RefCell<Given>,
     /// Identifications that packets in fragments were seen with on their way through such services.
     pub numbered: RefCell<Numbered>,
-    /// Whether such flows may have ports.
-    pub ports: Cell<bool>,
+    /// Which ports such flows may have.
+    pub ports: Cell<Ports>,
 }
 
 /// Whom a packet concerns.
@@ -388,7 +389,7 @@ impl World {
             services,
             given: RefCell::default(),
             numbered: RefCell::default(),
-            ports: Cell::new(true),
+            ports: Cell::new(Ports::Free),
         }
     }
 

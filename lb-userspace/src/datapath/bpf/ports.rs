@@ -59,4 +59,18 @@ impl BpfDatapath {
         }
         Ok(())
     }
+
+    /// Fills every place with a flow that nobody has, of which only an opening was heard, at tick `seen`: as after a flood.
+    pub fn flood_ports(&mut self, seen: u32) -> Result<()> {
+        let flow = PortEntry {
+            tag: 3,
+            seen,
+            ..PortEntry::default()
+        };
+        let ports = self.ports.part(0..self.ports.len())?;
+        for index in 0..ports.len() {
+            ports.write_all(index, &flow)?;
+        }
+        Ok(())
+    }
 }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     fuzz::{
+        case::Ports,
         given::{Owner, PORTS},
         numbered::Onward,
         quote::Quote,
@@ -42,6 +43,7 @@ pub fn forwarded(
         "{node} is no end of the node's"
     );
     let client = SocketAddr::new(view.from, view.from_port);
+    displaced(world, service, backend, view, run)?;
     let mut given = world.given.borrow_mut();
     let mut answered = given.note(service, client, backend, node)?;
     let flags = flags(view, run.input);
@@ -97,6 +99,38 @@ pub fn forwarded(
         run.outcome
     );
     change.check(view, run)
+}
+
+/// Where every port is taken, what begins a flow displaces another one, and nothing else does.
+fn displaced(
+    world: &World,
+    service: &Service,
+    backend: &Backend,
+    view: &View,
+    run: &Run<'_>,
+) -> Result<(), Broken> {
+    let client = SocketAddr::new(view.from, view.from_port);
+    let had = world
+        .given
+        .borrow()
+        .node(service.id, client, backend.address);
+    let is_flooded = world.ports.get() == Ports::Flooded;
+    let displaces = is_flooded && had.is_none();
+    rule!(
+        !displaces || begins(view, run.input),
+        "a flow in its midst gets a port although all are taken"
+    );
+    let is_told = run.outcome == Outcome::ForwardDisplacing;
+    rule!(
+        is_told == displaces || displaces && run.outcome == Outcome::ForwardOptionless,
+        "another flow is displaced: {displaces}, and that is counted: {is_told}"
+    );
+    Ok(())
+}
+
+/// Whether a packet begins a flow, as far as a packet can say.
+pub fn begins(view: &View, frame: &[u8]) -> bool {
+    view.protocol != TCP || flags(view, frame) & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
 /// The identification that a first fragment left with between these ends, which must be its own alone; of others none is
