@@ -416,7 +416,7 @@ fn longest_waiting<T: PortTable>(
             let entry = table.entry(round.place(step, table.mask()))?;
             // SAFETY: the table vouches for the entry.
             let ticks = unsafe { waiting::<T>(entry, now) };
-            let found = i64::from(ticks * CANDIDATES | number * BLOCK | step);
+            let found = i64::from((ticks * CANDIDATES) | (number * BLOCK) | step);
             // The larger one.
             let more = found - longest;
             longest += more & !(T::sign(more) as i64);
