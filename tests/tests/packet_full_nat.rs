@@ -108,6 +108,15 @@ fn renew(rig: &mut Rig) -> Result<()> {
     rig.nat(PORTS, &[])
 }
 
+/// The same with the ports of one block alone, now and before: every flow has the same candidates. The last of these ports.
+fn one_block(rig: &mut Rig) -> Result<u16> {
+    let last = PORTS.0 + BLOCK as u16 - 1;
+    renew(rig)?;
+    rig.nat((PORTS.0, last), &[])?;
+    rig.nat((PORTS.0, last), &[])?;
+    Ok(last)
+}
+
 /// A segment of a client, through the program, as it reaches the backend.
 fn ask(rig: &mut Rig, segment: &Segment) -> Result<(Outcome, Segment)> {
     let (verdict, out, outcome) = rig.run(&segment.build())?;
@@ -212,11 +221,7 @@ fn datagrams_both_ways() -> Result<()> {
 fn two_clients_never_share_a_port() -> Result<()> {
     let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        renew(&mut rig)?;
-        let last = PORTS.0 + BLOCK as u16 - 1;
-        // One block: every flow has the same candidates.
-        rig.nat((PORTS.0, last), &[])?;
-        rig.nat((PORTS.0, last), &[])?;
+        let last = one_block(&mut rig)?;
         let mut taken = BTreeSet::new();
         for port in 0..BLOCK as u16 {
             assert!(taken.insert(open(&mut rig, &service, 1000 + port)?));
@@ -252,10 +257,7 @@ fn confirm(rig: &mut Rig, service: &ServiceSetup, port: u16, node_port: u16) -> 
 fn an_opening_displaces_a_flow_that_is_not_confirmed() -> Result<()> {
     let mut rig = rig(&tcp_services())?;
     for service in tcp_services() {
-        renew(&mut rig)?;
-        let last = PORTS.0 + BLOCK as u16 - 1;
-        rig.nat((PORTS.0, last), &[])?;
-        rig.nat((PORTS.0, last), &[])?;
+        one_block(&mut rig)?;
         let count = BLOCK as u16;
         let mut taken = Vec::new();
         for port in 0..count {
@@ -293,10 +295,7 @@ fn an_opening_displaces_a_flow_that_is_not_confirmed() -> Result<()> {
 fn a_datagram_displaces_a_flow_that_nobody_has_answered() -> Result<()> {
     let mut rig = rig(&udp_services())?;
     for service in udp_services() {
-        renew(&mut rig)?;
-        let last = PORTS.0 + BLOCK as u16 - 1;
-        rig.nat((PORTS.0, last), &[])?;
-        rig.nat((PORTS.0, last), &[])?;
+        one_block(&mut rig)?;
         let send = |rig: &mut Rig, port: u16| -> Result<(Outcome, u16)> {
             let question = Datagram::new(client(&service, port), service.vip);
             let (verdict, out, outcome) = rig.run(&question.build())?;
