@@ -276,6 +276,10 @@ fn by_hand(view: &View, random: &mut SmallRng) -> Vec<Command> {
 }
 
 fn fault(view: &View, lose_tables: bool, random: &mut SmallRng) -> Fault {
+    // Who asks for it wants to see it in minutes.
+    if lose_tables && random.random_bool(0.5) {
+        return Fault::TablesLost;
+    }
     let ms = random.random_range(100..2000);
     // Somebody else must be there for those that come meanwhile.
     let spared: Vec<&String> = view
@@ -289,7 +293,6 @@ fn fault(view: &View, lose_tables: bool, random: &mut SmallRng) -> Fault {
         (3..=4, _) => Fault::DaemonStopped(ms),
         (5, Some(name)) => Fault::ServerKilled((*name).clone(), ms + 2000),
         (6..=7, Some(name)) => Fault::Unready((*name).clone(), ms + 2000),
-        (8, _) if lose_tables => Fault::TablesLost,
         _ => Fault::NeighboursForgotten,
     }
 }
