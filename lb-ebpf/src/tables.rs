@@ -139,6 +139,7 @@ impl PortTable for Ports {
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
         unsafe { compare_exchange(word, old, new) }
     }
+
     #[inline(always)]
     fn sign(value: i64) -> u64 {
         let mut value = value;

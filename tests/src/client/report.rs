@@ -161,14 +161,6 @@ pub struct Late {
     pub started_ns: Option<u64>,
 }
 
-impl Late {
-    /// It was begun, or else accepted, within one of these, the ends excluded.
-    fn is_within(&self, windows: &[Range<u64>]) -> bool {
-        let ns = self.started_ns.unwrap_or(self.accepted.accepted_ns);
-        windows.iter().any(|w| w.start < ns && ns < w.end)
-    }
-}
-
 /// Connections on the backend with these `stats` that clients at `peers` began within one of `windows` (ns of
 /// `CLOCK_MONOTONIC`, the ends excluded).
 ///
@@ -186,6 +178,7 @@ pub fn begun_within(
     for flow in flows {
         begun.entry(flow.local).or_default().push(flow.started_ns);
     }
+    let within = |ns: u64| windows.iter().any(|w| w.start < ns && ns < w.end);
     stats
         .from_clients(peers)
         .filter_map(|accepted| {
@@ -195,11 +188,11 @@ pub fn begun_within(
                 .copied()
                 .filter(|&ns| ns <= accepted.accepted_ns)
                 .max();
-            let late = Late {
+            let is_late = within(started_ns.unwrap_or(accepted.accepted_ns));
+            is_late.then(|| Late {
                 accepted: accepted.clone(),
                 started_ns,
-            };
-            late.is_within(windows).then_some(late)
+            })
         })
         .collect()
 }

@@ -1,7 +1,7 @@
 //! Faults while two drains overlap, under load: floods, and a flow table too small for what is to be in it. Which
 //! connections notice.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ebb_tests::{
@@ -95,9 +95,9 @@ fn during_two_drains(mode: Mode, fault: Fault) -> Result<()> {
     let load = scene.patient_load(LONG, 30.0, PATIENCE)?;
     let began = scene.moment(&load)?;
     // As the clients know it: in `full-nat` the servers do not see them.
-    let on = |name: &str, long: &BTreeMap<Arc<str>, usize>| long.get(name).copied().unwrap_or(0);
     let long = load.now().long;
-    let before = on("b1", &long) + on("b2", &long);
+    let on = |name: &str| long.get(name).copied().unwrap_or(0);
+    let before = on("b1") + on("b2");
     scene.ok("drain web/b1 --timeout 120s")?;
     let flood = flood::start(&scene, fault.flood, fault.per_second)?;
     // Users come and go meanwhile: these begin while one drain, or both, are under way.
