@@ -81,15 +81,14 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Process 1 of the container: the first child of `systemd-nspawn` that is one.
+    /// Process 1 of the container. `systemd-nspawn` has another child for a moment, which makes the container and ends.
     fn wait_leader(&mut self) -> Result<u32> {
         let pid = self.guard.pid();
         let children = PathBuf::from(format!("/proc/{pid}/task/{pid}/children"));
         let found = || {
             let text = fs::read_to_string(&children).ok()?;
-            let leader: u32 = text.split_whitespace().next()?.parse().ok()?;
-            let name = fs::read_to_string(format!("/proc/{leader}/comm")).ok()?;
-            name.starts_with("systemd").then_some(leader)
+            let leaders = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+            leaders.into_iter().find(|&leader| is_first(leader))
         };
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -103,12 +102,13 @@ impl Machine {
     fn wait_up(&mut self) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let state = self.run("systemctl is-system-running")?;
-            let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+            let output = self.run("systemctl is-system-running")?;
+            let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
             if matches!(state.as_str(), "running" | "degraded") {
                 return Ok(());
             }
-            self.check(deadline, &format!("is {state:?}"))?;
+            let error = String::from_utf8_lossy(&output.stderr);
+            self.check(deadline, &format!("is {state:?} ({})", error.trim()))?;
         }
     }
 
@@ -214,6 +214,17 @@ impl Drop for Machine {
             }
         }
     }
+}
+
+/// Whether this process is the first one of its container (`NSpid` of proc(5) ends with 1), and systemd by now.
+fn is_first(pid: u32) -> bool {
+    let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let (Ok(name), Ok(status)) = (read("comm"), read("status")) else {
+        return false;
+    };
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let inside = ids.and_then(|ids| ids.split_whitespace().last());
+    name.trim() == "systemd" && inside == Some("1")
 }
 
 /// The root file system; made when there is none.
