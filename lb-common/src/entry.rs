@@ -6,10 +6,11 @@
 
 use core::ptr::{self, NonNull};
 
-use crate::{
-    Addr,
-    limits::{RECENT_SHIFT, WAYS, silence},
-};
+use crate::{Addr, limits::WAYS, mask};
+
+mod policy;
+
+pub use policy::{FlowPolicy, HandshakePolicy, OldestPolicy, Policy, SCORE_DEAD, Score};
 
 /// One flow, or one handshake.
 #[repr(C, align(64))]
@@ -261,77 +262,6 @@ pub fn locate<T: EntryTable>(
     None
 }
 
-/// How readily an entry gives way; 0 never.
-pub type Score = u32;
-
-/// Score of an entry that may be replaced at once.
-pub const SCORE_DEAD: Score = 1 << 31;
-
-/// Whom a new entry may replace.
-pub trait Policy {
-    /// Score of a taken entry: higher gives way first, 0 never.
-    fn score(&self, meta: Meta, age: u32) -> Score;
-}
-
-/// Handshakes: closed flows first, then the oldest. One that stands for an established flow, because the flow table had
-/// no room, never gives way while that lives: a flood of openings would break it.
-pub struct HandshakePolicy {
-    /// Ticks after which an unseen flow has ended.
-    pub idle_ticks: u32,
-}
-
-impl Policy for HandshakePolicy {
-    #[inline(always)]
-    fn score(&self, meta: Meta, age: u32) -> Score {
-        let base = (age & (SCORE_DEAD - 1)) | 1;
-        if meta.has(state::CLOSE_COUNTED) {
-            base | SCORE_DEAD
-        } else if meta.has(state::ESTABLISHED) && age <= self.idle_ticks {
-            0
-        } else {
-            base
-        }
-    }
-}
-
-/// Whatever is the oldest.
-pub struct OldestPolicy;
-
-impl Policy for OldestPolicy {
-    #[inline(always)]
-    fn score(&self, _: Meta, age: u32) -> Score {
-        (age & (SCORE_DEAD - 1)) | 1
-    }
-}
-
-/// Flows: closed and expired ones, then the longest unseen of those that the slot's base steers as well. An
-/// exceptional flow never gives way while it lives. To one that the base steers as well, only what has been unseen for
-/// a while gives way: else, of more active flows than a bucket has room for, each packet would replace an entry.
-pub struct FlowPolicy {
-    /// Ticks after which an unseen flow has ended.
-    pub idle_ticks: u32,
-    /// Ticks after which an unseen closing flow has ended.
-    pub linger_ticks: u32,
-    /// Whether the new entry is an exceptional flow's.
-    pub is_urgent: bool,
-}
-
-impl Policy for FlowPolicy {
-    #[inline(always)]
-    fn score(&self, meta: Meta, age: u32) -> Score {
-        let base = (age & (SCORE_DEAD - 1)) | 1;
-        if age > silence(self.idle_ticks) || (meta.has(state::CLOSING) && age > self.linger_ticks) {
-            base | SCORE_DEAD
-        } else if meta.has(state::EXCEPTIONAL)
-            || (!self.is_urgent && age <= self.idle_ticks >> RECENT_SHIFT)
-        {
-            0
-        } else {
-            base
-        }
-    }
-}
-
 /// What a new entry holds.
 pub struct NewEntry {
     /// Its meta word.
@@ -382,45 +312,19 @@ pub fn insert<T: EntryTable, P: Policy>(
     policy: &P,
 ) -> Option<NonNull<FlowEntry>> {
     let start = hash as u32 & table.mask();
-    let mut best = None;
-    let mut best_score = 0;
-    let mut best_tag = 0;
-    let mut way = 0;
-    while way < WAYS {
-        let entry = table.entry(start ^ way)?;
-        // SAFETY: as in `find`.
-        let (tag, entry_meta, age) = unsafe {
-            let place = entry.as_ptr();
-            let seen = ptr::read_volatile(&raw const (*place).seen);
-            (
-                ptr::read_volatile(&raw const (*place).tag),
-                meta(entry),
-                age(seen, new.seen),
-            )
-        };
-        let score = if tag == 0 {
-            Score::MAX
-        } else if tag == TAG_BUSY {
-            0
-        } else {
-            policy.score(entry_meta, age)
-        };
-        if score > best_score {
-            best = Some(entry);
-            best_score = score;
-            best_tag = tag;
-        }
-        way += 1;
+    let (way, score, tag_before) = readiest(table, start, new.seen, policy)?;
+    if score == 0 {
+        return None;
     }
-    let entry = best?;
+    let entry = table.entry(start ^ way)?;
     // SAFETY: as in `find`; the first exchange makes the entry ours alone until the second one.
     unsafe {
         let place = entry.as_ptr();
         let tag_word = &raw mut (*place).tag;
-        if T::compare_exchange(tag_word, best_tag, TAG_BUSY) != best_tag {
+        if T::compare_exchange(tag_word, tag_before, TAG_BUSY) != tag_before {
             return None;
         }
-        if best_tag != 0 && best_score & SCORE_DEAD == 0 {
+        if tag_before != 0 && score & SCORE_DEAD == 0 {
             table.gave_way((*place).ports);
         }
         (*place).client = key.client;
@@ -434,4 +338,48 @@ pub fn insert<T: EntryTable, P: Policy>(
         T::compare_exchange(tag_word, TAG_BUSY, tag(hash));
     }
     Some(entry)
+}
+
+/// The entry of a group that gives way most readily, the first of several: its way, its score (0: none gives way) and its tag.
+/// Without branches, see [`mask`].
+#[inline(always)]
+fn readiest<T: EntryTable, P: Policy>(
+    table: &T,
+    start: u32,
+    now: u32,
+    policy: &P,
+) -> Option<(u32, Score, u64)> {
+    // A score, and below it what is left of the ways: the first one has most.
+    let mut best = 0;
+    let mut best_tag = 0;
+    let mut way = 0;
+    while way < WAYS {
+        let entry = table.entry(start ^ way)?;
+        // SAFETY: as in `find`.
+        let (tag, entry_meta, seen) = unsafe {
+            let place = entry.as_ptr();
+            (
+                ptr::read_volatile(&raw const (*place).tag),
+                meta(entry),
+                ptr::read_volatile(&raw const (*place).seen),
+            )
+        };
+        let taken =
+            policy.score(entry_meta, masked_age(seen, now)) as u64 & !mask::zero(tag ^ TAG_BUSY);
+        let score = taken | (mask::zero(tag) & Score::MAX as u64);
+        let candidate = score * WAYS as u64 + (WAYS - 1 - way) as u64;
+        let better = mask::negative(best as i64 - candidate as i64);
+        best = mask::select(better, candidate, best);
+        best_tag = mask::select(better, tag, best_tag);
+        way += 1;
+    }
+    let way = WAYS - 1 - best as u32 % WAYS;
+    Some((way, (best / WAYS as u64) as Score, best_tag))
+}
+
+/// The same as [`age`], without a branch.
+#[inline(always)]
+pub(crate) fn masked_age(then: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(then);
+    age & !(mask::negative(age as i32 as i64) as u32)
 }

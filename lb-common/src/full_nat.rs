@@ -19,11 +19,12 @@ use core::ptr::{self, NonNull};
 
 use crate::{
     Addr,
-    entry::age,
+    entry::masked_age,
     hash::{
         reduce,
         sip::{SipKey, sip13},
     },
+    mask,
     steer::tcp,
 };
 
@@ -166,13 +167,6 @@ pub trait PortTable {
     /// # Safety
     /// `word` is aligned and lies in a place of this table.
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64;
-
-    /// All bits where `value` is negative, else none; in a way that the compiler makes no branch of. A verifier goes each way of a
-    /// branch, and one branch for each of a flow's candidates is more than it has patience for.
-    #[inline(always)]
-    fn sign(value: i64) -> u64 {
-        (value >> 63) as u64
-    }
 }
 
 /// A flow that needs a port. Ports in network order as loaded. What is handed to the program that displaces another one.
@@ -219,8 +213,8 @@ fn group(far_end: &SipKey, node: &Addr, block: u32) -> u32 {
 }
 
 /// One round of a flow's candidates.
-struct Round<'a> {
-    node: &'a Addr,
+struct Round {
+    node: Addr,
     block: u32,
     group: u32,
     /// The port in the block that is tried first.
@@ -228,7 +222,7 @@ struct Round<'a> {
 }
 
 #[inline(always)]
-fn round<'a>(sources: &'a Sources, flow: &'a Flow, number: u32) -> Option<Round<'a>> {
+fn round(sources: &Sources, flow: &Flow, number: u32) -> Option<Round> {
     let range = sources.range;
     if Sources::blocks(range) == 0 {
         return None;
@@ -237,21 +231,23 @@ fn round<'a>(sources: &'a Sources, flow: &'a Flow, number: u32) -> Option<Round<
     let mixed = (flow.hash ^ (number as u64).rotate_right(8)).wrapping_mul(0xd6e8_feb8_6659_fd93);
     let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let count = Sources::count(range);
-    let node = if count == 0 {
-        &flow.own
-    } else {
-        &sources.addresses[reduce(mixed << 32, count) as usize & (ADDRESSES_MAX - 1)]
+    // The words, not where they are: of two places a verifier would go on from each.
+    let own = mask::zero(u64::from(count));
+    let address = &sources.addresses[reduce(mixed << 32, count) as usize & (ADDRESSES_MAX - 1)];
+    let node = Addr {
+        high: mask::select(own, flow.own.high, address.high),
+        low: mask::select(own, flow.own.low, address.low),
     };
     let block = Sources::first_block(range) + reduce(mixed, Sources::blocks(range));
     Some(Round {
         node,
         block,
-        group: group(&flow.far_end, node, block),
+        group: group(&flow.far_end, &node, block),
         first: mixed as u32,
     })
 }
 
-impl Round<'_> {
+impl Round {
     #[inline(always)]
     fn at(&self, step: u32) -> u32 {
         self.first.wrapping_add(step) & (BLOCK - 1)
@@ -280,18 +276,20 @@ unsafe fn tag_of(entry: NonNull<PortEntry>) -> u64 {
     unsafe { ptr::read_volatile(&raw const (*entry.as_ptr()).tag) }
 }
 
+/// One comparison of all, not one after another: see [`mask`].
 #[inline(always)]
 unsafe fn belongs(entry: NonNull<PortEntry>, flow: &Flow) -> bool {
-    unsafe {
+    let differs = unsafe {
         let place = entry.as_ptr();
-        tag_of(entry) == tag(flow.hash)
-            && (*place).client.low == flow.client.low
-            && (*place).client.high == flow.client.high
-            && (*place).client_port == flow.client_port
-            && (*place).backend_port == flow.backend_port
-            && (*place).service == flow.service
-            && (*place).backend == flow.backend
-    }
+        (tag_of(entry) ^ tag(flow.hash))
+            | ((*place).client.low ^ flow.client.low)
+            | ((*place).client.high ^ flow.client.high)
+            | u64::from((*place).client_port ^ flow.client_port)
+            | u64::from((*place).backend_port ^ flow.backend_port)
+            | u64::from((*place).service ^ flow.service)
+            | u64::from((*place).backend ^ flow.backend)
+    };
+    differs == 0
 }
 
 /// The allocation that a flow has.
@@ -342,7 +340,7 @@ pub fn claim<T: PortTable>(
             // SAFETY: the table vouches for the entry.
             if unsafe { take::<T>(entry, now, ticks_per_second) } {
                 // SAFETY: it is ours alone until the tag says otherwise.
-                unsafe { fill::<T>(entry, flow, round.node, round.port(step), now) };
+                unsafe { fill::<T>(entry, flow, &round.node, round.port(step), now) };
                 return Some(entry);
             }
             step += 1;
@@ -377,17 +375,17 @@ pub fn displace<T: PortTable>(
         let tag = &raw mut (*entry.as_ptr()).tag;
         let old = tag_of(entry);
         if old & 1 == 0
-            || waiting::<T>(entry, now) != ticks
+            || waiting(entry, now) != ticks
             || T::compare_exchange(tag, old, TAG_BUSY) != old
         {
             return None;
         }
         // Another CPU may have heard of it since.
-        if waiting::<T>(entry, now) != ticks {
+        if waiting(entry, now) != ticks {
             T::compare_exchange(tag, TAG_BUSY, old);
             return None;
         }
-        fill::<T>(entry, flow, round.node, round.port(step), now);
+        fill::<T>(entry, flow, &round.node, round.port(step), now);
     }
     Some(entry)
 }
@@ -415,11 +413,11 @@ fn longest_waiting<T: PortTable>(
         while step < BLOCK {
             let entry = table.entry(round.place(step, table.mask()))?;
             // SAFETY: the table vouches for the entry.
-            let ticks = unsafe { waiting::<T>(entry, now) };
+            let ticks = unsafe { waiting(entry, now) };
             let found = i64::from((ticks * CANDIDATES) | (number * BLOCK) | step);
             // The larger one.
             let more = found - longest;
-            longest += more & !(T::sign(more) as i64);
+            longest += more & !(mask::negative(more) as i64);
             step += 1;
         }
         number += 1;
@@ -429,7 +427,7 @@ fn longest_waiting<T: PortTable>(
 
 /// How long the flow at a place has waited to be confirmed, ticks and one; 0 when it is.
 #[inline(always)]
-unsafe fn waiting<T: PortTable>(entry: NonNull<PortEntry>, now: u32) -> u32 {
+unsafe fn waiting(entry: NonNull<PortEntry>, now: u32) -> u32 {
     // Read anew each time: other CPUs write to it.
     let (client, server, seen) = unsafe {
         let place = entry.as_ptr();
@@ -439,10 +437,8 @@ unsafe fn waiting<T: PortTable>(entry: NonNull<PortEntry>, now: u32) -> u32 {
             (&raw const (*place).seen).read_volatile(),
         )
     };
-    // As `age`.
-    let ticks = i64::from(now.wrapping_sub(seen) as i32);
-    let ticks = ticks as u64 & !T::sign(ticks) & u64::from(WAITING_MAX);
-    let is_unconfirmed = T::sign(i64::from(client & server & seen::ALIVE) - 1);
+    let ticks = u64::from(masked_age(seen, now) & WAITING_MAX);
+    let is_unconfirmed = mask::negative(i64::from(client & server & seen::ALIVE) - 1);
     ((ticks + 1) & is_unconfirmed) as u32
 }
 
@@ -451,10 +447,9 @@ unsafe fn waiting<T: PortTable>(entry: NonNull<PortEntry>, now: u32) -> u32 {
 unsafe fn take<T: PortTable>(entry: NonNull<PortEntry>, now: u32, ticks_per_second: u32) -> bool {
     unsafe {
         let old = tag_of(entry);
-        if old == TAG_BUSY || old != 0 && !is_over(&*entry.as_ptr(), now, ticks_per_second) {
-            return false;
-        }
-        T::compare_exchange(&raw mut (*entry.as_ptr()).tag, old, TAG_BUSY) == old
+        let over = over(&*entry.as_ptr(), now, ticks_per_second) & !mask::zero(old ^ TAG_BUSY);
+        (over | mask::zero(old)) != 0
+            && T::compare_exchange(&raw mut (*entry.as_ptr()).tag, old, TAG_BUSY) == old
     }
 }
 
@@ -485,26 +480,22 @@ unsafe fn fill<T: PortTable>(
 
 /// How many ticks after its last packet a flow's port may be given to another flow.
 #[inline(always)]
-pub const fn lease(entry: &PortEntry, ticks_per_second: u32) -> u32 {
-    let (either, both) = (
-        entry.from_client | entry.from_server,
-        entry.from_client & entry.from_server,
-    );
-    if either & seen::RESET != 0 {
-        UNCONFIRMED_SECONDS * ticks_per_second
-    } else if both & seen::FIN != 0 {
-        TIME_WAIT_SECONDS * ticks_per_second
-    } else if both & seen::ALIVE != 0 {
-        entry.idle_ticks
-    } else {
-        UNCONFIRMED_SECONDS * ticks_per_second
-    }
+pub fn lease(entry: &PortEntry, ticks_per_second: u32) -> u32 {
+    let either = u64::from(entry.from_client | entry.from_server);
+    let both = u64::from(entry.from_client & entry.from_server);
+    let unconfirmed = u64::from(UNCONFIRMED_SECONDS * ticks_per_second);
+    let time_wait = u64::from(TIME_WAIT_SECONDS * ticks_per_second);
+    let alive = mask::any(both, u64::from(seen::ALIVE));
+    let open = mask::select(alive, u64::from(entry.idle_ticks), unconfirmed);
+    let closed = mask::select(mask::any(both, u64::from(seen::FIN)), time_wait, open);
+    let reset = mask::any(either, u64::from(seen::RESET));
+    mask::select(reset, unconfirmed, closed) as u32
 }
 
-/// Whether another flow may have the place.
+/// All bits where another flow may have the place.
 #[inline(always)]
-pub const fn is_over(entry: &PortEntry, now: u32, ticks_per_second: u32) -> bool {
-    age(entry.seen, now) > lease(entry, ticks_per_second)
+fn over(entry: &PortEntry, now: u32, ticks_per_second: u32) -> u64 {
+    mask::more(masked_age(entry.seen, now), lease(entry, ticks_per_second))
 }
 
 /// An answer, as it arrives from a backend. Ports in network order as loaded.

@@ -7,6 +7,8 @@
 //! Byte order: integers are in host order unless the docstring says "network order".
 
 #![no_std]
+// One instruction of the BPF machine, see `mask`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(test)]
 extern crate std;
@@ -23,6 +25,7 @@ pub mod hash;
 pub mod identification;
 pub mod index;
 pub mod limits;
+pub mod mask;
 pub mod outcome;
 pub mod protect;
 pub mod quic;

@@ -139,16 +139,6 @@ impl PortTable for Ports {
     unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
         unsafe { compare_exchange(word, old, new) }
     }
-
-    #[inline(always)]
-    fn sign(value: i64) -> u64 {
-        let mut value = value;
-        // SAFETY: one instruction on a register.
-        unsafe {
-            asm!("{value} s>>= 63", value = inout(reg) value, options(pure, nomem, nostack));
-        }
-        value as u64
-    }
 }
 
 /// Where identifications come from.

@@ -1056,7 +1056,7 @@ fn verifier_budget_is_kept() -> Result<()> {
     for program in plain.into_iter().chain(tracing) {
         println!("{program}");
         let instructions = program.instructions.expect("Linux 5.16 or later says it");
-        assert!(instructions <= bpf::instructions_max(), "{program}");
+        assert!(instructions <= bpf::INSTRUCTIONS_MAX, "{program}");
     }
     Ok(())
 }

@@ -350,7 +350,7 @@ fn command(toolchain: &Toolchain, job: &Job<'_>, bins: &[String]) -> Command {
     match toolchain.rust.way {
         Way::Distribution => {
             // Only these crates may use unstable features; all others see a stable compiler.
-            let opened: Vec<String> = ["aya_ebpf", "lb_ebpf"]
+            let opened: Vec<String> = ["aya_ebpf", "lb_common", "lb_ebpf"]
                 .into_iter()
                 .map(str::to_owned)
                 .chain(bins.iter().map(|bin| bin.replace('-', "_")))
@@ -607,7 +607,7 @@ mod tests {
         };
         assert_eq!(
             value("RUSTC_BOOTSTRAP"),
-            Some("aya_ebpf,lb_ebpf,ebb_xdp,ebb_bench")
+            Some("aya_ebpf,lb_common,lb_ebpf,ebb_xdp,ebb_bench")
         );
         assert_eq!(
             value("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER"),

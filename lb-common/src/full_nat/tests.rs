@@ -413,12 +413,12 @@ proptest! {
         };
         let port = u16::from_be(round.port(step));
         prop_assert!((first..=last).contains(&port));
-        let of_the_list = list.iter().any(|node| Addr::from_v4(*node) == *round.node);
-        prop_assert!(of_the_list || nodes == 0 && *round.node == flow.own);
+        let of_the_list = list.iter().any(|node| Addr::from_v4(*node) == round.node);
+        prop_assert!(of_the_list || nodes == 0 && round.node == flow.own);
         // The place is the one that the answer's port leads to.
         let table = Memory::new(1 << 8);
         let far_end = flow.far_end;
-        let there = group(&far_end, round.node, u32::from(port) / BLOCK) | u32::from(port) & (BLOCK - 1);
+        let there = group(&far_end, &round.node, u32::from(port) / BLOCK) | u32::from(port) & (BLOCK - 1);
         prop_assert_eq!(round.place(step, table.mask()), there & table.mask());
     }
 }

@@ -63,7 +63,7 @@ use mapped::{Mapped, Parts};
 pub use pinned::forget as forget_maps;
 use slots::Region;
 pub use tracing::Tracing;
-pub use verified::{Verified, instructions_max, try_out};
+pub use verified::{INSTRUCTIONS_MAX, Verified, try_out};
 
 /// What [`BpfDatapath::open`] needs to know.
 #[derive(Debug, Clone)]
