@@ -426,6 +426,46 @@ impl Scene {
             .collect())
     }
 
+    /// What everybody says of up to four connections whose clients have sent the same again and again: the clients' kernel, the
+    /// balancer, and the backends' kernels.
+    #[must_use]
+    pub fn who_waits(&self) -> String {
+        let ss = |role: &str, filter: &str| {
+            let output = self
+                .lab
+                .command(role, "ss")
+                .args(["-tnaoiH", filter])
+                .output();
+            let text = output.map(|output| output.stdout).unwrap_or_default();
+            // A connection and what belongs to it are lines of one.
+            String::from_utf8_lossy(&text).replace("\n\t", " ")
+        };
+        let mut said = String::new();
+        let all = ss("client", "");
+        let waiting = all.lines().filter(|line| line.contains("backoff:"));
+        for line in waiting.take(4) {
+            let Some(local) = line.split_whitespace().nth(3) else {
+                continue;
+            };
+            let port = local.rsplit(':').next().unwrap_or_default();
+            said.push_str(&format!("client: {line}\n"));
+            for ask in [
+                format!("explain web --from {local}"),
+                "flows web".to_owned(),
+            ] {
+                let answer = self.ok(&ask).map(|cli| cli.stdout).unwrap_or_default();
+                let lines = answer.lines();
+                let about = lines.filter(|line| !ask.starts_with("flows") || line.contains(local));
+                said.extend(about.map(|line| format!("{ask}: {line}\n")));
+            }
+            for role in self.lab.roles() {
+                let there = ss(role, &format!("dport = :{port}"));
+                said.extend(there.lines().map(|line| format!("{role}: {line}\n")));
+            }
+        }
+        said
+    }
+
     /// Says to the server on a backend how to answer health checks from now on.
     ///
     /// # Errors

@@ -205,6 +205,12 @@ impl Lab {
             .unwrap_or_else(|| panic!("the lab has no {role:?}, only {:?}", self.options.roles()))
     }
 
+    /// Roles that have a namespace.
+    #[must_use]
+    pub fn roles(&self) -> Vec<&str> {
+        self.options.roles()
+    }
+
     /// A command that will run in a namespace, with the caller's mounts.
     #[must_use]
     pub fn command(&self, role: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
