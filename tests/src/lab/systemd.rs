@@ -87,8 +87,8 @@ impl Machine {
         let children = PathBuf::from(format!("/proc/{pid}/task/{pid}/children"));
         let found = || {
             let text = fs::read_to_string(&children).ok()?;
-            let leaders = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-            leaders.into_iter().find(|&leader| is_first(leader))
+            let mut children = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+            children.find(|&child| is_first(child))
         };
         let deadline = Instant::now() + LIMIT;
         loop {
