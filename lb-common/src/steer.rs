@@ -21,6 +21,7 @@ use core::ptr::NonNull;
 
 mod at_once;
 mod candidates;
+mod numbers;
 mod refusal;
 mod second_chance;
 mod sent_back;
@@ -59,7 +60,7 @@ pub mod tcp {
 }
 
 /// A packet to a service, as far as steering needs it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Packet {
     /// The client's address.
     pub client: Addr,
@@ -71,6 +72,10 @@ pub struct Packet {
     pub flags: u8,
     /// Sequence number, host order.
     pub sequence: u32,
+    /// Acknowledgment number, host order; it counts with [`tcp::ACK`] only.
+    pub acknowledgment: u32,
+    /// Bytes of data in a TCP segment; 0 in a datagram.
+    pub data: u32,
 }
 
 impl Packet {
@@ -284,9 +289,14 @@ fn note<E: Env, const JUDGES: bool>(
         if !JUDGES {
             return Reply::Question;
         }
+        let guess = match known {
+            // SAFETY: the entry was found for this packet.
+            Some(entry) => unsafe { entry::meta(entry) },
+            None => Meta(0),
+        };
         let withheld = match known {
-            Some(entry) => flow.judge(entry, backend, packet.flags),
-            None => flow.learn(backend, packet.flags),
+            Some(entry) => flow.judge((entry, guess), backend, packet),
+            None => flow.learn(backend, packet),
         };
         if withheld {
             return Reply::Withheld;
@@ -375,7 +385,7 @@ impl<'a, E: Env> Flow<'a, E> {
     fn tracked(&self, packet: &Packet) -> (Outcome, u32) {
         let closing = closing_bits(packet.flags, state::FIN_CLIENT);
         if let Some(entry) = entry::find(self.env.flows(), self.hash, &self.key) {
-            return self.listed(entry, packet.sequence, closing);
+            return self.listed(entry, packet, closing);
         }
         if self.is_datagram() {
             return self.begin();
@@ -394,7 +404,7 @@ impl<'a, E: Env> Flow<'a, E> {
                 }
             }
         }
-        let (outcome, backend) = self.adopt(handshake, closing);
+        let (outcome, backend) = self.adopt(handshake, packet, closing);
         // Where the base has ended, nobody but the current owner is left to ask; or those before it.
         let is_orphan = outcome as u32 == Outcome::ForwardOrphan as u32;
         if self.asks() && (!is_orphan || self.slot.has_formers()) {
@@ -413,7 +423,7 @@ impl<'a, E: Env> Flow<'a, E> {
 
     /// A packet of a flow that has an entry.
     #[inline(always)]
-    fn listed(&self, entry: NonNull<FlowEntry>, sequence: u32, closing: u64) -> (Outcome, u32) {
+    fn listed(&self, entry: NonNull<FlowEntry>, packet: &Packet, closing: u64) -> (Outcome, u32) {
         // SAFETY: the entry was found for this packet.
         let mut meta = unsafe { entry::meta(entry) };
         if meta.has(state::REOPENED)
@@ -421,7 +431,7 @@ impl<'a, E: Env> Flow<'a, E> {
         {
             // SAFETY: as above.
             let newer = unsafe { entry::meta(handshake) };
-            if replaces(newer, meta, sequence) {
+            if replaces(newer, meta, packet.sequence) {
                 meta = self.take_over(entry, handshake);
             } else if gives_up(newer, closing) && !self.is_gone(newer.backend()) {
                 return (Outcome::ForwardHandshake, newer.backend());
@@ -429,6 +439,9 @@ impl<'a, E: Env> Flow<'a, E> {
         }
         if self.is_gone(meta.backend()) {
             return self.orphan(entry);
+        }
+        if meta.has(state::GUESSED) {
+            self.ask(entry, meta, packet);
         }
         self.note(entry, closing);
         let outcome = if self.asks_again(meta) {
@@ -555,7 +568,12 @@ impl<'a, E: Env> Flow<'a, E> {
 
     /// A flow nobody knows: it began before the change, on the base.
     #[inline(always)]
-    fn adopt(&self, handshake: Option<NonNull<FlowEntry>>, closing: u64) -> (Outcome, u32) {
+    fn adopt(
+        &self,
+        handshake: Option<NonNull<FlowEntry>>,
+        packet: &Packet,
+        closing: u64,
+    ) -> (Outcome, u32) {
         let base = self.slot.base();
         if base == 0 || self.is_gone(base) {
             return (Outcome::ForwardOrphan, self.slot.current());
@@ -600,6 +618,9 @@ impl<'a, E: Env> Flow<'a, E> {
         ) {
             Some(flow) => {
                 self.env.count(owner, Count::Adopted);
+                if meta.has(state::GUESSED) {
+                    self.ask(flow, meta, packet);
+                }
                 self.note(flow, closing);
                 (outcome, owner)
             }

@@ -88,9 +88,9 @@ pub fn whole(ctx: XdpContext) -> u32 {
 /// bug: stack slot") when it has to know exactly what a slot held at a place where it had not seen so deep a slot yet.
 #[inline(always)]
 fn claim_stack() {
-    // Deeper than what `whole` uses by itself, and 6.1 still lets it call functions whose frames have 64 bytes.
+    // Deeper than what `whole` uses by itself, and 6.1 still lets it call functions whose frames have 32 bytes.
     // SAFETY: at the start of a program nothing is on the stack.
-    unsafe { asm!("*(u64 *)(r10 - 448) = {zero}", zero = in(reg) 0_u64) };
+    unsafe { asm!("*(u64 *)(r10 - 480) = {zero}", zero = in(reg) 0_u64) };
 }
 
 /// The balancer again, for frames with tags, options or extension headers.

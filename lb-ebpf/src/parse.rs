@@ -81,6 +81,10 @@ pub struct Parsed {
     pub destination_port: u16,
     /// Sequence number, host order; 0 in a datagram.
     pub sequence: u32,
+    /// Acknowledgment number, host order; 0 in a datagram.
+    pub acknowledgment: u32,
+    /// Bytes of data in a TCP segment; 0 in a datagram.
+    pub data: u32,
     /// TCP flags; 0 in a datagram.
     pub flags: u8,
     /// The IP header follows the Ethernet header, the transport header follows the IP header, neither has options.
@@ -110,6 +114,8 @@ impl Parsed {
             service_port: self.destination_port,
             flags: self.flags,
             sequence: self.sequence,
+            acknowledgment: self.acknowledgment,
+            data: self.data,
         }
     }
 
@@ -122,6 +128,8 @@ impl Parsed {
             service_port,
             flags: self.flags,
             sequence: self.sequence,
+            acknowledgment: self.acknowledgment,
+            data: self.data,
         }
     }
 }
@@ -423,6 +431,14 @@ pub unsafe fn transport(
     }
 }
 
+/// What of a TCP header steering looks at, host order; all 0 of a datagram.
+#[derive(Default)]
+struct Segment {
+    flags: u8,
+    sequence: u32,
+    acknowledgment: u32,
+}
+
 /// [`transport`] for TCP.
 #[inline(always)]
 unsafe fn tcp(
@@ -434,18 +450,18 @@ unsafe fn tcp(
     let tcp: *mut TcpHdr = header(extent.network + extent.header, extent.end)?;
     let bytes = tcp.cast::<u8>();
     // SAFETY: `header` has checked all 20 bytes.
-    let (offset, flags, sequence) = unsafe {
-        let sequence = u32::from_be_bytes((*tcp).seq);
-        (
-            usize::from(*bytes.add(12) >> 4) << 2,
-            *bytes.add(13),
-            sequence,
-        )
+    let (offset, segment) = unsafe {
+        let segment = Segment {
+            flags: *bytes.add(13),
+            sequence: u32::from_be_bytes((*tcp).seq),
+            acknowledgment: u32::from_be_bytes((*tcp).ack_seq),
+        };
+        (usize::from(*bytes.add(12) >> 4) << 2, segment)
     };
     if offset < TcpHdr::LEN {
         return Err(Outcome::PassMalformed.into());
     }
-    let packet = (Transport::Tcp(tcp), flags, sequence);
+    let packet = (Transport::Tcp(tcp), segment);
     whole(network, ends, extent, is_plain, offset, packet)
 }
 
@@ -464,7 +480,7 @@ unsafe fn udp(
         return Err(Outcome::PassMalformed.into());
     }
     let needed = if extent.is_part { UdpHdr::LEN } else { length };
-    let packet = (Transport::Udp(udp), 0, 0);
+    let packet = (Transport::Udp(udp), Segment::default());
     whole(network, ends, extent, is_plain, needed, packet)
 }
 
@@ -476,7 +492,7 @@ fn whole(
     extent: &Extent,
     is_plain: bool,
     needed: usize,
-    (transport, flags, sequence): (Transport, u8, u32),
+    (transport, segment): (Transport, Segment),
 ) -> Result<Parsed, Refused> {
     if extent.header + needed > extent.total {
         return Err(Outcome::PassMalformed.into());
@@ -497,8 +513,13 @@ fn whole(
         destination,
         source_port,
         destination_port,
-        sequence,
-        flags,
+        sequence: segment.sequence,
+        acknowledgment: segment.acknowledgment,
+        data: match transport {
+            Transport::Tcp(_) => (extent.total - extent.header - needed) as u32,
+            Transport::Udp(_) => 0,
+        },
+        flags: segment.flags,
         is_plain,
         length: frame as u32,
         is_first: false,

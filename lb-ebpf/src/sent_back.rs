@@ -168,6 +168,9 @@ fn inside(at: usize, end: usize, is_v4: bool) -> Result<Option<(Addr, Packet)>, 
             service_port: ports.add(1).read_unaligned(),
             flags: *tcp.cast::<u8>().add(13),
             sequence: u32::from_be_bytes((*tcp).seq),
+            // Of such a flow it matters only where it is not.
+            acknowledgment: 0,
+            data: 0,
         };
         Ok(is_plain.then_some((destination, packet)))
     }

@@ -139,6 +139,7 @@ impl World {
             service_port: 80u16.to_be(),
             flags: tcp::SYN,
             sequence: 7,
+            ..Packet::default()
         };
         let backend = self.fake.packet(1, &packet).unwrap().backend;
         (packet.flags, packet.sequence) = (tcp::ACK, 8);

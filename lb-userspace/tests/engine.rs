@@ -176,7 +176,7 @@ impl Node {
             client_port: port.to_be(),
             service_port: 80u16.to_be(),
             flags,
-            sequence: 0,
+            ..Packet::default()
         };
         self.fake.reply(self.web().id, &packet, backend);
     }
@@ -192,6 +192,7 @@ impl Node {
             service_port: 80u16.to_be(),
             flags,
             sequence,
+            ..Packet::default()
         };
         self.fake.packet(self.web().id, &packet).unwrap()
     }

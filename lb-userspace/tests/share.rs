@@ -97,6 +97,7 @@ impl Node {
             service_port: 8080_u16.to_be(),
             flags,
             sequence,
+            ..Packet::default()
         };
         let delivered = self.fake.packet(self.service(), &packet).unwrap();
         let service = &self.engine.state().services["web"];

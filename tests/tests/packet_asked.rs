@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     time::Duration,
 };
@@ -541,12 +541,15 @@ fn what_is_there_stays() -> Result<()> {
         assert_eq!(stage.only_entry()?.backend(), OLD);
         // Only the listener knows anything of these ports.
         stage.asks(&stage.segment(1001, ACK))?;
-        // The server closes first: its end stays for stragglers.
-        drop(connection.server);
-        drop(connection.client);
+        // Its end goes on while that of the client does, in any state.
+        connection.server.shutdown(Shutdown::Write)?;
         is_here(&mut stage)?;
         drop(connection.listener);
         is_here(&mut stage)?;
+        // When both have ended it waits for stragglers only: the client may be using its port again, with another host.
+        drop(connection.client);
+        drop(connection.server);
+        stage.asks(&known)?;
     }
     Ok(())
 }

@@ -727,7 +727,19 @@ fn a_second_chance_from_the_same_port() -> Result<()> {
             node(&service, port),
             "ports lost: {loses_ports}"
         );
-        // Whatever that one says goes on, be it that there is no such connection either.
+        // What it has of another connection of that port does not.
+        let foreign = Segment::new(new, arrived.from, ACK).at(1 << 31, 11).build();
+        let (verdict, out, outcome) = rig.run(&foreign)?;
+        assert_eq!((verdict, outcome), withheld);
+        assert_eq!(out, foreign);
+        // Nobody else has the flow; it comes back to this one when the base does not know it either.
+        let (_, arrived_again) = ask(&mut rig, &segment)?;
+        assert_eq!(arrived_again.to, old);
+        rig.lose(Table::Flows)?;
+        ask(&mut rig, &segment)?;
+        rig.run(&reset)?;
+        ask(&mut rig, &segment)?;
+        // Whatever of the flow that one says goes on, be it that there is no such connection either.
         for flags in [ACK, RST] {
             let answer = Segment::new(new, arrived.from, flags).at(5000, 11);
             let (_, out, outcome) = rig.run(&answer.build())?;

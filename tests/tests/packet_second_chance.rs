@@ -20,6 +20,9 @@ const OLD: u32 = 1;
 const NEW: u32 = 2;
 const OTHER: u32 = 3;
 const FOURTH: u32 = 4;
+/// The client's sequence number, and the server's.
+const SEQUENCE: u32 = 7;
+const ANSWERED: u32 = 5000;
 const MOVED: Slot = Slot::new(NEW, OLD, false);
 const UNMOVED: Slot = Slot::new(OLD, OLD, false);
 /// Unmoved, but with flows that are not its base's.
@@ -96,7 +99,14 @@ impl Stage {
 
     /// A client's segment in the middle of its flow: what became of it, and where it went.
     fn sends(&mut self, port: u16, flags: u8) -> Result<(Outcome, u32)> {
-        let segment = Segment::new(self.client(port), self.service.vip, flags).at(7, 5000);
+        self.says(port, flags, b"")
+    }
+
+    /// The same with data.
+    fn says(&mut self, port: u16, flags: u8, data: &[u8]) -> Result<(Outcome, u32)> {
+        let segment = Segment::new(self.client(port), self.service.vip, flags)
+            .at(SEQUENCE, ANSWERED)
+            .data(data);
         let (_, out, outcome) = self.rig.run(&segment.build())?;
         let to = if outcome.is_forward() {
             u32::from(Segment::parse(&out).expect("a sound frame").to_mac[5])
@@ -106,9 +116,25 @@ impl Stage {
         Ok((outcome, to))
     }
 
-    /// Whether a backend's answer goes on. The rig's routes know no client: what goes on is left to the kernel.
+    /// Whether a backend's answer goes on, which acknowledges what the client has said.
     fn answers(&mut self, id: u32, port: u16, flags: u8) -> Result<bool> {
-        let answer = Segment::new(backend(&self.service, id), self.client(port), flags).at(5000, 8);
+        let answer = self.answer(id, port, flags);
+        self.goes_on(&answer)
+    }
+
+    /// Whether a backend's answer goes on that says more than that.
+    fn tells(&mut self, id: u32, port: u16) -> Result<bool> {
+        let answer = self.answer(id, port, ACK).data(b"more");
+        self.goes_on(&answer)
+    }
+
+    fn answer(&self, id: u32, port: u16, flags: u8) -> Segment {
+        let from = backend(&self.service, id);
+        Segment::new(from, self.client(port), flags).at(ANSWERED, SEQUENCE + 1)
+    }
+
+    /// Whether it does. The rig's routes know no client: what goes on is left to the kernel.
+    fn goes_on(&mut self, answer: &Segment) -> Result<bool> {
         let (verdict, out, outcome) = self.rig.run(&answer.build())?;
         if outcome == Outcome::DropSecondChance {
             assert_eq!(verdict, Verdict::Drop);
@@ -199,6 +225,75 @@ fn whoever_has_answered_is_no_guess() -> Result<()> {
     Ok(())
 }
 
+/// A backend that still has another connection of the client's port in TIME-WAIT answers for that one.
+#[test]
+fn what_another_connection_answers_is_withheld() -> Result<()> {
+    for is_v4 in [true, false] {
+        let mut stage = Stage::new(is_v4, mode::NAT, MOVED)?;
+        assert_eq!(stage.says(1000, ACK, b"more")?.1, OLD);
+        let foreign = stage.answer(OLD, 1000, ACK);
+        for (sequence, acknowledged) in [
+            (ANSWERED.wrapping_add(1 << 31), SEQUENCE),
+            (ANSWERED, SEQUENCE.wrapping_sub(1 << 31)),
+        ] {
+            let foreign = foreign.clone().at(sequence, acknowledged);
+            assert!(!stage.goes_on(&foreign)?);
+            assert_eq!(stage.says(1000, ACK, b"more")?.1, NEW);
+            assert!(stage.only_entry()?.has(state::GUESSED));
+            // Where the flow is, it is known by its numbers.
+            assert!(stage.answers(NEW, 1000, ACK)?);
+            assert!(!stage.only_entry()?.has(state::GUESSED));
+            assert_eq!(stage.says(1000, ACK, b"more")?, (Outcome::ForwardFlow, NEW));
+            stage.rig.lose(Table::Flows)?;
+            assert_eq!(stage.says(1000, ACK, b"more")?.1, OLD);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_acknowledges_nothing_new_holds_a_flow_for_two_tries() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    let near = stage.answer(OLD, 1000, ACK).at(ANSWERED + 9, SEQUENCE - 5);
+    for _ in 0..2 {
+        assert_eq!(stage.says(1000, ACK, b"more")?.1, OLD);
+        for _ in 0..3 {
+            assert!(stage.goes_on(&near)?, "something may be missing");
+        }
+    }
+    assert_eq!(stage.says(1000, ACK, b"more")?.1, OLD);
+    assert!(!stage.goes_on(&near)?);
+    assert_eq!(stage.says(1000, ACK, b"more")?.1, NEW);
+    Ok(())
+}
+
+#[test]
+fn data_shows_where_the_flow_is_while_another_is_asked() -> Result<()> {
+    let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[OTHER])?;
+    assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    assert!(stage.tells(FOURTH, 1000)?, "a stranger's");
+    let foreign = stage.answer(OTHER, 1000, ACK).data(b"more");
+    let foreign = foreign.at(ANSWERED.wrapping_add(1 << 31), SEQUENCE);
+    assert!(stage.goes_on(&foreign)?);
+    assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    assert!(stage.tells(OTHER, 1000)?);
+    assert!(!stage.only_entry()?.has(state::GUESSED));
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+    Ok(())
+}
+
+#[test]
+fn where_the_last_one_answers_for_another_the_base_tells_the_client() -> Result<()> {
+    let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    stage.are_asked(1000, &[OLD])?;
+    assert_eq!(stage.sends(1000, ACK)?.1, NEW);
+    let foreign = stage.answer(NEW, 1000, ACK);
+    assert!(!stage.goes_on(&foreign.at(ANSWERED.wrapping_add(1 << 31), SEQUENCE))?);
+    assert_eq!(stage.sends(1000, ACK)?.1, OLD);
+    assert!(stage.answers(OLD, 1000, RST)?);
+    Ok(())
+}
+
 #[test]
 fn a_backend_that_ends_a_connection_is_heard() -> Result<()> {
     let mut stage = Stage::new(true, mode::NAT, MOVED)?;
@@ -225,7 +320,10 @@ fn without_room_for_an_entry_the_reset_is_withheld_all_the_same() -> Result<()> 
 #[test]
 fn data_from_the_current_backend_shows_where_the_flow_is() -> Result<()> {
     let mut stage = Stage::new(true, mode::NAT, MOVED)?;
+    // What acknowledges something may be of another connection of the client's port.
     assert!(stage.answers(NEW, 1000, ACK)?);
+    assert!(stage.rig.entries(Table::Flows)?.is_empty());
+    assert!(stage.tells(NEW, 1000)?);
     let known = stage.only_entry()?;
     assert_eq!(
         (known.backend(), known.has(state::EXCEPTIONAL)),
@@ -234,11 +332,11 @@ fn data_from_the_current_backend_shows_where_the_flow_is() -> Result<()> {
     assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
     // The base's data shows nothing that is not known, and a stranger's nothing at all.
     for (id, port) in [(OLD, 1001), (OTHER, 1002)] {
-        assert!(stage.answers(id, port, ACK)?);
+        assert!(stage.tells(id, port)?);
         assert_eq!(stage.rig.entries(Table::Flows)?.len(), 1);
         assert_eq!(stage.sends(port, ACK)?.1, OLD);
         stage.rig.lose(Table::Flows)?;
-        stage.answers(NEW, 1000, ACK)?;
+        stage.tells(NEW, 1000)?;
     }
     Ok(())
 }
@@ -393,7 +491,7 @@ fn who_has_ended_is_not_asked() -> Result<()> {
 fn data_from_a_former_owner_shows_where_the_flow_is() -> Result<()> {
     for slot in [MOVED, UNMOVED] {
         let mut stage = Stage::with_formers(true, mode::NAT, slot, &[FOURTH, OTHER])?;
-        assert!(stage.answers(OTHER, 1000, ACK)?);
+        assert!(stage.tells(OTHER, 1000)?);
         let known = stage.only_entry()?;
         assert!(known.has(state::EXCEPTIONAL) && !known.has(state::GUESSED));
         assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
@@ -416,7 +514,7 @@ fn a_flow_of_the_current_backend_is_not_cut_with_the_bases() -> Result<()> {
         assert_eq!(stage.rig.stats(NEW)?.adopted, 1);
         // Data that comes first says as much.
         stage.rig.lose(Table::Flows)?;
-        assert!(stage.answers(NEW, 1000, ACK)?);
+        assert!(stage.tells(NEW, 1000)?);
         assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, NEW));
     }
     Ok(())

@@ -9,6 +9,8 @@
 //! - While the deadline of the base's drain cuts the flow, the base comes last: a flow of another backend must not be cut with
 //!   it. Once nobody else has the flow, its next packet is cut.
 //! - An answer with data from another than the base shows that the flow is there, before its client has sent anything.
+//! - An answer of another connection is no answer ([`numbers`](super::numbers)): it is taken for such a reset. After that of the last
+//!   one the first is asked once more, whose reset then tells the client.
 //!
 //! A host that knows nothing of a connection answers a segment with ACK by a reset *without* ACK, its sequence number
 //! taken from the segment (RFC 9293 section 3.10.7.1); one that ends a connection of its own accord sends one with ACK, and
@@ -17,16 +19,20 @@
 
 use core::ptr::NonNull;
 
-use super::{Count, Env, Flow, tcp};
+use super::{Count, Env, Flow, Packet, candidates::Candidate, numbers::says, tcp};
 use crate::{
     abi::{mode, service_flags},
     entry::{self, EntryTable as _, FlowEntry, Meta, NewEntry, state},
+    mask,
 };
+
+/// Of these a bare reset has one, [`tcp::RST`].
+const BARE_RESET: u8 = tcp::RST | tcp::ACK | tcp::SYN | tcp::FIN;
 
 /// Whether a segment with these flags is the reset of a host that knows of no such connection.
 #[inline(always)]
 const fn is_bare_reset(flags: u8) -> bool {
-    flags & (tcp::RST | tcp::ACK | tcp::SYN | tcp::FIN) == tcp::RST
+    flags & BARE_RESET == tcp::RST
 }
 
 impl<E: Env> Flow<'_, E> {
@@ -50,68 +56,112 @@ impl<E: Env> Flow<'_, E> {
         if !E::WRITES || self.is_datagram() {
             return false;
         }
+        let (is_plain, is_reset) = (super::is_plain(flags), is_bare_reset(flags));
         let Some(entry) = known else {
-            let tells = super::is_plain(flags) && backend != self.slot.base();
-            return self.is_open_question() && (tells || is_bare_reset(flags));
+            let tells = is_plain && backend != self.slot.base();
+            return self.is_open_question() && (tells || is_reset);
         };
         // SAFETY: the entry was found for this packet.
         let meta = unsafe { entry::meta(entry) };
+        let is_guess = meta.has(state::GUESSED);
         if backend == meta.backend() {
-            meta.has(state::GUESSED)
+            is_guess
         } else {
-            is_bare_reset(flags)
+            is_reset || is_guess && is_plain
         }
     }
 
     /// `backend` has answered a flow that has an entry, and [it matters](Self::is_question). Whether the answer is withheld.
     #[inline(always)]
-    pub(super) fn judge(&self, entry: NonNull<FlowEntry>, backend: u32, flags: u8) -> bool {
-        // SAFETY: the entry was found for this packet.
-        let meta = unsafe { entry::meta(entry) };
-        if backend != meta.backend() {
+    pub(super) fn judge(
+        &self,
+        (entry, meta): (NonNull<FlowEntry>, Meta),
+        backend: u32,
+        answer: &Packet,
+    ) -> bool {
+        let is_reset = is_bare_reset(answer.flags);
+        if backend != meta.backend() && is_reset {
             // Of several segments that were on their way to the wrong one each is answered. Where the entry's backend has
             // ended, the reset is what its clients are to be told.
             return !self.is_gone(meta.backend());
         }
-        if !meta.has(state::GUESSED) {
+        // What is said of a connection that is being opened says nothing of the one before it.
+        if !meta.has(state::GUESSED) || meta.has(state::REOPENED) && !is_reset {
             return false;
         }
-        let next = if is_bare_reset(flags) {
-            self.after(meta)
-        } else {
-            None
-        };
-        let new = match next {
-            Some(next) => next.guess(),
-            None => self.flow_meta(0, backend, meta.0 & state::CLOSING),
-        };
-        // SAFETY: as above. Whoever changes the word at the same time has seen a packet that says more.
-        let found = unsafe {
-            let word = &raw mut (*entry.as_ptr()).meta;
-            E::Flows::compare_exchange(word, meta.0, new.0)
-        };
-        let Some(next) = next else {
+        // SAFETY: the entry was found for this packet.
+        let says = unsafe { says(entry, meta, answer) };
+        if backend != meta.backend() {
+            if says.here != 0 && answer.data != 0 && self.may_have(backend) {
+                self.settle(entry, meta, backend);
+            }
             return false;
-        };
-        if Meta(found) != meta {
-            // Another reset of the same backend, on another CPU: the flow has gone on from there.
-            return Meta(found).backend() != backend;
+        }
+        let reset = mask::zero((answer.flags & BARE_RESET ^ tcp::RST) as u64);
+        if says.not_here | reset != 0 {
+            let next = self.next(meta, backend);
+            // Once each has been asked, a reset tells the client; or the first one is asked again, whose reset will.
+            if next.is_over & reset == 0
+                && let Some(who) = next.who
+            {
+                return self.go_on(entry, meta, &who, next.is_over);
+            }
+        }
+        if says.here & !says.not_here | reset != 0 {
+            self.settle(entry, meta, backend);
+        }
+        false
+    }
+
+    /// The flow of a guess is not there; the next one is asked. Whether the answer that said so is withheld.
+    #[inline(always)]
+    fn go_on(
+        &self,
+        entry: NonNull<FlowEntry>,
+        guess: Meta,
+        next: &Candidate,
+        is_over: u64,
+    ) -> bool {
+        let kept = guess.0 & (state::CLOSING | state::REOPENED);
+        let new = next.guess_after(guess, is_over).with(kept);
+        let found = self.change(entry, guess, new);
+        if found != guess {
+            // Another answer of the same backend, on another CPU: the flow has gone on from there.
+            return found.backend() != guess.backend();
         }
         self.env.count(next.backend, Count::Adopted);
         true
     }
 
+    /// The flow of a guess is this backend's, or there is nobody else to tell its client.
+    #[inline(always)]
+    fn settle(&self, entry: NonNull<FlowEntry>, guess: Meta, backend: u32) {
+        let kept = guess.0 & (state::CLOSING | state::REOPENED);
+        self.change(entry, guess, self.flow_meta(0, backend, kept));
+    }
+
+    /// Changes an entry's word, unless somebody else has: whoever does so at the same time has seen a packet that says more.
+    /// What it was.
+    #[inline(always)]
+    fn change(&self, entry: NonNull<FlowEntry>, old: Meta, new: Meta) -> Meta {
+        // SAFETY: the entry was found for this packet.
+        unsafe {
+            let word = &raw mut (*entry.as_ptr()).meta;
+            Meta(E::Flows::compare_exchange(word, old.0, new.0))
+        }
+    }
+
     /// `backend` has answered a flow that no table knows, and [it matters](Self::is_question). Whether the answer is withheld.
     #[inline(always)]
-    pub(super) fn learn(&self, backend: u32, flags: u8) -> bool {
-        let is_reset = is_bare_reset(flags);
+    pub(super) fn learn(&self, backend: u32, answer: &Packet) -> bool {
+        let is_reset = is_bare_reset(answer.flags);
         let is_later = self.is_later(backend);
         let new = if is_reset && (is_later || backend == self.slot.base()) {
-            match self.besides(backend) {
+            match self.next(Meta(0), backend).who {
                 Some(next) => next.guess(),
                 None => return false,
             }
-        } else if !is_reset && is_later {
+        } else if answer.data != 0 && is_later {
             self.flow_meta(0, backend, 0)
         } else {
             return false;

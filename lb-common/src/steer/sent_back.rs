@@ -91,7 +91,7 @@ impl<E: Env> Flow<'_, E> {
         if Meta(found) == meta {
             self.env.count(next.backend, Count::Adopted);
         }
-        (next.backend, !next.is_last)
+        (next.backend, !next.is_last())
     }
 
     /// The same of a flow without an entry, which gets one if there is room.
@@ -102,7 +102,7 @@ impl<E: Env> Flow<'_, E> {
             return (self.nobody_after(from), false);
         };
         self.list_guess(&next);
-        (next.backend, !next.is_last)
+        (next.backend, !next.is_last())
     }
 
     /// Who tells the client that nobody has its flow: the base, if it is there.

@@ -1,4 +1,7 @@
-//! Flows that nothing is known of while the deadline of their base's drain cuts flows.
+//! Flows that nothing is known of while the deadline of their base's drain cuts flows; in `strangers`, those that meet
+//! another connection of their client's port.
+
+mod strangers;
 
 use std::{cell::UnsafeCell, collections::BTreeMap, vec::Vec};
 
@@ -8,6 +11,9 @@ use crate::abi::{BackendRecord, cut_position, mode};
 const BASE: u32 = 1;
 const CURRENT: u32 = 2;
 const FORMER: u32 = 3;
+/// The client's sequence number, and the server's.
+const SEQUENCE: u32 = 7;
+const ANSWERED: u32 = 5000;
 
 struct Table(Vec<UnsafeCell<FlowEntry>>);
 
@@ -155,9 +161,14 @@ impl Node {
         (decision.outcome, decision.backend)
     }
 
-    /// Whether an answer goes on.
+    /// Whether an answer goes on, which acknowledges what the client has sent.
     fn answers(&self, backend: u32, flags: u8) -> bool {
-        note_reply(self, 1, &self.service, &packet(flags), backend)
+        self.says(backend, &answer(flags))
+    }
+
+    /// Whether this answer goes on.
+    fn says(&self, backend: u32, answer: &Packet) -> bool {
+        note_reply(self, 1, &self.service, answer, backend)
     }
 
     fn send_back(&self, from: u32) -> (u32, bool) {
@@ -173,7 +184,17 @@ fn packet(flags: u8) -> Packet {
         client_port: 1000,
         service_port: 80,
         flags,
-        sequence: 7,
+        sequence: SEQUENCE,
+        acknowledgment: ANSWERED,
+        data: 0,
+    }
+}
+
+fn answer(flags: u8) -> Packet {
+    Packet {
+        sequence: ANSWERED,
+        acknowledgment: SEQUENCE + 1,
+        ..packet(flags)
     }
 }
 

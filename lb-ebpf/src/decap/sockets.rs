@@ -17,7 +17,8 @@ use crate::{
 };
 
 const TCP: u8 = 6;
-/// `TCP_LISTEN` of the kernel's include/net/tcp_states.h.
+/// `TCP_TIME_WAIT` and `TCP_LISTEN` of the kernel's include/net/tcp_states.h.
+const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;
 /// `BPF_F_CURRENT_NETNS`: the sockets of the network namespace that the interface is in.
 const HERE: u64 = -1_i32 as u64;
@@ -31,8 +32,9 @@ struct Ends<T> {
 }
 
 /// Whether a connection to which this packet belongs is here, or may be. In each of its states it counts, also while it is
-/// being opened and after it has ended (`TIME_WAIT`: its straggling packets are to be answered here). A listener counts only
-/// where the packet brings it a SYN cookie of its own, which is all that there is of such a connection so far.
+/// being opened, but not when it has ended (`TIME_WAIT`): the client may have used its port again for another one, on
+/// another host. If not, its stragglers are answered by a reset there, and nothing is lost: both sides have had all of it. A
+/// listener counts only where the packet brings it a SYN cookie of its own, which is all that there is of such a connection so far.
 ///
 /// Of anything but plain TCP it is not known, and yes is the answer: the packet stays here.
 #[inline(always)]
@@ -97,7 +99,11 @@ unsafe fn finds(
         }
         // The kernel's view of a socket, which is read word by word.
         let state = (&raw const (*socket).state).read_volatile();
-        let is_here = state != LISTEN || cookie(socket, (ip, length), tcp);
+        let is_here = match state {
+            TIME_WAIT => false,
+            LISTEN => cookie(socket, (ip, length), tcp),
+            _ => true,
+        };
         bpf_sk_release(socket.cast());
         is_here
     }

@@ -144,6 +144,8 @@ pub fn way<const JUDGES: bool>(
         service_port: forward::service_port(packet.source_port, service),
         flags: packet.flags,
         sequence: packet.sequence,
+        acknowledgment: packet.acknowledgment,
+        data: packet.data,
     };
     // SAFETY: the entry was found for this packet.
     unsafe { note_server(owner.entry, packet.flags) };

@@ -182,6 +182,8 @@ fn to_backend(ctx: &XdpContext, message: &Message, quote: &Quote, id: u32) -> u3
         flags: tcp::ACK,
         // What the service acknowledged is what the client's next packet would have as its sequence number.
         sequence: quote.acknowledged,
+        acknowledgment: 0,
+        data: 0,
     };
     let decision = steer::steer(&Kernel::<false>, id, service, &packet);
     if !decision.outcome.is_forward() {

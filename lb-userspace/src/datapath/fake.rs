@@ -750,7 +750,7 @@ impl Datapath for Fake {
                 (Protocol::Tcp, true) => tcp::SYN,
                 (Protocol::Tcp, false) => tcp::ACK,
             },
-            sequence: 0,
+            ..Packet::default()
         };
         let decision = steer(&Surroundings::<false>(&memory), id, &record, &packet);
         Ok(Explanation {

@@ -63,6 +63,7 @@ impl Simulator {
             service_port: 80u16.to_be(),
             flags: tcp::ACK,
             sequence: flow.sequence,
+            ..Packet::default()
         };
         match self.fake.ask(SERVICE, &packet) {
             Some(backend) if backend == flow.owner => {}

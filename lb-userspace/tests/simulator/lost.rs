@@ -1,10 +1,27 @@
 //! Both tables are lost now and then, while changes overlap. In `nat` the backends' answers show where a flow is: whoever does
-//! not know it resets it, and while somebody is left to ask its client hears nothing of that.
+//! not know it resets it, and while somebody is left to ask its client hears nothing of that. One in three of those who do not
+//! know it has another connection of the same client's port in TIME-WAIT, and answers for that one.
 
 use super::*;
 
-/// Most backends that are asked for a flow.
-const ASKED_MAX: usize = 8;
+/// How often a flow's client tries at most: three times at each of eight backends.
+const ASKED_MAX: usize = 24;
+
+/// What a backend that does not have a flow says to a segment of it.
+fn stranger(flow: &Flow, backend: u32) -> Packet {
+    let mut random = Random((u64::from(flow.isn) << 32 | u64::from(backend)) ^ 0x7157);
+    if !random.one_in(3) {
+        return flow.packet(tcp::RST);
+    }
+    // Of a connection that was over before this one began, up to a minute ago (RFC 6528: a tick of the client's initial
+    // sequence numbers is 64 ns in Linux).
+    let before = random.below(60 * 1_000_000_000 / 64) as u32;
+    Packet {
+        sequence: random.next() as u32,
+        acknowledgment: flow.isn.wrapping_sub(before),
+        ..flow.packet(tcp::ACK)
+    }
+}
 
 impl Simulator {
     /// Everything that is known of flows is gone. Those whose handshake is not done have it behind them: an opening that
@@ -49,15 +66,16 @@ impl Simulator {
                 return Some(delivered);
             }
             let knows = delivered.backend == flow.owner;
-            let packet = Packet {
-                client: Addr::from_v4(flow.client.to_be_bytes()),
-                client_port: flow.port.to_be(),
-                service_port: 80u16.to_be(),
-                flags: if knows { tcp::ACK } else { tcp::RST },
-                sequence: 0,
+            let answer = if knows {
+                self.answer(flow, asked == 0)
+            } else {
+                stranger(flow, delivered.backend)
             };
-            let goes_on = self.fake.reply(SERVICE, &packet, delivered.backend);
+            let goes_on = self.fake.reply(SERVICE, &answer, delivered.backend);
             if knows {
+                if !goes_on {
+                    self.fail(&format!("{answer:?} to {flow:?} is withheld"));
+                }
                 if delivered.outcome == Outcome::ForwardFlow {
                     let owners = self.owners(delivered.slot);
                     let former = !owners[..2].contains(&flow.owner);
@@ -65,7 +83,9 @@ impl Simulator {
                 }
                 return Some(delivered);
             }
-            if goes_on {
+            if answer.flags == tcp::ACK {
+                self.counts.strangers += 1;
+            } else if goes_on {
                 let owners = self.owners(delivered.slot);
                 if owners.contains(&flow.owner) {
                     self.fail(&format!(
@@ -76,17 +96,38 @@ impl Simulator {
                 self.counts.exposed += 1;
                 return None;
             }
-            self.counts.withheld += 1;
+            self.counts.withheld += u64::from(!goes_on);
         }
         let entries = self.fake.entries(Table::Flows).into_iter();
         let (client, port) = (Addr::from_v4(flow.client.to_be_bytes()), flow.port.to_be());
         let mut own = entries.filter(|entry| entry.client == client && entry.ports as u16 == port);
         if own.next().is_some() {
-            self.fail(&format!("{flow:?} never arrives"));
+            let delivered = self.send(flow, flags, flow.sequence);
+            if self.owners(delivered.slot).contains(&flow.owner) {
+                self.fail(&format!("{flow:?} never arrives"));
+            }
+            self.counts.exposed += 1;
+            return None;
         }
         // There is no room for its entry; its client would go on trying.
         self.counts.waiting += 1;
         None
+    }
+
+    /// What the server says to a segment of its flow. One in four times something before that is still missing, unless the
+    /// client has sent it again: then it is the first that is.
+    fn answer(&mut self, flow: &Flow, is_first: bool) -> Packet {
+        let acknowledgment = if is_first && self.random.one_in(4) {
+            flow.sequence.wrapping_sub(self.random.below(60_000) as u32)
+        } else {
+            flow.sequence.wrapping_add(1)
+        };
+        Packet {
+            sequence: flow.answered.wrapping_add(self.random.below(60_000) as u32),
+            acknowledgment,
+            data: self.random.below(2) as u32,
+            ..flow.packet(tcp::ACK)
+        }
     }
 
     /// Who owns a slot: base, current, and those in between.

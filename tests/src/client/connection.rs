@@ -3,8 +3,6 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
-    os::fd::AsRawFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -130,27 +128,11 @@ impl Connection {
         target: SocketAddr,
         limit: Duration,
     ) -> Result<Self, Failure> {
-        Self::open_within(None, source, target, limit).await
-    }
-
-    /// The same, from one of these ports where the kernel is to choose (Linux 6.3 and later keep to it).
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub async fn open_within(
-        ports: Option<RangeInclusive<u16>>,
-        source: Option<SocketAddr>,
-        target: SocketAddr,
-        limit: Duration,
-    ) -> Result<Self, Failure> {
         let socket = if target.is_ipv4() {
             TcpSocket::new_v4()
         } else {
             TcpSocket::new_v6()
         }?;
-        if let Some(ports) = ports {
-            choose_from(&socket, &ports);
-        }
         if let Some(source) = source {
             socket.set_reuseaddr(true)?;
             socket.bind(source)?;
@@ -443,32 +425,6 @@ fn late(limit: Duration) -> Failure {
     Failure::new(Reason::Timeout, format!("no answer within {limit:?}"))
 }
 
-/// Ports of connections that are kept, and of those that serve one request.
-///
-/// A server that has closed a connection keeps it in TIME-WAIT, and answers whatever comes from the same address and port as if
-/// that were a part of it. A balancer that has lost its tables may ask it about a newer connection of that address and port, which
-/// is on another server, and ebb takes the answer for that connection's: it would hang. So a load does not use ports of the one
-/// kind for the other.
-pub const LONG_PORTS: RangeInclusive<u16> = 32_768..=65_535;
-/// See [`LONG_PORTS`].
-pub const SHORT_PORTS: RangeInclusive<u16> = 1024..=32_767;
-
-/// Keeps a socket's port within these (`IP_LOCAL_PORT_RANGE` of ip(7)); an older kernel goes on choosing from all.
-fn choose_from(socket: &TcpSocket, ports: &RangeInclusive<u16>) {
-    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-    let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
-    // SAFETY: the kernel reads four bytes.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            IP_LOCAL_PORT_RANGE,
-            (&raw const range).cast(),
-            size_of::<u32>() as libc::socklen_t,
-        );
-    }
-}
-
 /// One request on a connection of its own, from any address in `source`.
 ///
 /// # Errors
@@ -480,7 +436,7 @@ pub async fn request_once(
     limit: Duration,
 ) -> Result<Answer, Failure> {
     let source = source.map(|address| SocketAddr::new(address, 0));
-    let mut connection = Connection::open_within(Some(SHORT_PORTS), source, target, limit).await?;
+    let mut connection = Connection::open(source, target, limit).await?;
     let answer = connection
         .get_bytes(length, u64::from(connection.local().port()), true)
         .await?;

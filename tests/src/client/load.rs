@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,10 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{
-    Broken, Connection, Failure, Flow, Length, Report, Sample,
-    connection::{LONG_PORTS, Reason, SHORT_PORTS},
-};
+use super::{Broken, Connection, Failure, Flow, Length, Report, Sample, connection::Reason};
 use crate::{clock, lab::Netns, wire};
 
 /// Flows and samples beyond these are counted, not listed.
@@ -362,12 +358,7 @@ impl Shared {
     }
 
     /// Opens connection `id`; its beginning is noted in `started_ns` just before.
-    async fn open(
-        &self,
-        id: u64,
-        ports: RangeInclusive<u16>,
-        started_ns: &mut u64,
-    ) -> Result<Connection, Failure> {
+    async fn open(&self, id: u64, started_ns: &mut u64) -> Result<Connection, Failure> {
         {
             let mut state = self.lock();
             *started_ns = clock::now_ns();
@@ -375,7 +366,7 @@ impl Shared {
         }
         let LoadOptions { target, limit, .. } = self.options;
         let source = self.source(id);
-        let opened = Connection::open_within(Some(ports), source, target, limit).await;
+        let opened = Connection::open(source, target, limit).await;
         self.change(|state| {
             state.opening.remove(&id);
         });
@@ -569,7 +560,7 @@ async fn short_request(shared: &Shared) {
 
 async fn short_exchange(shared: &Shared, id: u64, seen: &mut Seen) -> Result<(), Failure> {
     let options = &shared.options;
-    let mut connection = shared.open(id, SHORT_PORTS, &mut seen.started_ns).await?;
+    let mut connection = shared.open(id, &mut seen.started_ns).await?;
     seen.local = Some(connection.local());
     let (least, most) = options.short_bytes;
     let answer = connection
@@ -596,7 +587,7 @@ async fn long_connection(shared: &Arc<Shared>, id: u64) {
 
 async fn long_exchange(shared: &Arc<Shared>, id: u64, seen: &mut Seen) -> Result<(), Failure> {
     let options = &shared.options;
-    let mut connection = shared.open(id, LONG_PORTS, &mut seen.started_ns).await?;
+    let mut connection = shared.open(id, &mut seen.started_ns).await?;
     seen.local = Some(connection.local());
     let upgraded = connection.upgrade(id).await;
     seen.backend = connection.first().map(|first| Arc::clone(&first.backend));

@@ -24,6 +24,7 @@ mod nginx;
 mod nodes;
 mod overlap;
 mod ports;
+mod ports_again;
 mod promptness;
 mod quic;
 mod restart;

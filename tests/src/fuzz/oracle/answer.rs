@@ -21,7 +21,6 @@ const ACK: u8 = 16;
 /// SYN.
 const SYN: u8 = 2;
 /// FIN.
-const FIN: u8 = 1;
 /// Time to live of what ebb makes itself.
 pub const OWN_TTL: u8 = 64;
 
@@ -93,9 +92,10 @@ pub fn to_client(
         }
         Outcome::DropSecondChance => {
             let flags = run.input.get(view.transport + 13).copied().unwrap_or(0);
+            // A bare reset, or an answer of another connection, which has an ACK or data.
             rule!(
-                view.protocol == TCP && flags & (RST | ACK | SYN | FIN) == RST,
-                "only a reset without ACK is withheld; flags {flags:02x}"
+                view.protocol == TCP && flags & SYN == 0,
+                "what opens a connection is not withheld; flags {flags:02x}"
             );
             unchanged(run)
         }
