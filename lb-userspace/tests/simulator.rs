@@ -1077,6 +1077,27 @@ fn whoever_can_be_asked_saves_flows_from_lost_tables() {
     assert!(counts.exposed * 20 < counts.withheld, "{counts:?}");
 }
 
+/// Once a change has settled, flows of the time in between live on as exceptions of the flow table, until it is lost.
+#[test]
+fn whoever_can_be_asked_saves_flows_from_tables_lost_after_a_change() {
+    let plan = Plan {
+        loss_one_in: Some(200),
+        command_one_in: 150,
+        flows: 100,
+        packets_a_step: 10,
+        steps: 10_000,
+        sizes: Sizes {
+            flows: 1 << 13,
+            handshakes: 1 << 11,
+        },
+        ..Plan::default()
+    };
+    let counts = run(plan, 3);
+    let enough = counts.lost > 50 && counts.settled > 10 && counts.withheld > 500;
+    assert!(!is_whole() || enough, "{counts:?}");
+    assert!(counts.exposed * 50 < counts.withheld, "{counts:?}");
+}
+
 #[test]
 fn openings_that_can_not_be_recorded_break_nothing() {
     let mut simulator = Simulator::new(1, Plan::default());

@@ -542,9 +542,15 @@ impl Datapath for Fake {
 
     fn formers(&self, service: u32) -> Result<Vec<(u32, Formers)>> {
         let memory = self.memory();
+        let slots = memory.tables.get(&service).map_or(&[][..], |slots| slots);
+        let says_so = |index: u32| {
+            slots
+                .get(index as usize)
+                .is_some_and(|slot| slot.has_formers())
+        };
         let all = memory.formers.iter();
         let mut own: Vec<_> = all
-            .filter(|((id, _), _)| *id == service)
+            .filter(|((id, index), _)| *id == service && says_so(*index))
             .map(|((_, index), formers)| (*index, *formers))
             .collect();
         own.sort_unstable_by_key(|(index, _)| *index);

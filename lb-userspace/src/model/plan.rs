@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    abi::{BackendRecord, ServiceRecord, Slot},
+    abi::{BackendRecord, ServiceRecord, Slot, backend_flags, mode},
+    former::Formers,
     full_nat::Sources,
     index::IndexEntry,
 };
@@ -131,7 +132,8 @@ pub fn plan(
     }
     for (id, record) in &desired.services {
         let table = owners(*id);
-        writes.extend(table.and_then(|owners| table_write(*id, owners, installed)));
+        let write = |owners| table_write((*id, record), owners, installed, desired);
+        writes.extend(table.and_then(write));
         if installed.services.get(id) != Some(record) {
             writes.push(Write::Service(*id, *record));
         }
@@ -157,7 +159,12 @@ pub fn plan(
     writes
 }
 
-fn table_write(id: u32, owners: Owners, installed: &Installed) -> Option<Write> {
+fn table_write(
+    (id, record): (u32, &ServiceRecord),
+    mut owners: Owners,
+    installed: &Installed,
+    desired: &Desired,
+) -> Option<Write> {
     let old = installed.tables.get(&id);
     let Some(old) = old.filter(|old| old.len() == owners.current.len()) else {
         return Some(Write::Table {
@@ -168,8 +175,15 @@ fn table_write(id: u32, owners: Owners, installed: &Installed) -> Option<Write> 
         });
     };
     let formers = installed.formers.get(&id);
-    let formers = formers.map_or(&[][..], |formers| formers);
-    let (mut rebased, mut changed) = (false, formers != owners.formers);
+    let none = FormerOwners::new();
+    let formers = formers.unwrap_or(&none);
+    if mode::is_two_way(record.mode) {
+        owners.formers = with_kept(&owners, old, formers, &|backend| {
+            let record = desired.backends.get(&backend);
+            record.is_some_and(|record| can_have_flows(record.flags))
+        });
+    }
+    let (mut rebased, mut changed) = (false, *formers != owners.formers);
     let slots = owners.slots().zip(old.iter()).map(|(new, old)| {
         rebased |= new.base() != old.base();
         changed |= new.current() != old.current();
@@ -182,6 +196,48 @@ fn table_write(id: u32, owners: Owners, installed: &Installed) -> Option<Write> 
         formers: owners.formers,
         rebased,
     })
+}
+
+fn can_have_flows(flags: u32) -> bool {
+    flags & backend_flags::VALID != 0 && flags & backend_flags::ENDED == 0
+}
+
+/// The former owners of the slots, with those whose flows may outlive the change that made them: where a flag says that
+/// there may be any, whoever owned the slot before, as far as he `can` still have flows. While the entries of such flows stand nobody
+/// has to know; where they are lost, the answers of these show where their flows are.
+fn with_kept(
+    owners: &Owners,
+    old: &Packed,
+    old_formers: &FormerOwners,
+    can: &dyn Fn(u32) -> bool,
+) -> FormerOwners {
+    let mut own = owners.formers.iter().peekable();
+    let mut before = old_formers.iter().peekable();
+    let mut all = Vec::new();
+    for (index, (new, old)) in (0..).zip(owners.slots().zip(old.iter())) {
+        let of_slot = |formers: &mut std::iter::Peekable<std::slice::Iter<(u32, Formers)>>| {
+            let row = formers.next_if(|(place, _)| *place == index);
+            row.map_or(Formers::NONE, |(_, formers)| *formers)
+        };
+        let (own, before) = (of_slot(&mut own), of_slot(&mut before));
+        if !with_flag(new, old).has_exceptions() {
+            if !own.is_empty() {
+                all.push((index, own));
+            }
+            continue;
+        }
+        let mut found: Vec<u32> = own.iter().collect();
+        for backend in [old.current(), old.base()].into_iter().chain(before.iter()) {
+            let known = backend == new.base() || backend == new.current();
+            if backend != 0 && !known && !found.contains(&backend) && can(backend) {
+                found.push(backend);
+            }
+        }
+        if !found.is_empty() {
+            all.push((index, Formers::new(found)));
+        }
+    }
+    all
 }
 
 /// A flag stands until a look at the flow table clears it. A slot that was moved gets one when it is moved no more, or has
@@ -232,6 +288,20 @@ impl Installed {
         }
     }
 
+    /// Notes that some slots are no more than these now, in the order of their index.
+    pub fn change(&mut self, service: u32, slots: &[(u32, Slot)]) {
+        if let Some(table) = self.tables.get_mut(&service) {
+            table.change(slots);
+        }
+        if let Some(mut formers) = self.formers.remove(&service) {
+            formers.retain(|(index, _)| {
+                let changed = slots.binary_search_by_key(index, |(changed, _)| *changed);
+                changed.is_err()
+            });
+            self.set_formers(service, formers);
+        }
+    }
+
     /// Notes former owners of a service's slots.
     pub fn set_formers(&mut self, service: u32, formers: FormerOwners) {
         if formers.is_empty() {
@@ -260,6 +330,45 @@ mod tests {
         ];
         for (what, old, new, flag) in rows {
             assert_eq!(with_flag(new, old).has_exceptions(), flag, "{what}");
+        }
+    }
+
+    /// Who owned a slot before is remembered where a flag stands, as far as he is there.
+    #[test]
+    fn whose_flows_may_live_on_is_remembered() {
+        let none: &[u32] = &[];
+        #[rustfmt::skip]
+        let rows = [
+            ("never moved", Slot::new(1, 1, false), Slot::new(1, 1, false), none, none, none),
+            ("moves now", Slot::new(1, 1, false), Slot::new(2, 1, false), none, none, none),
+            ("in between", Slot::new(2, 1, false), Slot::new(3, 1, false), none, &[2], &[2]),
+            ("settles", Slot::new(2, 1, false), Slot::new(2, 2, false), none, none, &[1]),
+            ("settles after more", Slot::new(3, 1, false), Slot::new(3, 3, false), &[2], none, &[1, 2]),
+            ("taken back", Slot::new(2, 1, false), Slot::new(1, 1, false), none, &[2], &[2]),
+            ("stands", Slot::new(1, 1, true), Slot::new(1, 1, false), &[2, 3], none, &[2, 3]),
+            ("moves again", Slot::new(1, 1, true), Slot::new(2, 1, false), &[2, 3], none, &[3]),
+            ("is over", Slot::new(1, 1, false), Slot::new(1, 1, false), &[2], none, none),
+            ("has ended", Slot::new(9, 1, false), Slot::new(1, 1, false), &[8, 2], none, &[2]),
+        ];
+        for (what, old, new, before, own, kept) in rows {
+            let rows = |ids: &[u32]| -> FormerOwners {
+                let formers = Formers::new(ids.iter().copied());
+                Vec::from_iter((!ids.is_empty()).then_some((1, formers)))
+            };
+            // Its neighbours are nobody's.
+            let slots = |slot: Slot| [Slot::new(7, 7, false), slot, Slot::new(7, 7, false)];
+            let owners = Owners {
+                current: slots(new).map(Slot::current).to_vec(),
+                base: Some(slots(new).map(Slot::base).to_vec()),
+                formers: rows(own),
+            };
+            let found = with_kept(
+                &owners,
+                &slots(old).into_iter().collect(),
+                &rows(before),
+                &|backend| backend < 8,
+            );
+            assert_eq!(found, rows(kept), "{what}");
         }
     }
 }

@@ -253,32 +253,38 @@ impl Engine {
         }
         let services: Vec<u32> = self.installed.tables.keys().copied().collect();
         for service in services {
-            let cleared = self.clearable(service);
+            let cleared = self.clearable(service, now_ms);
             if cleared.is_empty() {
                 continue;
             }
             self.doubtful.insert(service);
             self.datapath.put_slots(service, &cleared)?;
             self.doubtful.remove(&service);
-            if let Some(table) = self.installed.tables.get_mut(&service) {
-                table.change(&cleared);
-            }
+            self.installed.change(service, &cleared);
         }
         Ok(())
     }
 
-    fn clearable(&self, service: u32) -> Vec<(u32, Slot)> {
-        let Some(table) = self.installed.tables.get(&service) else {
+    fn clearable(&self, id: u32, now_ms: u64) -> Vec<(u32, Slot)> {
+        let Some(table) = self.installed.tables.get(&id) else {
             return Vec::new();
         };
-        let flagged = |slot: &Slot| slot.has_exceptions() && !slot.is_open();
+        let service = self.state.services.values().find(|found| found.id == id);
+        // Of flows whose entries were lost the former owners are asked; first they must have been seen again.
+        let forgets = service.is_none_or(|service| {
+            let idle_ms = as_ms(service.spec.idle_timeout);
+            !service.is_changing() && now_ms >= self.unlisted_ms(service).saturating_add(idle_ms)
+        });
+        let flagged = |slot: &Slot| {
+            slot.has_exceptions() && !slot.is_moved() && (forgets || !slot.has_formers())
+        };
         if !table.kinds().iter().any(flagged) {
             return Vec::new();
         }
         let slots = table.iter().enumerate().filter(|(_, slot)| flagged(slot));
         slots
             .map(|(index, slot)| (index as u32, Slot::new(slot.current(), slot.base(), false)))
-            .filter(|(index, _)| !self.last_look.exceptional.contains(&(service, *index)))
+            .filter(|(index, _)| !self.last_look.exceptional.contains(&(id, *index)))
             .collect()
     }
 
@@ -304,6 +310,7 @@ impl Engine {
             return Ok(());
         }
         let mut ops: Vec<Op> = Vec::new();
+        let mut renewed = BTreeSet::new();
         for (service, service_id, backend) in candidates {
             let in_table = self.installed.tables.get(&service_id).is_some_and(|table| {
                 let mut kinds = table.kinds().iter();
@@ -319,13 +326,21 @@ impl Engine {
                 .tallies
                 .get(&backend)
                 .map_or(0, |tally| tally.entries);
-            if !in_table && !was_in_table && entries == 0 {
-                ops.push(Op::BackendForgotten { service, backend });
+            if !in_table && entries == 0 {
+                if was_in_table {
+                    renewed.insert(service_id);
+                } else {
+                    ops.push(Op::BackendForgotten { service, backend });
+                }
             }
         }
         let retired = self.state.retired.iter();
         ops.extend(retired.map(|id| Op::ServiceForgotten { id: *id }));
-        if ops.is_empty() {
+        // Where only former owners are left of it, the table is worked out anew, without those that have ended.
+        for service in &renewed {
+            self.made_of.remove(service);
+        }
+        if ops.is_empty() && renewed.is_empty() {
             Ok(())
         } else {
             self.commit(ops, now_ms)
