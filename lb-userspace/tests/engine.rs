@@ -301,6 +301,50 @@ fn a_change_settles_after_the_idle_timeout_and_flows_stay() {
     assert!(node.slots().iter().all(|slot| !slot.is_tracked()));
 }
 
+/// Flows that began while a drain was under way that was taken back are on backends that no slot names once that has settled.
+/// Who they are is known for as long as they live, also by the next daemon.
+#[test]
+fn whose_flows_outlive_a_change_is_remembered_while_they_do() {
+    let mut node = Node::ready(spec([service("web", false)]));
+    node.drain("b1", 600, OnDeadline::Leave);
+    let moved: Vec<u16> = (1000..1200)
+        .filter(|port| {
+            let first = node.deliver(*port, tcp::SYN, 7);
+            node.send(*port, tcp::ACK, 8);
+            node.slots()[first.slot as usize].is_moved()
+        })
+        .collect();
+    assert!(moved.len() > 20, "{}", moved.len());
+    node.engine.undrain("web/b1", node.now_ms).unwrap();
+    let alive = |node: &Node| {
+        moved
+            .iter()
+            .for_each(|port| assert_ne!(node.send(*port, tcp::ACK, 8), 0))
+    };
+    let formers = |node: &Node| node.fake.formers(node.web().id).unwrap();
+    let all = formers(&node).len();
+    while node.web().is_changing() {
+        node.pass(1000);
+        alive(&node);
+    }
+    let kept = formers(&node);
+    assert!(
+        kept.len() > 20 && kept.len() <= moved.len(),
+        "{} of {all}",
+        kept.len()
+    );
+    node.restart(spec([service("web", false)]));
+    node.pass(3000);
+    assert_eq!(formers(&node), kept);
+    // The tables are lost. They are not forgotten before the flows have been seen again.
+    node.fake.forget_flows();
+    node.fake.forget_handshakes();
+    node.pass(2000);
+    assert_eq!(formers(&node), kept);
+    node.pass(2 * as_ms(IDLE));
+    assert_eq!(formers(&node), []);
+}
+
 #[test]
 fn a_backend_id_is_free_only_when_nothing_names_it() {
     let mut node = Node::ready(spec([service("web", true)]));

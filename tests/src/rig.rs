@@ -32,6 +32,8 @@ use lb_userspace::{
     model::spec::{Capacity, XdpMode},
 };
 
+use crate::client::raise_open_files;
+
 mod pool;
 
 pub use pool::Borrowed;
@@ -147,6 +149,8 @@ impl Rig {
     /// The same with these sizes.
     pub fn with_capacity(capacity: Capacity) -> Result<Self> {
         own_namespace()?;
+        // Each has some 150, and a guest lets a process have no more than 1024 until it asks.
+        raise_open_files()?;
         Ok(Self::of(Borrowed::from_pool(capacity, || {
             load(object::XDP, capacity, VALUE_MAX)
         })?))

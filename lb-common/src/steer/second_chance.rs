@@ -166,8 +166,13 @@ impl<E: Env> Flow<'_, E> {
         } else {
             return false;
         };
-        if entry::find(self.env.handshakes(), self.hash, &self.key).is_some() {
-            return false;
+        if let Some(handshake) = entry::find(self.env.handshakes(), self.hash, &self.key) {
+            // One whose flow had an entry is over, and has lost it since.
+            // SAFETY: the entry was found for this packet.
+            let meta = unsafe { entry::meta(handshake) };
+            if !meta.has(state::CLOSE_COUNTED) {
+                return false;
+            }
         }
         let now = self.env.now();
         let entry = NewEntry {

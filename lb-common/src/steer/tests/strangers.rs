@@ -40,6 +40,18 @@ impl Node {
         Meta(entries.find(|entry| entry.tag != 0).expect("an entry").meta)
     }
 
+    fn key(&self) -> FlowKey {
+        let packet = packet(0);
+        FlowKey {
+            client: packet.client,
+            ports: FlowKey::pack(packet.client_port, packet.service_port, 1),
+        }
+    }
+
+    fn hash(&self) -> u64 {
+        flow_hash(&self.service, &self.key())
+    }
+
     fn is_guess(&self) -> bool {
         self.entry().has(state::GUESSED)
     }
@@ -205,6 +217,27 @@ fn a_connection_that_begins_is_not_judged_by_the_one_before() {
     assert!(node.entry().has(state::REOPENED));
     assert_eq!(node.takes(&segment(opening.sequence + 1, 0)), CURRENT);
     assert!(!node.is_guess());
+}
+
+#[test]
+fn a_handshake_in_flight_is_no_question_and_one_that_is_done_is() {
+    // Of a slot that is its base's again: what is not known there gets no entry until an answer shows where it is.
+    let mut node = moved();
+    (node.slot, node.formers) = (Slot::new(BASE, BASE, true), Formers::new([FORMER]));
+    node.slot = node.slot.with_formers();
+    assert_eq!(node.takes(&packet(tcp::SYN)), BASE);
+    assert!(node.says(BASE, &answer(tcp::RST)), "it may be its answer");
+    let place = entry::find(&node.handshakes, node.hash(), &node.key());
+    let place = place.expect("a handshake");
+    // SAFETY: nobody else has the table.
+    unsafe {
+        let meta = entry::meta(place);
+        entry::set_meta(place, meta.with(state::CLOSE_COUNTED));
+    }
+    let later = segment(SEQUENCE.wrapping_add(WINDOW), 100);
+    assert_eq!(node.takes(&later), BASE);
+    assert!(!node.says(BASE, &answer(tcp::RST)));
+    assert_eq!(node.takes(&later), FORMER);
 }
 
 #[test]

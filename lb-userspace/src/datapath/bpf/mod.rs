@@ -796,6 +796,7 @@ impl Datapath for BpfDatapath {
             return Ok(());
         };
         let part = self.slots.part(region.range())?;
+        let mut forgotten = Vec::new();
         for (index, slot) in slots {
             if *index >= region.slots {
                 return Err(Error::OutOfRange {
@@ -804,10 +805,15 @@ impl Datapath for BpfDatapath {
                     capacity: region.slots,
                 });
             }
+            let place = region.first + index;
+            if part.read(place)?.has_formers() && !slot.has_formers() {
+                forgotten.push(place);
+            }
             step(Step::LiveSlot);
-            part.words(region.first + index)?[0].store(slot.0, Ordering::Release);
+            part.words(place)?[0].store(slot.0, Ordering::Release);
         }
-        Ok(())
+        // A packet that still saw the old word finds nobody there, which is so now.
+        self.formers.remove(forgotten)
     }
 
     fn publish_index(&mut self, entries: &[IndexEntry]) -> Result<()> {
