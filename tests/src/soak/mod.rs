@@ -42,6 +42,9 @@ const PAUSE_MS: std::ops::Range<u64> = 150..900;
 pub struct Options {
     /// How long.
     pub length: Duration,
+    /// It goes on for longer, three times as long at most, until it has done so many operations: how many fit into a time is up
+    /// to the machine, and to how many faults its seed draws, each of which takes some of it.
+    pub operations: u64,
     /// Seed of what is done; when it happens is up to the machine.
     pub seed: u64,
     /// How packets travel.
@@ -120,7 +123,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Summary> {
 
 impl Soak<'_> {
     fn live(&mut self) -> Result<()> {
-        while self.started.elapsed() < self.options.length {
+        while self.goes_on() {
             let at = clock::now_ns();
             let status = self.status()?;
             if status["services"][0]["changing"] != true {
@@ -134,6 +137,12 @@ impl Soak<'_> {
             self.traffic()?;
         }
         Ok(())
+    }
+
+    fn goes_on(&self) -> bool {
+        let (elapsed, length) = (self.started.elapsed(), self.options.length);
+        let done: u64 = self.ledger.operations.values().sum();
+        elapsed < length || (done < self.options.operations && elapsed < 3 * length)
     }
 
     /// Some clients leave and come back, and a pause with traffic.

@@ -64,6 +64,7 @@ impl Soak {
             way,
             connections: self.connections,
             requests: self.requests,
+            operations: 0,
             lose_tables: self.lose_tables,
         };
         eprintln!("seed {}", options.seed);
