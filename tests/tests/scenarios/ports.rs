@@ -83,7 +83,8 @@ fn ports_are_kept(way: Way) -> Result<()> {
     Ok(())
 }
 
-fn other(error: anyhow::Error) -> Failure {
+/// What went wrong beside a connection, as a failure of it.
+pub fn other(error: anyhow::Error) -> Failure {
     Failure::from(std::io::Error::other(error.to_string()))
 }
 

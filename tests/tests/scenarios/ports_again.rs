@@ -1,7 +1,7 @@
 //! Clients that use their ports again at once. The backend that served the connection before keeps it in TIME-WAIT and answers for it
 //! whatever comes from there; when the tables are lost, it is asked about the new one.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use ebb_tests::{
@@ -12,7 +12,7 @@ use ebb_tests::{
 };
 use tokio::task::JoinSet;
 
-use super::{full_nat, tunnel};
+use super::{full_nat, ports::other, tunnel};
 
 const BACKENDS: [&str; 3] = ["b1", "b2", "b3"];
 /// The clients' ports: about a third of them is b1's at first.
@@ -58,7 +58,6 @@ fn waiting_on(scene: &Scene, backend: &str) -> Result<usize> {
 
 /// The ports that b1 has served are used again while it drains, and both tables are lost.
 async fn again(scene: &Scene) -> Result<(usize, usize), Failure> {
-    let other = |error: anyhow::Error| Failure::from(io::Error::other(error.to_string()));
     let target = scene.target();
     let mut ports = Vec::new();
     for port in FIRST..FIRST + PORTS {
