@@ -1,6 +1,6 @@
 //! Layout of the maps. Both sides use these very types; sizes and offsets are asserted below.
 
-use crate::{Addr, hash::HashKey, limits::BACKEND_ID_MAX};
+use crate::{Addr, hash::HashKey, limits::BACKEND_ID_MAX, mask};
 
 /// One slot of a service's table: who gets new flows (`current`), who owns flows without an entry (`base`).
 ///
@@ -312,12 +312,13 @@ impl BackendRecord {
         self.room = self.mtu.saturating_sub(self.outer);
     }
 
-    /// Whether the deadline of its drain cuts the flow with this hash now. Not so when it has died.
+    /// What steering needs of it.
     #[inline(always)]
-    pub const fn is_past_deadline(&self, hash: u64) -> bool {
-        self.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0
-            && self.flags & backend_flags::DEAD == 0
-            && (cut_position(hash) < self.cut || self.cut == u32::MAX)
+    pub const fn standing(&self) -> Standing {
+        Standing {
+            flags: self.flags,
+            cut: self.cut,
+        }
     }
 }
 
@@ -326,6 +327,38 @@ impl BackendRecord {
 pub const fn cut_position(hash: u64) -> u32 {
     // Odd multiplier: a bijection of the lower half, so that neighbours in a bucket are not cut together.
     (hash as u32).wrapping_mul(0x9e37_79b1)
+}
+
+/// Whether a backend is there, and which of its flows are cut; of one that is not there all zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// Its [`backend_flags`].
+    pub flags: u32,
+    /// [`BackendRecord::cut`].
+    pub cut: u32,
+}
+
+impl Standing {
+    /// All bits where flows of it can go on ([`backend_flags::can_have_flows`]), else none.
+    #[inline(always)]
+    pub fn is_there(self) -> u64 {
+        mask::any(self.flags as u64, backend_flags::VALID as u64)
+            & !mask::any(self.flags as u64, backend_flags::ENDED as u64)
+    }
+
+    /// All bits where the flow with this hash is cut now, at the deadline of its drain or because it has died; else none.
+    #[inline(always)]
+    pub fn cuts(self, hash: u64) -> u64 {
+        let cuts = (backend_flags::CUT_RESET | backend_flags::CUT_DROP) as u64;
+        let is_due = mask::more(self.cut, cut_position(hash)) | mask::zero((!self.cut) as u64);
+        mask::any(self.flags as u64, cuts) & is_due
+    }
+
+    /// The same, without those that have died.
+    #[inline(always)]
+    pub fn is_past_deadline(self, hash: u64) -> bool {
+        self.flags & backend_flags::DEAD == 0 && self.cuts(hash) != 0
+    }
 }
 
 /// Bits of [`BackendRecord::flags`].
@@ -346,6 +379,12 @@ pub mod backend_flags {
     pub const TAGGED: u32 = 64;
     /// With [`CUT_RESET`]: not a deadline cuts its flows, it has died.
     pub const DEAD: u32 = 128;
+
+    /// Whether there is such a backend, and flows of it can go on.
+    #[inline(always)]
+    pub const fn can_have_flows(flags: u32) -> bool {
+        flags & (VALID | ENDED) == VALID
+    }
 
     /// Whether a packet can be sent to it without further questions, and without a tag.
     #[inline(always)]

@@ -72,6 +72,9 @@ pub mod state {
     pub const ISN_KNOWN: u64 = 32;
     /// Its backend is not the base of its slot: without this entry the flow would break.
     pub const EXCEPTIONAL: u64 = 64;
+    /// (handshake table) Its slot has moved on, and its flow has not been seen since: without this entry nobody would know
+    /// that it was counted as open.
+    pub const AWAITED: u64 = 64;
     /// (handshake table) The handshake is done, but the flow table had no room for the flow.
     pub const ESTABLISHED: u64 = 128;
     /// (flow table) Its backend is a guess: nothing was known of the flow, and its backend has not answered yet.

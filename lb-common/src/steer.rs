@@ -33,7 +33,7 @@ pub use sent_back::{SentOn, sent_back};
 
 use crate::{
     Addr,
-    abi::{ServiceRecord, Slot, backend_flags, service_flags},
+    abi::{ServiceRecord, Slot, Standing, backend_flags, service_flags},
     entry::{
         self, EntryTable, FlowEntry, FlowKey, FlowPolicy, HandshakePolicy, Meta, NewEntry, state,
     },
@@ -120,11 +120,13 @@ pub trait Env {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// Former owners of a slot that has [`Slot::FORMERS`], counted as above.
     fn formers(&self, index: u32) -> Formers;
+    /// A backend's standing; all zero when there is no such backend.
+    fn standing(&self, backend: u32) -> Standing;
     /// A backend's [`backend_flags`]; 0 when there is no such backend.
-    fn backend_flags(&self, backend: u32) -> u32;
-    /// Whether the deadline of a backend's drain cuts the flow with this hash now
-    /// ([`BackendRecord::is_past_deadline`](crate::abi::BackendRecord::is_past_deadline)).
-    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool;
+    #[inline(always)]
+    fn backend_flags(&self, backend: u32) -> u32 {
+        self.standing(backend).flags
+    }
     /// The kernel's clock in ticks.
     fn now(&self) -> u32;
     /// Takes one adoption out of this CPU's allowance.
@@ -366,8 +368,7 @@ impl<'a, E: Env> Flow<'a, E> {
 
     #[inline(always)]
     fn is_gone(&self, backend: u32) -> bool {
-        let flags = self.env.backend_flags(backend);
-        flags & backend_flags::VALID == 0 || flags & backend_flags::ENDED != 0
+        !backend_flags::can_have_flows(self.env.backend_flags(backend))
     }
 
     /// An unmoved slot: its owner, whoever the flow is. Only a close is noted.
@@ -436,6 +437,9 @@ impl<'a, E: Env> Flow<'a, E> {
             } else if gives_up(newer, closing) && !self.is_gone(newer.backend()) {
                 return (Outcome::ForwardHandshake, newer.backend());
             }
+        }
+        if meta.has(state::GUESSED) {
+            meta = self.spare(entry, meta);
         }
         if self.is_gone(meta.backend()) {
             return self.orphan(entry);
@@ -576,10 +580,13 @@ impl<'a, E: Env> Flow<'a, E> {
     ) -> (Outcome, u32) {
         let base = self.slot.base();
         if base == 0 || self.is_gone(base) {
-            return (Outcome::ForwardOrphan, self.slot.current());
+            return self.adopt_orphan(packet, closing);
         }
-        // An unmoved slot that is tracked only for its exceptions steers this flow without an entry for ever.
-        let wanted = self.slot.is_moved() || self.service.flags & service_flags::TRACK_ALL != 0;
+        // An unmoved slot that is tracked only for its exceptions steers this flow without an entry for ever; but whoever is asked
+        // about it needs one.
+        let wanted = self.slot.is_moved()
+            || self.service.flags & service_flags::TRACK_ALL != 0
+            || self.is_open_question();
         if !E::WRITES || !wanted || closing & state::RESET != 0 {
             if closing != 0
                 && let Some(handshake) = handshake
@@ -600,7 +607,7 @@ impl<'a, E: Env> Flow<'a, E> {
         );
         if known == 0 && self.is_open_question() {
             meta = meta.with(state::GUESSED);
-            if let Some(guess) = self.before_it_is_cut(base) {
+            if let Some(guess) = self.instead_of(base) {
                 (outcome, owner, meta) = (Outcome::ForwardSecondChance, guess.backend(), guess);
             }
         }
@@ -626,6 +633,30 @@ impl<'a, E: Env> Flow<'a, E> {
             }
             None => (Outcome::ForwardUnlisted, base),
         }
+    }
+
+    /// The same where the base has ended: its clients are to be told by the current owner, who may have the flow. Where others may have
+    /// it as well, he is asked, and where his are cut these are before him.
+    #[inline(always)]
+    fn adopt_orphan(&self, packet: &Packet, closing: u64) -> (Outcome, u32) {
+        let current = self.slot.current();
+        let asks = E::WRITES
+            && closing & state::RESET == 0
+            && self.slot.has_formers()
+            && self.is_open_question();
+        let mut guess = Meta::new(0, current, state::GUESSED);
+        if let Some(other) = self.instead_of(current) {
+            guess = other;
+        }
+        if asks
+            && !self.is_gone(guess.backend())
+            && let Some(flow) = self.list_guess(guess)
+        {
+            self.ask(flow, guess, packet);
+            self.note(flow, closing);
+            return (Outcome::ForwardSecondChance, guess.backend());
+        }
+        (Outcome::ForwardOrphan, current)
     }
 
     /// What a handshake still says of a flow, if it is one with `backend`: initial sequence number, opening tick, state.

@@ -4,7 +4,7 @@ use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::{
-    abi::{Allowance, ServiceRecord, Slot},
+    abi::{Allowance, ServiceRecord, Slot, Standing},
     entry::{EntryTable, FlowEntry, FlowKey},
     former::Formers,
     fragment,
@@ -198,14 +198,8 @@ impl<const WRITES: bool> Env for Kernel<WRITES> {
     }
 
     #[inline(always)]
-    fn backend_flags(&self, backend: u32) -> u32 {
-        maps::backend(backend).map_or(0, |record| record.flags)
-    }
-
-    #[inline(always)]
-    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
-        let record = maps::backend(backend);
-        record.is_some_and(|record| record.is_past_deadline(hash))
+    fn standing(&self, backend: u32) -> Standing {
+        maps::backend(backend).map_or(Standing::default(), |record| record.standing())
     }
 
     #[inline(always)]

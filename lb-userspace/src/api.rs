@@ -349,6 +349,9 @@ pub struct Explained {
     pub current: Option<String>,
     /// Backend that owns its older flows.
     pub base: Option<String>,
+    /// Backends that may have flows of the slot besides these two, because changes overlapped: the last one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formers: Vec<String>,
     /// A packet that opens a flow.
     pub opening: Answer,
     /// A packet of a flow that is open; of QUIC, one whose connection id names nobody.

@@ -345,6 +345,110 @@ fn whose_flows_outlive_a_change_is_remembered_while_they_do() {
     assert_eq!(formers(&node), []);
 }
 
+/// A flow that has sent nothing since its drain began is known by its opening alone. A flood of openings takes that from
+/// nobody, so that the drain sees the flow's end; and it leaves room for those of clients.
+#[test]
+fn a_flood_hides_no_end_from_a_drain() {
+    let mut node = Node::ready(spec([service("web", false)]));
+    let b1 = node.id("b1");
+    let ports = [node.flow_on(b1), node.flow_after(3000, b1)];
+    let drain = node.drain("b1", 3600, OnDeadline::Leave);
+    for port in 10_000..60_000 {
+        node.send(port, tcp::SYN, 7);
+    }
+    node.pass(1000);
+    let view = node.engine.drain_view(drain, node.now_ms).unwrap();
+    assert_eq!(view.progress.unwrap().left, 2);
+    for port in ports {
+        node.send(port, tcp::RST, 8);
+    }
+    node.pass(5000);
+    let receipt = node.receipt(drain);
+    assert_eq!((receipt.reason.as_str(), receipt.finished), ("empty", 2));
+}
+
+/// While it is not known who has a flow, its client is asked for packets: each finds out about one backend. Not for ever: it may be
+/// forged.
+#[test]
+fn the_client_of_a_flow_that_is_sought_is_asked_for_packets() {
+    let mut node = Node::ready(spec([service("web", false)]));
+    let b1 = node.id("b1");
+    let ports = [node.flow_on(b1), node.flow_after(3000, b1)];
+    node.drain("b1", 3600, OnDeadline::Leave);
+    node.fake.forget_flows();
+    node.fake.forget_handshakes();
+    for port in ports {
+        assert_eq!(node.send(port, tcp::ACK, 8), b1);
+    }
+    // One is found at once.
+    node.reply(ports[1], b1, tcp::ACK | tcp::FIN);
+    let asked = |node: &mut Node, ms| -> Vec<u16> {
+        node.pass(ms);
+        let segments = node.engine.take_segments();
+        segments.iter().map(|segment| segment.to.port()).collect()
+    };
+    assert!(asked(&mut node, 200).is_empty());
+    let often = asked(&mut node, 4000);
+    assert!((10..=20).contains(&often.len()), "{often:?}");
+    assert!(often.iter().all(|port| *port == ports[0]));
+    asked(&mut node, 1000);
+    assert!(asked(&mut node, 60_000).is_empty());
+}
+
+/// A slot has room for six former owners. Whoever has ended takes no place among them, however often the service changes.
+#[test]
+fn former_owners_that_have_ended_give_way() {
+    let mut node = Node::ready(spec([service("web", false)]));
+    let add = |node: &mut Node, name: &str, port: u16| {
+        let spec = BackendSpec {
+            address: address(port),
+            weight: 20,
+            server_id: None,
+        };
+        let path = format!("web/blue/{name}");
+        node.engine.add(&path, spec, node.now_ms).unwrap();
+        node.ways();
+        node.health_of_all(Health::Up);
+    };
+    let opened = |node: &mut Node, name: &str| {
+        let id = node.id(name);
+        (2000..2400)
+            .filter(|port| node.send(*port, tcp::SYN, 7) == id)
+            .map(|port| node.deliver(port, tcp::ACK, 8))
+            .inspect(|delivered| assert_eq!(delivered.backend, id))
+            .map(|delivered| delivered.slot)
+            .collect::<Vec<u32>>()
+    };
+    add(&mut node, "early", 400);
+    let of_flows = opened(&mut node, "early");
+    assert!(of_flows.len() > 100, "{}", of_flows.len());
+    node.drain("early", 3600, OnDeadline::Leave);
+    for n in 0..10 {
+        let name = format!("h{n}");
+        add(&mut node, &name, 401 + n);
+        node.drain(&name, 3600, OnDeadline::Leave);
+        node.pass(3000);
+        assert!(node.web().backend(&name).unwrap().1.admin.is_ended());
+    }
+    let early = node.id("early");
+    let slots = node.slots();
+    let formers = node.fake.formers(node.web().id).unwrap();
+    let ended = |id| !backend_flags::can_have_flows(node.flags(id));
+    for (index, formers) in &formers {
+        let named: Vec<u32> = formers.iter().collect();
+        assert!(!named.iter().any(|id| ended(*id)), "{index}: {named:?}");
+    }
+    for slot in of_flows {
+        let place = formers.binary_search_by_key(&slot, |(index, _)| *index);
+        let named: Vec<u32> = place.map_or(Vec::new(), |place| formers[place].1.iter().collect());
+        let owner = slots[slot as usize];
+        assert!(
+            owner.current() == early || named.contains(&early),
+            "{slot}: {owner:?} {named:?}"
+        );
+    }
+}
+
 #[test]
 fn a_backend_id_is_free_only_when_nothing_names_it() {
     let mut node = Node::ready(spec([service("web", true)]));

@@ -656,7 +656,7 @@ fn a_former_owner_that_has_ended_is_not_asked() -> Result<()> {
     // The base has ended, and nobody knows the flow: the current owner is asked, then who was it before.
     let mut stage = Stage::with_former(mode::GUE, MOVED)?;
     stage.rig.flags(OLD, backend_flags::ENDED, 0)?;
-    let (_, back) = stage.asks_as(Outcome::ForwardAskingUnlisted, &segment)?;
+    let (_, back) = stage.asks(&segment)?;
     stage.is_for(&back, FORMER, &segment)?;
     assert_eq!(stage.only_entry()?.backend(), FORMER);
     Ok(())

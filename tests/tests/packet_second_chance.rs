@@ -458,7 +458,8 @@ fn six_former_owners_are_asked_each_once() -> Result<()> {
 #[test]
 fn a_slot_that_is_its_bases_again_remembers_who_had_it() -> Result<()> {
     let mut stage = Stage::with_formers(true, mode::NAT, UNMOVED, &[OTHER])?;
-    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardBase, OLD));
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardAdopted, OLD));
+    assert!(stage.only_entry()?.has(state::GUESSED));
     assert!(!stage.answers(OLD, 1000, RST)?);
     assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
     assert!(stage.answers(OTHER, 1000, ACK)?);
@@ -480,10 +481,36 @@ fn who_has_ended_is_not_asked() -> Result<()> {
     // Where that is the base, the current owner is the first.
     let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[OTHER])?;
     stage.rig.flags(OLD, backend_flags::ENDED, 0)?;
-    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardOrphan, NEW));
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardSecondChance, NEW));
     assert!(!stage.answers(NEW, 1000, RST)?);
     assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
     assert!(stage.answers(OTHER, 1000, RST)?);
+    Ok(())
+}
+
+#[test]
+fn whose_flows_are_cut_is_asked_last() -> Result<()> {
+    let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[OTHER])?;
+    stage.cuts(NEW, backend_flags::CUT_RESET, u32::MAX)?;
+    stage.are_asked(1000, &[OLD])?;
+    assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+    assert!(!stage.answers(OTHER, 1000, RST)?);
+    assert_eq!(
+        stage.sends(1000, ACK)?.0,
+        Outcome::ResetDeadline,
+        "nobody else has it"
+    );
+    // Nor is the flow of a former owner cut with those of both others.
+    for flags in [backend_flags::CUT_RESET, backend_flags::CUT_DROP] {
+        let mut stage = Stage::with_formers(true, mode::NAT, MOVED, &[OTHER])?;
+        for id in [OLD, NEW] {
+            stage.cuts(id, flags, u32::MAX)?;
+        }
+        let asked = (Outcome::ForwardSecondChance, OTHER);
+        assert_eq!(stage.sends(1000, ACK)?, asked);
+        assert!(stage.answers(OTHER, 1000, ACK)?);
+        assert_eq!(stage.sends(1000, ACK)?, (Outcome::ForwardFlow, OTHER));
+    }
     Ok(())
 }
 

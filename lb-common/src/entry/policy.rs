@@ -28,7 +28,8 @@ const fn oldest(age: u32, dead: u64, kept: u64) -> Score {
 }
 
 /// Handshakes: closed flows first, then the oldest. One that stands for an established flow, because the flow table had
-/// no room, never gives way while that lives: a flood of openings would break it.
+/// no room, never gives way while that lives: a flood of openings would break it. One whose flow is awaited does not
+/// either: the drain of its backend would not see that flow's end.
 pub struct HandshakePolicy {
     /// Ticks after which an unseen flow has ended.
     pub idle_ticks: u32,
@@ -39,7 +40,8 @@ impl Policy for HandshakePolicy {
     fn score(&self, meta: Meta, age: u32) -> Score {
         let dead = mask::any(meta.0, state::CLOSE_COUNTED);
         let lives = !mask::more(age, self.idle_ticks);
-        oldest(age, dead, mask::any(meta.0, state::ESTABLISHED) & lives)
+        let stands = mask::any(meta.0, state::ESTABLISHED | state::AWAITED);
+        oldest(age, dead, stands & lives)
     }
 }
 
@@ -101,7 +103,7 @@ mod tests {
         let base = (age & (SCORE_DEAD - 1)) | 1;
         if meta.has(state::CLOSE_COUNTED) {
             base | SCORE_DEAD
-        } else if meta.has(state::ESTABLISHED) && age <= policy.idle_ticks {
+        } else if meta.has(state::ESTABLISHED | state::AWAITED) && age <= policy.idle_ticks {
             0
         } else {
             base

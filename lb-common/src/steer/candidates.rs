@@ -1,17 +1,19 @@
 //! Whom a flow may be on that no table knows: the base of its slot, the current owner, and those who were that in between.
-//! They are asked in this order, each once. While the deadline of the base's drain cuts the flow, the base comes last: whoever
-//! is another's flow must not be cut with the base's, and a flow that is none of the others' is the base's and is cut at its next
-//! packet.
+//! They are asked in this order, each once. One whose flows are cut, at the deadline of his drain or because he has died, answers nothing:
+//! ebb itself would, with a reset. So he comes last, after all others: whoever is another's flow must not be cut with his. A flow that is
+//! none of the others' is cut at its next packet.
 //!
 //! An entry that is a guess says in the place of its initial sequence number how far the asking has come: bit 0 says that
 //! nobody is left to ask, bits 1 to 4 are the place of the backend that it names, and bits 8 to 31 a mark of the list that this is
 //! a place in. When a change has made another list of it meanwhile, the asking begins anew. Bits 5 to 7 belong to
 //! [`numbers`](super::numbers).
 
-use super::{Env, Flow};
+use core::ptr::NonNull;
+
+use super::{Count, Env, Flow};
 use crate::{
-    abi::{Slot, backend_flags},
-    entry::{Meta, state},
+    abi::Slot,
+    entry::{self, FlowEntry, Meta, NewEntry, state},
     former::{FORMERS_MAX, Formers},
     mask,
 };
@@ -112,37 +114,18 @@ pub(super) fn numbered(guess: Meta, again: u32) -> Meta {
     Meta((guess.0 & u32::MAX as u64) | (isn as u64) << 32)
 }
 
-/// Those who may have flows of a slot.
-struct Candidates {
-    formers: Formers,
-    /// The base's flows are cut: all bits, else none.
-    base_is_last: u64,
-}
-
 /// The mark of a list of candidates, in the upper 24 bits.
 #[inline(always)]
-const fn mark(slot: Slot, candidates: &Candidates) -> u32 {
-    let formers = &candidates.formers;
+const fn mark(slot: Slot, formers: &Formers) -> u32 {
     // Odd constants that spread their bits (the golden ratio's, and two of SplitMix64's).
     let mixed = slot.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
         ^ formers.0[0].wrapping_mul(0xbf58_476d_1ce4_e5b9)
         ^ formers.0[1].wrapping_mul(0x94d0_49bb_1331_11eb);
-    let mixed = (mixed >> 32) as u32 ^ candidates.base_is_last as u32 & 1 << 9;
     // Never that of a word that has none.
-    mixed & !0xff | 1 << 8
+    (mixed >> 32) as u32 & !0xff | 1 << 8
 }
 
 impl<E: Env> Flow<'_, E> {
-    /// Who may have flows of the slot.
-    #[inline(always)]
-    fn candidates(&self) -> Candidates {
-        Candidates {
-            formers: self.formers(),
-            base_is_last: (self.env.is_past_deadline(self.slot.base(), self.hash) as u64)
-                .wrapping_neg(),
-        }
-    }
-
     /// Who has owned the slot between its base and its current owner.
     #[inline(always)]
     fn formers(&self) -> Formers {
@@ -154,14 +137,6 @@ impl<E: Env> Flow<'_, E> {
     }
 
     /// Who is to be asked in this place, 0 for nobody.
-    #[inline(always)]
-    fn candidate(&self, candidates: &Candidates, place: u32) -> u32 {
-        let usual = self.owner(&candidates.formers, place);
-        let later = self.owner(&candidates.formers, (place + 1) % CANDIDATES);
-        mask::select(candidates.base_is_last, later as u64, usual as u64) as u32
-    }
-
-    /// The same where the base comes first.
     #[inline(always)]
     fn owner(&self, formers: &Formers, place: u32) -> u32 {
         let base = self.slot.base();
@@ -175,52 +150,77 @@ impl<E: Env> Flow<'_, E> {
         }
     }
 
-    /// The guess for a flow that nothing is known of, whose base's flows are cut: it is the current owner's. `None` where its
-    /// flows are not to be had either, or the base's are not cut. Not marked with a list of candidates, which takes long to work
-    /// out: the asking then goes on with whoever comes first besides the current owner, and that is who comes after him.
+    /// The guess for a flow that nothing is known of, in place of a backend that can not be asked, because it has ended or its
+    /// deadline cuts the flow: the first of the others who can. `None` where there is none, or that one can be asked. Not marked
+    /// with a list of candidates, which takes long to work out: the asking then begins anew after that one.
     #[inline(always)]
-    pub(super) fn before_it_is_cut(&self, base: u32) -> Option<Meta> {
-        let current = self.slot.current();
-        if !self.env.is_past_deadline(base, self.hash)
-            || current == 0
-            || current == base
-            || self.is_gone(current)
-            || self.env.is_past_deadline(current, self.hash)
-        {
+    pub(super) fn instead_of(&self, backend: u32) -> Option<Meta> {
+        let standing = self.env.standing(backend);
+        if standing.is_there() != 0 && !standing.is_past_deadline(self.hash) {
             return None;
         }
-        Some(Meta::new(0, current, state::GUESSED))
+        let formers = self.formers();
+        let (mut found, mut place) = (0, 0);
+        while place < CANDIDATES {
+            let owner = self.owner(&formers, place) as u64;
+            let standing = self.env.standing(owner as u32);
+            let can = !mask::zero(owner) & standing.is_there() & !standing.cuts(self.hash);
+            found |= owner & can & mask::zero(found);
+            place += 1;
+        }
+        (found != 0).then(|| Meta::new(0, found as u32, state::GUESSED))
+    }
+
+    /// The word of a guess's entry; where its backend can be asked no more, after another one has been put in its place. Who is
+    /// left last stays: then it is his, or nobody's. So does the base, which is asked first: most flows that have said nothing that is
+    /// answered yet are its own, and are to be cut or ended with it.
+    #[inline(always)]
+    pub(super) fn spare(&self, entry: NonNull<FlowEntry>, guess: Meta) -> Meta {
+        if is_last(guess) || guess.backend() == self.slot.base() {
+            return guess;
+        }
+        let Some(other) = self.instead_of(guess.backend()) else {
+            return guess;
+        };
+        let kept = guess.0 & (state::CLOSING | state::REOPENED | (NUMBERS as u64) << 32);
+        let new = Meta(other.0 | kept);
+        if E::WRITES {
+            self.change(entry, guess, new);
+        }
+        new
     }
 
     /// Who is to be asked from `place` on, leaving out `but`. Backends that have ended can not be asked. Without branches but those of
     /// looking up, see [`mask`].
     #[inline(always)]
-    fn first_from(&self, candidates: &Candidates, from: u32, but: u32) -> Option<Candidate> {
-        // The backend, and in the upper half its place.
-        let (mut found, mut more) = (0, 0);
+    fn first_from(&self, formers: &Formers, from: u32, but: u32) -> Option<Candidate> {
+        // The backend, and in the upper half its place; of those that are cut as well.
+        let (mut found, mut more, mut cut) = (0, 0, 0);
         let mut place = 0;
         while place < CANDIDATES {
-            let backend = self.candidate(candidates, place) as u64;
-            let flags = self.env.backend_flags(backend as u32) as u64;
-            let is_gone = !mask::any(flags, backend_flags::VALID as u64)
-                | mask::any(flags, backend_flags::ENDED as u64);
-            let is_one = mask::more(place + 1, from)
-                & !mask::zero(backend)
-                & !mask::zero(backend ^ but as u64)
-                & !is_gone;
+            let backend = self.owner(formers, place) as u64;
+            let named = backend | (place as u64) << 32;
+            let standing = self.env.standing(backend as u32);
+            let is_cut = standing.cuts(self.hash);
+            let can =
+                standing.is_there() & !mask::zero(backend) & !mask::zero(backend ^ but as u64);
+            cut |= named & can & is_cut & mask::zero(cut);
+            let is_one = mask::more(place + 1, from) & can & !is_cut;
             let is_first = mask::zero(found) & is_one;
             more |= is_one & !is_first;
-            found |= (backend | (place as u64) << 32) & is_first;
+            found |= named & is_first;
             place += 1;
         }
+        let is_last = mask::zero(found) | !more & mask::zero(cut);
+        found = mask::select(mask::zero(found), cut, found);
         if found == 0 {
             return None;
         }
         Some(Candidate {
             backend: found as u32,
             place: (found >> 32) as u32,
-            mark: mark(self.slot, candidates),
-            is_last: (!more & 1) as u32,
+            mark: mark(self.slot, formers),
+            is_last: (is_last & 1) as u32,
         })
     }
 
@@ -235,12 +235,12 @@ impl<E: Env> Flow<'_, E> {
     /// without an entry (all of the word zero) the first.
     #[inline(always)]
     pub(super) fn next(&self, guess: Meta, but: u32) -> Next {
-        let candidates = self.candidates();
-        let is_same = mask::zero((guess.isn() & !0xff ^ mark(self.slot, &candidates)) as u64);
+        let formers = self.formers();
+        let is_same = mask::zero((guess.isn() & !0xff ^ mark(self.slot, &formers)) as u64);
         let is_over = is_same & mask::any(guess.isn() as u64, 1);
         let from = (place(guess) as u64 + 1) & is_same & !is_over;
         Next {
-            who: self.first_from(&candidates, from as u32, but),
+            who: self.first_from(&formers, from as u32, but),
             is_over,
         }
     }
@@ -248,15 +248,33 @@ impl<E: Env> Flow<'_, E> {
     /// The same, where packets of a flow that can not get an entry have been to all before `backend`.
     #[inline(always)]
     pub(super) fn beyond(&self, backend: u32) -> Option<Candidate> {
-        let candidates = self.candidates();
+        let formers = self.formers();
         let mut place = 0;
         while place < CANDIDATES {
-            if self.candidate(&candidates, place) == backend {
-                return self.first_from(&candidates, place + 1, backend);
+            if self.owner(&formers, place) == backend {
+                return self.first_from(&formers, place + 1, backend);
             }
             place += 1;
         }
         None
+    }
+
+    /// Enters a guess, if there is room.
+    #[inline(always)]
+    pub(super) fn list_guess(&self, guess: Meta) -> Option<NonNull<FlowEntry>> {
+        let now = self.env.now();
+        if !self.env.may_adopt(now) {
+            return None;
+        }
+        let new = NewEntry {
+            meta: guess,
+            opened: now,
+            seen: now,
+        };
+        let policy = self.flow_policy(guess);
+        let entry = entry::insert(self.env.flows(), self.hash, &self.key, &new, &policy)?;
+        self.env.count(guess.backend(), Count::Adopted);
+        Some(entry)
     }
 
     /// Whether `backend` may have flows here.

@@ -17,7 +17,7 @@ use core::ptr::{self, NonNull};
 
 use super::{Env, Flow, Packet, candidates, tcp};
 use crate::{
-    entry::{EntryTable as _, FlowEntry, Meta},
+    entry::{FlowEntry, Meta},
     mask,
 };
 
@@ -109,6 +109,7 @@ impl<E: Env> Flow<'_, E> {
         if !E::WRITES || packet.flags & (tcp::ACK | tcp::RST) != tcp::ACK {
             return;
         }
+        let new;
         // SAFETY: the entry was found for this packet. Two CPUs that have segments of one flow at a time may each note theirs;
         // both are the flow's.
         unsafe {
@@ -122,7 +123,7 @@ impl<E: Env> Flow<'_, E> {
             let stays =
                 mask::any(packet.flags as u64, tcp::FIN as u64) | !mask::zero(packet.data as u64);
             let again = candidates::again(guess) as u64 + (mask::zero(further as u64) & stays & 1);
-            let new = candidates::numbered(guess, (again & !is_lower) as u32);
+            new = candidates::numbered(guess, (again & !is_lower) as u32);
             let place = entry.as_ptr();
             let choose =
                 |which: u64, new: u32, old: u32| mask::select(which, new as u64, old as u64) as u32;
@@ -132,7 +133,7 @@ impl<E: Env> Flow<'_, E> {
             );
             ptr::write_volatile(&raw mut (*place).sequence, sequence);
             ptr::write_volatile(&raw mut (*place).acknowledged, acknowledgment);
-            E::Flows::compare_exchange(&raw mut (*place).meta, guess.0, new.0);
         }
+        self.change(entry, guess, new);
     }
 }

@@ -6,8 +6,8 @@
 //! - It is sent to the base first. Where the base answers with the reset of a host that does not know the connection, the
 //!   client is not told; the flow gets an entry for the next backend, where its retransmission then goes. Each is asked
 //!   once: the reset of the last one goes on to the client.
-//! - While the deadline of the base's drain cuts the flow, the base comes last: a flow of another backend must not be cut with
-//!   it. Once nobody else has the flow, its next packet is cut.
+//! - A backend whose flows are cut, at the deadline of its drain, comes last: a flow of another must not be cut with its. Once nobody
+//!   else has the flow, its next packet is cut.
 //! - An answer with data from another than the base shows that the flow is there, before its client has sent anything.
 //! - An answer of another connection is no answer ([`numbers`](super::numbers)): it is taken for such a reset. After that of the last
 //!   one the first is asked once more, whose reset then tells the client.
@@ -143,7 +143,7 @@ impl<E: Env> Flow<'_, E> {
     /// Changes an entry's word, unless somebody else has: whoever does so at the same time has seen a packet that says more.
     /// What it was.
     #[inline(always)]
-    fn change(&self, entry: NonNull<FlowEntry>, old: Meta, new: Meta) -> Meta {
+    pub(super) fn change(&self, entry: NonNull<FlowEntry>, old: Meta, new: Meta) -> Meta {
         // SAFETY: the entry was found for this packet.
         unsafe {
             let word = &raw mut (*entry.as_ptr()).meta;

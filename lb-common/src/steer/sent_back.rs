@@ -10,13 +10,10 @@
 
 use core::ptr::NonNull;
 
-use super::{
-    Count, Decision, Env, Flow, Packet,
-    candidates::{Candidate, is_last},
-};
+use super::{Count, Decision, Env, Flow, Packet, candidates::is_last};
 use crate::{
     abi::{ServiceRecord, service_flags},
-    entry::{self, EntryTable as _, FlowEntry, Meta, NewEntry, state},
+    entry::{self, FlowEntry, Meta, state},
     outcome::Outcome,
 };
 
@@ -83,12 +80,7 @@ impl<E: Env> Flow<'_, E> {
         };
         // Not marked as exceptional: forged segments must not fill the table with entries that do not give way.
         let new = Meta(next.guess().0 | meta.0 & state::CLOSING);
-        // SAFETY: as above. Whoever changes the word at the same time has seen a packet that says more.
-        let found = unsafe {
-            let word = &raw mut (*entry.as_ptr()).meta;
-            E::Flows::compare_exchange(word, meta.0, new.0)
-        };
-        if Meta(found) == meta {
+        if self.change(entry, meta, new) == meta {
             self.env.count(next.backend, Count::Adopted);
         }
         (next.backend, !next.is_last())
@@ -101,7 +93,7 @@ impl<E: Env> Flow<'_, E> {
         let Some(next) = next else {
             return (self.nobody_after(from), false);
         };
-        self.list_guess(&next);
+        let _ = self.list_guess(next.guess());
         (next.backend, !next.is_last())
     }
 
@@ -110,21 +102,5 @@ impl<E: Env> Flow<'_, E> {
     fn nobody_after(&self, from: u32) -> u32 {
         let base = self.slot.base();
         if self.is_gone(base) { from } else { base }
-    }
-
-    #[inline(always)]
-    fn list_guess(&self, next: &Candidate) {
-        let now = self.env.now();
-        let new = NewEntry {
-            meta: next.guess(),
-            opened: now,
-            seen: now,
-        };
-        let policy = self.flow_policy(new.meta);
-        if self.env.may_adopt(now)
-            && entry::insert(self.env.flows(), self.hash, &self.key, &new, &policy).is_some()
-        {
-            self.env.count(next.backend, Count::Adopted);
-        }
     }
 }

@@ -74,12 +74,9 @@ impl Env for Node {
     fn formers(&self, _: u32) -> Formers {
         self.formers
     }
-    fn backend_flags(&self, backend: u32) -> u32 {
-        self.backends.get(&backend).map_or(0, |record| record.flags)
-    }
-    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
+    fn standing(&self, backend: u32) -> Standing {
         let record = self.backends.get(&backend);
-        record.is_some_and(|record| record.is_past_deadline(hash))
+        record.map_or(Standing::default(), BackendRecord::standing)
     }
     fn now(&self) -> u32 {
         1000
@@ -234,6 +231,52 @@ fn what_nobody_else_has_is_the_bases() {
     assert_eq!(node.sends(tcp::ACK).1, BASE);
 }
 
+/// Whoever is cut answers nothing: ebb would, with a reset. A flow of somebody else must not be cut with his.
+#[test]
+fn whose_flows_are_cut_is_asked_last() {
+    let uncut = || Node::new(mode::NAT, 0, 0);
+    let cut = |node: Node, backend| node.flag(backend, backend_flags::CUT_RESET);
+    // The current owner is: the former one comes before him.
+    let node = cut(uncut().with_former(), CURRENT);
+    assert_eq!(node.sends(tcp::ACK).1, BASE);
+    assert!(!node.answers(BASE, tcp::RST));
+    assert_eq!(node.sends(tcp::ACK).1, FORMER);
+    assert!(!node.answers(FORMER, tcp::RST));
+    assert_eq!(node.sends(tcp::ACK).1, CURRENT, "nobody else has it");
+    // Base and current owner are.
+    let node = cut(two_way().with_former(), CURRENT);
+    assert_eq!(node.sends(tcp::ACK).1, FORMER);
+    assert!(node.answers(FORMER, tcp::ACK));
+    assert_eq!(node.sends(tcp::ACK), (Outcome::ForwardFlow, FORMER));
+    // All are.
+    let node = cut(cut(two_way().with_former(), CURRENT), FORMER);
+    assert_eq!(node.sends(tcp::ACK).1, BASE);
+    // The base has ended, and the current owner is cut.
+    let ended = || cut(uncut().with_former(), CURRENT).flag(BASE, backend_flags::ENDED);
+    let node = ended();
+    assert_eq!(node.sends(tcp::ACK), (Outcome::ForwardSecondChance, FORMER));
+    assert!(!node.answers(FORMER, tcp::RST));
+    assert_eq!(node.sends(tcp::ACK).1, CURRENT);
+    let node = cut(ended(), FORMER);
+    assert_eq!(node.sends(tcp::ACK).1, CURRENT);
+    // One comes to be while he is asked.
+    let node = uncut().with_former();
+    assert_eq!(node.sends(tcp::ACK).1, BASE);
+    assert!(!node.answers(BASE, tcp::RST));
+    assert_eq!(node.sends(tcp::ACK).1, CURRENT);
+    let node = cut(node, CURRENT);
+    assert_eq!(node.sends(tcp::ACK).1, BASE, "the asking begins anew");
+    assert!(!node.answers(BASE, tcp::RST));
+    assert_eq!(node.sends(tcp::ACK).1, FORMER);
+    assert!(node.answers(FORMER, tcp::ACK));
+    assert_eq!(node.sends(tcp::ACK), (Outcome::ForwardFlow, FORMER));
+    // One that has died is as well.
+    let node = cut(uncut().with_former(), CURRENT).flag(CURRENT, backend_flags::DEAD);
+    assert_eq!(node.sends(tcp::ACK).1, BASE);
+    assert!(!node.answers(BASE, tcp::RST));
+    assert_eq!(node.sends(tcp::ACK).1, FORMER);
+}
+
 #[test]
 fn behind_tunnels_others_are_asked_and_the_base_is_not() {
     let asks = || Node::new(mode::IPIP, service_flags::ASKS, u32::MAX);
@@ -318,11 +361,13 @@ fn a_flow_that_gets_no_entry_and_is_asked_about_says_both() {
     assert_eq!(node.sends(tcp::RST), (Outcome::ForwardAsking, BASE));
     // Its base has ended: it may live on who is asked first, and nothing says so.
     let mut node = asks().with_former().flag(BASE, backend_flags::ENDED);
+    node.has_room = false;
     let unlisted_there = (Outcome::ForwardAskingUnlisted, CURRENT);
     assert_eq!(node.sends(tcp::ACK), unlisted_there);
     assert_eq!(node.sends(tcp::RST), (Outcome::ForwardAsking, CURRENT));
-    node.has_room = false;
-    assert_eq!(node.sends(tcp::ACK), unlisted_there);
+    node.has_room = true;
+    let listed_there = (Outcome::ForwardAsking, CURRENT);
+    assert_eq!(node.sends(tcp::ACK), listed_there);
     // A guess asks with every packet, and is listed.
     let node = asks();
     for _ in 0..2 {

@@ -35,6 +35,10 @@ fn render(explained: &Explained) -> String {
             explained.slot
         )
     };
+    let slot = match &explained.formers[..] {
+        [] => slot,
+        formers => format!("{slot}; {} had it in between", formers.join(" and ")),
+    };
     let head = format!("{} from {}", explained.service, explained.from);
     let opening = answer(&explained.opening);
     if explained.quic {
@@ -79,6 +83,7 @@ mod tests {
             slot: 42,
             current: Some("b2".to_owned()),
             base: Some("b1".to_owned()),
+            formers: Vec::new(),
             opening: answer("forward_opening", Some("b2"), "takes new flows"),
             established: answer("forward_base", None, "nobody"),
             named: None,
@@ -92,6 +97,9 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+        explained.formers = vec!["b3".to_owned(), "b4".to_owned()];
+        assert!(render(&explained).contains("b1's; b3 and b4 had it in between\n"));
+        explained.formers.clear();
         explained.base = Some("b2".to_owned());
         assert!(render(&explained).contains("slot              42 of b2\n"));
         explained.protocol = "udp".to_owned();

@@ -11,8 +11,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendRecord, BackendStats, Explanation, Known, ServiceRecord, Slot, backend_flags,
-        cut_position,
+        BackendRecord, BackendStats, Explanation, Known, ServiceRecord, Slot, Standing,
+        backend_flags, cut_position,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     former::Formers,
@@ -185,16 +185,9 @@ impl<const WRITES: bool> Env for Surroundings<'_, WRITES> {
         self.0.formers.get(&key).copied().unwrap_or_default()
     }
 
-    fn backend_flags(&self, backend: u32) -> u32 {
-        self.0
-            .backends
-            .get(&backend)
-            .map_or(0, |record| record.flags)
-    }
-
-    fn is_past_deadline(&self, backend: u32, hash: u64) -> bool {
+    fn standing(&self, backend: u32) -> Standing {
         let record = self.0.backends.get(&backend);
-        record.is_some_and(|record| record.is_past_deadline(hash))
+        record.map_or(Standing::default(), BackendRecord::standing)
     }
 
     fn now(&self) -> u32 {

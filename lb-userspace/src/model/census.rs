@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     Addr,
-    abi::{ServiceRecord, Slot, backend_flags, service_flags},
+    abi::{ServiceRecord, Slot, backend_flags, mode, service_flags},
     entry::{FlowEntry, FlowKey, Meta, age as ticks_since, is_closed, state},
     limits::silence,
     steer::{slot_index, unlisted_owner},
@@ -28,6 +28,8 @@ pub enum Fate {
     Remove,
     /// Mark it as exceptional.
     Mark,
+    /// Have it stay until its flow is seen ([`state::AWAITED`]).
+    Await,
 }
 
 /// A flow that the tables alone would take elsewhere: client, [`FlowKey::ports`], backend.
@@ -42,7 +44,12 @@ pub struct Times {
     pub linger: u32,
     /// How long an unseen closed flow keeps its entry, for stragglers.
     pub keep: u32,
+    /// Since when, and for how long, a flow's backend has been asked for when its client is to be heard from.
+    pub sought: (u32, u32),
 }
+
+/// Most flows that a look says are sought: as many as can be dealt with until the next one.
+pub const SOUGHT_MAX: usize = 1000;
 
 /// A backend's flows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,6 +146,13 @@ pub struct Census<'a> {
     pub freed: u64,
     /// Entries in use in the handshake table.
     pub handshakes: u64,
+    /// Those of them whose flows are awaited.
+    pub awaited: u64,
+    /// How many more there may be of them.
+    await_max: u64,
+    /// Flows whose backend has been asked for in vain for a while ([`state::GUESSED`]), at most [`SOUGHT_MAX`] of them: client and
+    /// [`FlowKey::ports`].
+    pub sought: Vec<(Addr, u64)>,
 }
 
 impl<'a> Census<'a> {
@@ -176,6 +190,9 @@ impl<'a> Census<'a> {
             flows: 0,
             freed: 0,
             handshakes: 0,
+            awaited: 0,
+            await_max: 0,
+            sought: Vec::new(),
         }
     }
 
@@ -204,6 +221,13 @@ impl<'a> Census<'a> {
         self
     }
 
+    /// The same, with at most so many more flows awaited: each takes a place from new openings.
+    #[must_use]
+    pub fn awaiting(mut self, most: u64) -> Self {
+        self.await_max = most;
+        self
+    }
+
     /// Looks at an entry of the handshake table.
     pub fn handshake(&mut self, entry: &FlowEntry) -> Fate {
         let meta = Meta(entry.meta);
@@ -222,13 +246,30 @@ impl<'a> Census<'a> {
             tally.counted_open += 1;
             tally.longest = tally.longest.max(ticks_since(entry.opened, self.times.now));
         }
-        if alive
-            && let Some((index, slot)) = slot
-            && slot.base() != meta.backend()
-        {
+        let Some((index, slot)) = slot.filter(|_| alive) else {
+            return Fate::Keep;
+        };
+        if slot.base() != meta.backend() {
             self.exceptional.insert((service, index));
+        } else if slot.is_moved() && !ends && !meta.has(state::ESTABLISHED) {
+            return self.awaits(meta);
         }
         Fate::Keep
+    }
+
+    /// What to do with the opening of a flow that is its base's, in a slot that has moved on. Its next packet makes it an entry in
+    /// the flow table, which then accounts for its close; until then a flood of openings must not take this one away.
+    fn awaits(&mut self, meta: Meta) -> Fate {
+        if meta.has(state::AWAITED) {
+            self.awaited += 1;
+            return Fate::Keep;
+        }
+        if self.await_max == 0 {
+            return Fate::Keep;
+        }
+        self.await_max -= 1;
+        self.awaited += 1;
+        Fate::Await
     }
 
     /// Looks at an entry of the flow table.
@@ -291,6 +332,7 @@ impl<'a> Census<'a> {
             record,
             if alive { Stage::Live } else { Stage::Closed },
         );
+        self.note_sought(entry, record, meta);
         if unlisted_owner(record, slot) == meta.backend() {
             return Fate::Keep;
         }
@@ -304,6 +346,17 @@ impl<'a> Census<'a> {
             Fate::Keep
         } else {
             Fate::Mark
+        }
+    }
+
+    /// Keeps a flow whose backend is being asked for, where the answers say who has it.
+    fn note_sought(&mut self, entry: &FlowEntry, record: &ServiceRecord, meta: Meta) {
+        let (least, most) = self.times.sought;
+        let age = ticks_since(entry.opened, self.times.now);
+        let is_sought = meta.has(state::GUESSED) && !meta.has(state::CLOSING);
+        let is_due = (least..most).contains(&age) && self.sought.len() < SOUGHT_MAX;
+        if is_sought && is_due && mode::is_two_way(record.mode) {
+            self.sought.push((entry.client, entry.ports));
         }
     }
 

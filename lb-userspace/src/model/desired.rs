@@ -49,6 +49,14 @@ pub struct Desired {
     pub vlans: Option<Vlans>,
 }
 
+impl Desired {
+    /// Whether there is such a backend, and flows of it can go on.
+    pub fn can_have_flows(&self, backend: u32) -> bool {
+        let record = self.backends.get(&backend);
+        record.is_some_and(|record| backend_flags::can_have_flows(record.flags))
+    }
+}
+
 /// The node's constants.
 pub struct Node<'a> {
     /// Secret seed of the hashes.

@@ -3,8 +3,10 @@
 //! The compositions in between are part of the state, so that two nodes with the same events know the same, and a daemon that
 //! starts again too; the owners follow from them. Their tables are large and mostly like the base's: of each only what
 //! differs is kept.
+//!
+//! There is room for [`lb_common::former::FORMERS_MAX`] of them, so whoever can not have flows any more is left out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{abi::Slot, former::Formers};
 
@@ -31,24 +33,34 @@ pub struct MadeOf {
     pub base: Composition,
     /// As above.
     pub passed: Vec<Composition>,
+    /// Who in them could not have flows any more.
+    pub ended: BTreeSet<u32>,
 }
 
 impl MadeOf {
-    /// What its table is to be made of.
-    pub fn of(service: &Service) -> Self {
+    /// What its table is to be made of. `can` says whether a backend can have flows.
+    pub fn of(service: &Service, can: &dyn Fn(u32) -> bool) -> Self {
         Self {
             current: service.current.clone(),
             base: service.base.clone(),
             passed: service.passed.clone(),
+            ended: ended(service, can),
         }
     }
 
     /// Whether it is that.
-    pub fn is_of(&self, service: &Service) -> bool {
+    pub fn is_of(&self, service: &Service, can: &dyn Fn(u32) -> bool) -> bool {
         self.current == service.current
             && self.base == service.base
             && self.passed == service.passed
+            && self.ended == ended(service, can)
     }
+}
+
+fn ended(service: &Service, can: &dyn Fn(u32) -> bool) -> BTreeSet<u32> {
+    let shares = service.passed.iter().flatten();
+    let backends = shares.map(|share| share.backend);
+    backends.filter(|backend| !can(*backend)).collect()
 }
 
 /// Slots, each with its owner, in the order of their index.
@@ -124,14 +136,17 @@ impl Tables {
         });
     }
 
-    /// Former owners of the service's slots, whose owners now are these. `build` makes a composition's table.
+    /// Former owners of the service's slots, whose owners now are these, as far as they `can` have flows. `build` makes a
+    /// composition's table.
     pub fn owners(
         &self,
         service: &Service,
         (current, base): (&[u32], &[u32]),
+        can: &dyn Fn(u32) -> bool,
         build: impl Fn(&Composition) -> Vec<u32>,
     ) -> FormerOwners {
         let mut found: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        let ended = ended(service, can);
         let kept = self.0.get(&service.id);
         let kept = kept.filter(|kept| kept.base == service.base);
         for composition in &service.passed {
@@ -145,10 +160,11 @@ impl Tables {
             };
             for (index, owner) in moved {
                 let place = *index as usize;
-                let is_known = *owner == 0
+                let is_none = *owner == 0
+                    || ended.contains(owner)
                     || current.get(place) == Some(owner)
                     || base.get(place) == Some(owner);
-                if is_known {
+                if is_none {
                     continue;
                 }
                 let owners = found.entry(*index).or_default();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    abi::{BackendRecord, ServiceRecord, Slot, backend_flags, mode},
+    abi::{BackendRecord, ServiceRecord, Slot, mode},
     former::Formers,
     full_nat::Sources,
     index::IndexEntry,
@@ -178,10 +178,8 @@ fn table_write(
     let none = FormerOwners::new();
     let formers = formers.unwrap_or(&none);
     if mode::is_two_way(record.mode) {
-        owners.formers = with_kept(&owners, old, formers, &|backend| {
-            let record = desired.backends.get(&backend);
-            record.is_some_and(|record| can_have_flows(record.flags))
-        });
+        let can = |backend| desired.can_have_flows(backend);
+        owners.formers = with_kept(&owners, old, formers, &can);
     }
     let (mut rebased, mut changed) = (false, *formers != owners.formers);
     let slots = owners.slots().zip(old.iter()).map(|(new, old)| {
@@ -196,10 +194,6 @@ fn table_write(
         formers: owners.formers,
         rebased,
     })
-}
-
-fn can_have_flows(flags: u32) -> bool {
-    flags & backend_flags::VALID != 0 && flags & backend_flags::ENDED == 0
 }
 
 /// The former owners of the slots, with those whose flows may outlive the change that made them: where a flag says that

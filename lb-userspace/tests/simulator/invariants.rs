@@ -11,7 +11,7 @@
 //!
 //! With writes that fail, the maps are behind the state at times: then 2 is looked at with each opening, 5 at the end of a run.
 
-use lb_common::abi::Slot;
+use lb_common::abi::{Slot, backend_flags};
 use lb_userspace::model::{
     former::{FormerOwners, MadeOf, Tables},
     state::{Composition, Service},
@@ -76,7 +76,11 @@ impl Simulator {
     fn check_slots(&mut self) {
         let slots = self.fake.table(SERVICE).unwrap();
         let web = self.web();
-        let made_of = MadeOf::of(web);
+        let can = |backend| {
+            let record = self.fake.backend(backend).unwrap();
+            backend_flags::can_have_flows(record.flags)
+        };
+        let made_of = MadeOf::of(web, &can);
         if self.known.made_of.as_ref() != Some(&made_of) {
             let current = compose::build(&SEED, web, &web.current);
             let base = compose::build(&SEED, web, &web.base);
@@ -86,7 +90,7 @@ impl Simulator {
                 }
             }
             let build = |composition: &Composition| compose::build(&SEED, web, composition);
-            let formers = Tables::default().owners(web, (&current, &base), build);
+            let formers = Tables::default().owners(web, (&current, &base), &can, build);
             self.known = Known {
                 formers,
                 made_of: Some(made_of),

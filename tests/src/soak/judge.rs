@@ -16,6 +16,7 @@ use super::{
 use crate::{
     client::{Broken, Reason, Report, begun_within},
     clock,
+    scenario::Way,
     server::Stats,
 };
 
@@ -91,15 +92,17 @@ pub struct Lost {
 }
 
 impl Lost {
-    /// It began in an unfinished change, or was kept by nothing but its entry.
+    /// It began in an unfinished change, or was kept by nothing but its entry, and ended as such a one may.
     fn exposed(&self, broken: &Broken) -> bool {
+        let is_fitting = matches!(broken.reason, Reason::Reset | Reason::Timeout);
         let exceptional = broken
             .local
             .is_some_and(|local| self.exceptional.contains(&local));
         let begun_in_change = self
             .changing_since_ns
             .is_some_and(|since| broken.started_ns + NOTED_LATE_NS >= since);
-        broken.broken_ns >= self.at_ns
+        is_fitting
+            && broken.broken_ns >= self.at_ns
             && broken.started_ns <= self.at_ns
             && (exceptional || begun_in_change)
     }
@@ -175,14 +178,17 @@ enum Blame {
 }
 
 impl Ledger {
-    fn blame(&self, broken: &Broken) -> Blame {
+    /// `way`: where nobody sees the answers, a flow that was lost with the tables can not be found again. Elsewhere it can, but tables
+    /// that are lost again and again may leave no time for it.
+    fn blame(&self, way: Way, broken: &Broken) -> Blame {
         if let Some((&id, _)) = self.drains.iter().find(|(_, drain)| drain.cuts(broken)) {
             return Blame::Drain(id);
         }
         if self.killed.iter().any(|killed| killed.broke(broken)) {
             return Blame::Server;
         }
-        if self.lost.iter().any(|lost| lost.exposed(broken)) {
+        let can_be = way == Way::L2 || broken.reason == Reason::Timeout;
+        if can_be && self.lost.iter().any(|lost| lost.exposed(broken)) {
             return Blame::Tables;
         }
         Blame::Ebb
@@ -199,16 +205,18 @@ impl Ledger {
     ) -> Summary {
         let mut cuts: BTreeMap<u64, u64> = BTreeMap::new();
         let start_ns = now_ns.saturating_sub(took.as_nanos() as u64);
-        let (mut died, mut exposed, mut broken) = (0, 0, Vec::new());
+        let (mut died, mut exposed, mut broken) = (0, BTreeMap::new(), Vec::new());
         for one in &report.broken {
-            match self.blame(one) {
+            let at = clock::seconds_between(start_ns, one.broken_ns);
+            let line = format!("at {at:.1} s: {one}");
+            match self.blame(options.way, one) {
                 Blame::Drain(id) => *cuts.entry(id).or_default() += 1,
                 Blame::Server => died += 1,
-                Blame::Tables => exposed += 1,
-                Blame::Ebb => {
-                    let at = clock::seconds_between(start_ns, one.broken_ns);
-                    broken.push(format!("at {at:.1} s: {one}"));
+                Blame::Tables => {
+                    let lines: &mut Vec<String> = exposed.entry(one.reason).or_default();
+                    lines.push(line);
                 }
+                Blame::Ebb => broken.push(line),
             }
         }
         let mut misplaced = Vec::new();
@@ -329,6 +337,8 @@ mod tests {
         assert!(!lost(Some(40 * S), &[]).exposed(&old));
         assert!(lost(Some(5 * S), &[]).exposed(&old));
         assert!(lost(None, &["10.0.0.1:1000"]).exposed(&old));
+        let wrong = broken(Some("b1"), Reason::WrongBytes, 10 * S, 51 * S);
+        assert!(!lost(None, &["10.0.0.1:1000"]).exposed(&wrong));
         let later = broken(Some("b1"), Reason::Reset, 51 * S, 52 * S);
         assert!(!lost(Some(5 * S), &[]).exposed(&later));
     }

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::client::Reason;
+
 /// Connections that a drain's deadline has cut.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cut {
@@ -53,8 +55,9 @@ pub struct Summary {
     pub cut: Vec<Cut>,
     /// Connections that ended with their killed server.
     pub died: u64,
-    /// Connections that broke because the tables were lost and nothing else held them: begun in an unfinished change.
-    pub exposed: u64,
+    /// Connections that broke because the tables were lost and nothing else held them, by how they ended: begun in an
+    /// unfinished change.
+    pub exposed: BTreeMap<Reason, Vec<String>>,
 }
 
 impl Summary {
@@ -78,13 +81,39 @@ impl Summary {
             "corrupt": self.corrupt,
             "cut": self.cut_connections(),
             "died": self.died,
-            "exposed": self.exposed,
+            "exposed": self.exposed_connections(),
             "details": self,
         })
     }
 
+    fn exposed_connections(&self) -> usize {
+        self.exposed.values().map(Vec::len).sum()
+    }
+
     fn cut_connections(&self) -> u64 {
         self.cut.iter().map(|cut| cut.connections).sum()
+    }
+}
+
+impl Summary {
+    fn write_exposed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.exposed_connections();
+        if count == 0 && !self.faults.contains_key("tables lost") {
+            return Ok(());
+        }
+        let ends = self.exposed.iter();
+        let ends: Vec<String> = ends
+            .map(|(reason, lines)| format!("; {} by {reason:?}", lines.len()).to_lowercase())
+            .collect();
+        writeln!(
+            f,
+            "exposed      {count} that began in an unfinished change, lost with the tables{}",
+            ends.concat()
+        )?;
+        let lines = self.exposed.values().flatten();
+        lines
+            .take(20)
+            .try_for_each(|line| writeln!(f, "             {line}"))
     }
 }
 
@@ -118,13 +147,7 @@ impl fmt::Display for Summary {
         }
         writeln!(f, "faults       {}", counted(&self.faults))?;
         writeln!(f, "died         {} with their killed servers", self.died)?;
-        if self.exposed > 0 || self.faults.contains_key("tables lost") {
-            writeln!(
-                f,
-                "exposed      {} that began in an unfinished change, lost with the tables",
-                self.exposed
-            )?;
-        }
+        self.write_exposed(f)?;
         writeln!(
             f,
             "cut          {} on purpose, at the deadlines of {} of {} drains",

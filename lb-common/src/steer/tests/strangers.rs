@@ -221,7 +221,7 @@ fn a_connection_that_begins_is_not_judged_by_the_one_before() {
 
 #[test]
 fn a_handshake_in_flight_is_no_question_and_one_that_is_done_is() {
-    // Of a slot that is its base's again: what is not known there gets no entry until an answer shows where it is.
+    // Of a slot that is its base's again.
     let mut node = moved();
     (node.slot, node.formers) = (Slot::new(BASE, BASE, true), Formers::new([FORMER]));
     node.slot = node.slot.with_formers();
@@ -231,13 +231,50 @@ fn a_handshake_in_flight_is_no_question_and_one_that_is_done_is() {
     let place = place.expect("a handshake");
     // SAFETY: nobody else has the table.
     unsafe {
-        let meta = entry::meta(place);
-        entry::set_meta(place, meta.with(state::CLOSE_COUNTED));
+        let isn = entry::meta(place).isn();
+        let done = state::ISN_KNOWN | state::CLOSE_COUNTED;
+        entry::set_meta(place, Meta::new(isn, FORMER, done));
     }
     let later = segment(SEQUENCE.wrapping_add(WINDOW), 100);
+    node.has_room = false;
     assert_eq!(node.takes(&later), BASE);
-    assert!(!node.says(BASE, &answer(tcp::RST)));
+    assert!(!node.says(BASE, &answer(tcp::RST)), "without an entry");
+    node.has_room = true;
+    assert_eq!(node.takes(&later), BASE);
+    assert!(!node.says(BASE, &answer(tcp::RST)), "with one");
     assert_eq!(node.takes(&later), FORMER);
+}
+
+/// Wherever several may have a flow, whoever is asked first has an entry to be judged by: also the base of a slot that is not moved,
+/// and the current owner where the base has ended.
+#[test]
+fn whoever_is_asked_first_is_told_from_a_stranger() {
+    let unmoved = || {
+        let mut node = moved().with_former();
+        node.slot = Slot::new(BASE, BASE, true).with_formers();
+        (node, BASE)
+    };
+    let orphaned = || {
+        let node = moved().with_former();
+        (node.flag(BASE, backend_flags::ENDED), CURRENT)
+    };
+    for (node, first) in [unmoved(), orphaned()] {
+        assert_eq!(node.takes(&segment(SEQUENCE, 100)), first);
+        assert!(node.is_guess());
+        assert!(!node.says(first, &ack(2 * WINDOW, SEQUENCE + WINDOW + 1)));
+        assert_eq!(node.takes(&segment(SEQUENCE, 100)), FORMER);
+        assert!(node.says(FORMER, &answer(tcp::ACK)));
+        assert!(!node.is_guess());
+    }
+    // A guess whose backend ends while it is asked.
+    let node = moved().with_former();
+    assert_eq!(node.takes(&segment(SEQUENCE, 100)), BASE);
+    assert!(!node.says(BASE, &answer(tcp::RST)));
+    assert_eq!(node.takes(&segment(SEQUENCE, 100)), CURRENT);
+    let node = node.flag(CURRENT, backend_flags::ENDED);
+    assert_eq!(node.takes(&segment(SEQUENCE, 100)), BASE);
+    assert!(!node.says(BASE, &answer(tcp::RST)));
+    assert_eq!(node.takes(&segment(SEQUENCE, 100)), FORMER);
 }
 
 #[test]

@@ -31,6 +31,10 @@ const FLOWS_A_MS: u64 = 15_000;
 /// While a drain is under way, looks take no more than one in so many parts of the time.
 const LOOK_SHARE: u64 = 10;
 
+/// One in so many places of the handshake table may be kept for flows that are awaited. With more, openings of clients would
+/// find no place where forged ones have filled the table before a drain.
+const AWAITED_SHARE: u64 = 16;
+
 /// What the last look saw.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
@@ -42,6 +46,10 @@ pub struct Look {
     pub flows: u64,
     /// Entries in use in the handshake table.
     pub handshakes: u64,
+    /// Those of them whose flows are awaited.
+    pub awaited: u64,
+    /// Flows whose clients were asked for a packet, because their backend is not known.
+    pub sought: usize,
     /// When it was, Unix milliseconds.
     pub at_ms: u64,
 }
@@ -94,7 +102,7 @@ impl Engine {
         // Where a look takes long, commands must not find the daemon looking most of the time.
         let rest = self.look_ms().saturating_mul(LOOK_SHARE - 1);
         self.next_look_ms = now_ms
-            + if draining {
+            + if draining || self.last_look.sought > 0 {
                 rest.clamp(DRAIN_LOOK_MS, LOOK_MS)
             } else {
                 LOOK_MS
@@ -179,7 +187,10 @@ impl Engine {
         let began = std::time::Instant::now();
         let since = self.tracked_since(now_ms);
         let watched = self.watched(now_ms);
-        let mut census = Census::new(&self.installed, self.times(), &since).watching(watched);
+        let most = u64::from(self.spec.node.capacity.handshakes) / AWAITED_SHARE;
+        let mut census = Census::new(&self.installed, self.times(), &since)
+            .watching(watched)
+            .awaiting(most.saturating_sub(self.last_look.awaited));
         census.lists_exceptions = self.sharing.is_some();
         let datapath = &mut self.datapath;
         let all = datapath.scan_while(Table::Handshakes, goes_on, &mut |entry| {
@@ -207,15 +218,18 @@ impl Engine {
             exceptional: census.exceptional,
             flows: census.flows,
             handshakes: census.handshakes,
+            awaited: census.awaited,
+            sought: census.sought.len(),
             at_ms: now_ms,
         };
-        let (ages, exceptions) = (census.ages, census.exceptions);
+        let (ages, exceptions, sought) = (census.ages, census.exceptions, census.sought);
         self.last_look = look;
         self.look_is_old = false;
         self.note_losses();
         self.count_unlisted(now_ms)?;
         self.watch_drains(ages, now_ms);
         self.tell(&exceptions, now_ms);
+        self.ask_clients(sought);
         tracing::debug!(flows = self.last_look.flows, took = ?began.elapsed(), "looked");
         Ok(true)
     }
@@ -427,5 +441,6 @@ fn verdict(fate: Fate) -> Verdict {
         Fate::Keep => Verdict::Keep,
         Fate::Remove => Verdict::Remove,
         Fate::Mark => Verdict::Set(entry_state::EXCEPTIONAL),
+        Fate::Await => Verdict::Set(entry_state::AWAITED),
     }
 }

@@ -38,7 +38,7 @@ use crate::{
     model::{
         census::{self, Census, Fate, Times},
         compose,
-        desired::{self, Node},
+        desired::{self, Desired, Node},
         former,
         observed::{Health, Hop, Observed, Way},
         packed::Packed,
@@ -61,6 +61,13 @@ pub enum Fault {
 
 /// How long a closed flow keeps its entry, for stragglers.
 const KEEP: Duration = Duration::from_secs(12);
+
+/// A flow whose backend has been asked for this long in vain has its client asked for a packet, with each look. Two tries of his own
+/// come before.
+const SOUGHT_AFTER: Duration = Duration::from_millis(300);
+
+/// For so long: eight backends can be asked in it. Of forged segments, which make such flows as well, no more comes.
+const SOUGHT_UNTIL: Duration = Duration::from_secs(5);
 
 /// The owner of the node.
 pub struct Engine {
@@ -235,7 +242,9 @@ impl Engine {
     /// Whether something is under way that wants frequent ticks.
     pub fn is_busy(&self) -> bool {
         let unsettled = |service: &Service| service.is_draining() || service.current.is_empty();
-        self.behind || self.state.services.values().any(|found| unsettled(found))
+        self.behind
+            || self.last_look.sought > 0
+            || self.state.services.values().any(|found| unsettled(found))
     }
 
     /// Writes `ops` down, with the changes of composition that follow from them, carries them out and brings the
@@ -306,14 +315,16 @@ impl Engine {
         desired.sources = desired::sources(&self.spec);
         let worked_out = began.elapsed();
         self.keep_passed();
-        let writes = plan(&desired, &self.installed, &mut |id| self.owners(id));
+        let writes = plan(&desired, &self.installed, &mut |id| {
+            self.owners(id, &desired)
+        });
         let count = writes.len();
         let planned = began.elapsed();
         for write in writes {
             self.write(&write, now_ms)?;
             self.installed.note(write);
         }
-        self.note_tables();
+        self.note_tables(&desired);
         if count >= MANY {
             pack(&mut self.installed.backends);
         }
@@ -325,9 +336,9 @@ impl Engine {
     }
 
     /// Who should own the slots of a service; `None` where its table says so already.
-    fn owners(&self, id: u32) -> Option<Owners> {
+    fn owners(&self, id: u32, desired: &Desired) -> Option<Owners> {
         let service = self.state.services.values().find(|found| found.id == id)?;
-        if is_made_of(&self.made_of, service) {
+        if is_made_of(&self.made_of, service, desired) {
             return None;
         }
         let made_of = self.made_of.get(&id).zip(self.installed.tables.get(&id));
@@ -345,7 +356,9 @@ impl Engine {
         let base: Option<Vec<u32>> =
             (service.base != service.current).then(|| build(&service.base));
         let now = (&current[..], base.as_deref().unwrap_or(&current));
-        let formers = self.passed.owners(service, now, build);
+        let formers = self
+            .passed
+            .owners(service, now, &|id| desired.can_have_flows(id), build);
         Some(Owners {
             current,
             base,
@@ -371,10 +384,11 @@ impl Engine {
     }
 
     /// All tables are as the state says.
-    fn note_tables(&mut self) {
+    fn note_tables(&mut self, desired: &Desired) {
         for service in self.state.services.values() {
-            if !is_made_of(&self.made_of, service) {
-                self.made_of.insert(service.id, former::MadeOf::of(service));
+            if !is_made_of(&self.made_of, service, desired) {
+                let made_of = former::MadeOf::of(service, &|id| desired.can_have_flows(id));
+                self.made_of.insert(service.id, made_of);
             }
         }
     }
@@ -460,7 +474,7 @@ impl Engine {
         self.datapath
             .scan(Table::Flows, &mut |entry| match census.flow(entry) {
                 Fate::Mark => Verdict::Set(entry_state::EXCEPTIONAL),
-                Fate::Keep | Fate::Remove => Verdict::Keep,
+                Fate::Keep | Fate::Remove | Fate::Await => Verdict::Keep,
             })
     }
 
@@ -479,6 +493,10 @@ impl Engine {
             now: self.datapath.now_ticks(),
             linger: self.datapath.ticks(crate::model::census::LINGER),
             keep: self.datapath.ticks(KEEP),
+            sought: (
+                self.datapath.ticks(SOUGHT_AFTER),
+                self.datapath.ticks(SOUGHT_UNTIL),
+            ),
         }
     }
 }
@@ -514,7 +532,11 @@ fn read_installed(state: &State, datapath: &dyn Datapath) -> Result<Installed, d
 }
 
 /// Whether the service's table was made of what it should be made of.
-fn is_made_of(made_of: &BTreeMap<u32, former::MadeOf>, service: &Service) -> bool {
+fn is_made_of(
+    made_of: &BTreeMap<u32, former::MadeOf>,
+    service: &Service,
+    desired: &Desired,
+) -> bool {
     let made_of = made_of.get(&service.id);
-    made_of.is_some_and(|made_of| made_of.is_of(service))
+    made_of.is_some_and(|made_of| made_of.is_of(service, &|id| desired.can_have_flows(id)))
 }

@@ -6,11 +6,15 @@
 //! send one, which the data plane then answers with a reset at the right place; the client never acts on the ACK itself. Who knows no such connection
 //! answers with a reset, which closes the flow's entry. No sequence numbers need to be kept for that.
 //!
+//! The client of a flow whose backend is not known, because the tables were lost, is asked as well: his own tries come further and
+//! further apart, and each finds out about one backend only (see `lb_common::steer`'s second chance).
+//!
 //! Flows without an entry in the flow table are not known, and are reset at their next packet.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::{
+    Addr,
     abi::{backend_flags, cut_position},
     entry::{FlowEntry, FlowKey, Meta, state},
     steer::tcp,
@@ -96,7 +100,17 @@ impl Engine {
             }
             Verdict::Keep
         })?;
-        let segments = found.into_iter().filter_map(|(client, ports)| {
+        tracing::debug!(
+            flows = found.len(),
+            "clients of flows that are cut are asked for a packet"
+        );
+        self.ask_clients(found);
+        Ok(())
+    }
+
+    /// Has the clients of these flows be asked for a packet.
+    pub(super) fn ask_clients(&mut self, flows: Vec<(Addr, u64)>) {
+        let segments = flows.into_iter().filter_map(|(client, ports)| {
             let (_, service) = self.state.service_by_id(FlowKey::service(ports))?;
             let listen = &service.spec.listen;
             let port = u16::from_be(FlowKey::service_port(ports));
@@ -108,13 +122,7 @@ impl Engine {
                 acknowledged: ANY,
             })
         });
-        let segments: Vec<Segment> = segments.collect();
-        tracing::debug!(
-            flows = segments.len(),
-            "idle clients are asked for a packet"
-        );
         self.nudges.segments.extend(segments);
-        Ok(())
     }
 
     /// Resets a flow at its backend: with a reset from its client that goes the way of all its packets.

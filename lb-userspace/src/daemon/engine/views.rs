@@ -410,11 +410,23 @@ impl Engine {
             slot: opening.slot_index,
             current: backend_name(service, slot.current()),
             base: backend_name(service, slot.base()),
+            formers: self.former_names(service, opening.slot_index),
             opening: answer(service, &opening),
             established: answer(service, &established),
             named: named.map(|named| answer(service, &named)),
             quic,
         })
+    }
+
+    /// Former owners of a slot.
+    fn former_names(&self, service: &Service, slot: u32) -> Vec<String> {
+        let rows = self.installed.formers.get(&service.id);
+        let formers = rows.and_then(|rows| {
+            let place = rows.binary_search_by_key(&slot, |(index, _)| *index);
+            place.ok().map(|place| rows[place].1)
+        });
+        let ids = formers.unwrap_or_default().iter();
+        ids.filter_map(|id| backend_name(service, id)).collect()
     }
 }
 
