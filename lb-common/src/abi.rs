@@ -342,15 +342,17 @@ impl Standing {
     /// All bits where flows of it can go on ([`backend_flags::can_have_flows`]), else none.
     #[inline(always)]
     pub fn is_there(self) -> u64 {
-        mask::any(self.flags as u64, backend_flags::VALID as u64)
-            & !mask::any(self.flags as u64, backend_flags::ENDED as u64)
+        let both = backend_flags::VALID | backend_flags::ENDED;
+        mask::zero((self.flags & both ^ backend_flags::VALID) as u64)
     }
 
     /// All bits where the flow with this hash is cut now, at the deadline of its drain or because it has died; else none.
     #[inline(always)]
     pub fn cuts(self, hash: u64) -> u64 {
         let cuts = (backend_flags::CUT_RESET | backend_flags::CUT_DROP) as u64;
-        let is_due = mask::more(self.cut, cut_position(hash)) | mask::zero((!self.cut) as u64);
+        // The last of all positions is below the last cut, too.
+        let below = self.cut as i64 + ((self.cut as i64 + 1) >> 32);
+        let is_due = mask::negative(cut_position(hash) as i64 - below);
         mask::any(self.flags as u64, cuts) & is_due
     }
 

@@ -24,6 +24,25 @@ pub fn negative(value: i64) -> u64 {
     }
 }
 
+/// `value`, of which the compiler does not know what it is made of: so it keeps one register or place on the stack for it, and not one for
+/// each of its parts.
+#[inline(always)]
+pub fn whole(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: no instruction at all.
+        unsafe {
+            core::arch::asm!("/* {value} */", value = inout(reg) value, options(nomem, nostack));
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value
+    }
+}
+
 /// All bits where `value` is zero.
 #[inline(always)]
 pub fn zero(value: u64) -> u64 {

@@ -291,13 +291,8 @@ fn note<E: Env, const JUDGES: bool>(
         if !JUDGES {
             return Reply::Question;
         }
-        let guess = match known {
-            // SAFETY: the entry was found for this packet.
-            Some(entry) => unsafe { entry::meta(entry) },
-            None => Meta(0),
-        };
         let withheld = match known {
-            Some(entry) => flow.judge((entry, guess), backend, packet),
+            Some(entry) => flow.judge(entry, backend, packet),
             None => flow.learn(backend, packet),
         };
         if withheld {

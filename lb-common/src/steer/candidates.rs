@@ -25,6 +25,13 @@ const CANDIDATES: u32 = 2 + FORMERS_MAX as u32;
 const PLACE: u32 = 0xf;
 const _: () = assert!(CANDIDATES <= PLACE);
 
+/// Above the readiness of any place: who is not cut is asked before whoever is.
+const UNCUT: u64 = 1 << 8;
+
+/// Bits of how many candidates there are.
+const COUNT_BITS: u32 = 4;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+
 /// In a guess's initial sequence number: its entry holds what it was asked for with.
 const NUMBERED: u32 = 1 << 5;
 /// Where in it stands how often the lowest segment has come again, and the most that can be told.
@@ -194,33 +201,35 @@ impl<E: Env> Flow<'_, E> {
     /// looking up, see [`mask`].
     #[inline(always)]
     fn first_from(&self, formers: &Formers, from: u32, but: u32) -> Option<Candidate> {
-        // The backend, and in the upper half its place; of those that are cut as well.
-        let (mut found, mut more, mut cut) = (0, 0, 0);
+        // How many there are; above that the best of them: the backend, its place, and how readily it is asked. In one word, because
+        // a program that asks has hardly any stack left.
+        let mut best = 0;
         let mut place = 0;
         while place < CANDIDATES {
             let backend = self.owner(formers, place) as u64;
-            let named = backend | (place as u64) << 32;
             let standing = self.env.standing(backend as u32);
             let is_cut = standing.cuts(self.hash);
-            let can =
-                standing.is_there() & !mask::zero(backend) & !mask::zero(backend ^ but as u64);
-            cut |= named & can & is_cut & mask::zero(cut);
-            let is_one = mask::more(place + 1, from) & can & !is_cut;
-            let is_first = mask::zero(found) & is_one;
-            more |= is_one & !is_first;
-            found |= named & is_first;
+            let can = standing.is_there()
+                & !mask::zero(backend)
+                & !mask::zero(backend ^ but as u64)
+                & (is_cut | mask::more(place + 1, from));
+            let readiness = ((CANDIDATES - place) as u64 | UNCUT & !is_cut) << 36;
+            let named = (readiness | (place as u64) << 32 | backend) << COUNT_BITS;
+            let is_better = mask::negative(best as i64 - named as i64) & can;
+            let count = best & COUNT;
+            best = mask::whole(mask::select(is_better, named | count, best) + (can & 1));
             place += 1;
         }
-        let is_last = mask::zero(found) | !more & mask::zero(cut);
-        found = mask::select(mask::zero(found), cut, found);
-        if found == 0 {
+        let count = best & COUNT;
+        best >>= COUNT_BITS;
+        if best == 0 {
             return None;
         }
         Some(Candidate {
-            backend: found as u32,
-            place: (found >> 32) as u32,
+            backend: best as u32,
+            place: (best >> 32) as u32 & PLACE,
             mark: mark(self.slot, formers),
-            is_last: (is_last & 1) as u32,
+            is_last: (mask::zero(count ^ 1) & 1) as u32,
         })
     }
 
@@ -238,10 +247,11 @@ impl<E: Env> Flow<'_, E> {
         let formers = self.formers();
         let is_same = mask::zero((guess.isn() & !0xff ^ mark(self.slot, &formers)) as u64);
         let is_over = is_same & mask::any(guess.isn() as u64, 1);
-        let from = (place(guess) as u64 + 1) & is_same & !is_over;
+        // In one word, as below.
+        let from = mask::whole((place(guess) as u64 + 1) & is_same & !is_over | is_over << 63);
         Next {
             who: self.first_from(&formers, from as u32, but),
-            is_over,
+            is_over: mask::negative(from as i64),
         }
     }
 

@@ -73,12 +73,9 @@ impl<E: Env> Flow<'_, E> {
 
     /// `backend` has answered a flow that has an entry, and [it matters](Self::is_question). Whether the answer is withheld.
     #[inline(always)]
-    pub(super) fn judge(
-        &self,
-        (entry, meta): (NonNull<FlowEntry>, Meta),
-        backend: u32,
-        answer: &Packet,
-    ) -> bool {
+    pub(super) fn judge(&self, entry: NonNull<FlowEntry>, backend: u32, answer: &Packet) -> bool {
+        // SAFETY: the entry was found for this packet.
+        let meta = unsafe { entry::meta(entry) };
         let is_reset = is_bare_reset(answer.flags);
         if backend != meta.backend() && is_reset {
             // Of several segments that were on their way to the wrong one each is answered. Where the entry's backend has
