@@ -78,8 +78,9 @@ impl Tied {
 
 /// The unit of b1's server.
 fn web(port: u16, more: &str) -> String {
+    // Started more often here than a service may be by default (five times in ten seconds), when its drains end soon.
     format!(
-        "[Service]\nType=exec\nRestart=always\nRestartSec=200ms\n{more}\n\
+        "[Unit]\nStartLimitIntervalSec=0\n\n[Service]\nType=exec\nRestart=always\nRestartSec=200ms\n{more}\n\
          ExecStart=/usr/bin/ebb-lab serve --name b1 --listen 0.0.0.0:{port} --listen [::]:{port}\n"
     )
 }
