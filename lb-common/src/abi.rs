@@ -320,6 +320,12 @@ impl BackendRecord {
             cut: self.cut,
         }
     }
+
+    /// Whether the flow with this hash is cut now, as [`Standing::cuts`] says: at no cost for the packets of a backend that cuts none.
+    #[inline(always)]
+    pub fn cuts(&self, hash: u64) -> bool {
+        self.flags & backend_flags::CUTS != 0 && self.standing().cuts(hash) != 0
+    }
 }
 
 /// Where in `0..2^32` a flow stands in the order in which flows are cut at a deadline.
@@ -349,11 +355,10 @@ impl Standing {
     /// All bits where the flow with this hash is cut now, at the deadline of its drain or because it has died; else none.
     #[inline(always)]
     pub fn cuts(self, hash: u64) -> u64 {
-        let cuts = (backend_flags::CUT_RESET | backend_flags::CUT_DROP) as u64;
         // The last of all positions is below the last cut, too.
         let below = self.cut as i64 + ((self.cut as i64 + 1) >> 32);
         let is_due = mask::negative(cut_position(hash) as i64 - below);
-        mask::any(self.flags as u64, cuts) & is_due
+        mask::any(self.flags as u64, backend_flags::CUTS as u64) & is_due
     }
 
     /// The same, without those that have died.
@@ -382,6 +387,9 @@ pub mod backend_flags {
     /// With [`CUT_RESET`]: not a deadline cuts its flows, it has died.
     pub const DEAD: u32 = 128;
 
+    /// Either: flows below `cut` are cut.
+    pub const CUTS: u32 = CUT_RESET | CUT_DROP;
+
     /// Whether there is such a backend, and flows of it can go on.
     #[inline(always)]
     pub const fn can_have_flows(flags: u32) -> bool {
@@ -391,7 +399,7 @@ pub mod backend_flags {
     /// Whether a packet can be sent to it without further questions, and without a tag.
     #[inline(always)]
     pub const fn is_ready(flags: u32) -> bool {
-        flags & (VALID | NEXT_HOP | ENDED | CUT_RESET | CUT_DROP | TAGGED) == VALID | NEXT_HOP
+        flags & (VALID | NEXT_HOP | ENDED | CUTS | TAGGED) == VALID | NEXT_HOP
     }
 }
 

@@ -14,10 +14,7 @@ use core::arch::asm;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr,
-    abi::{
-        BackendRecord, ControlRecord, ServiceRecord, backend_flags, cut_position, jump, mode,
-        service_flags,
-    },
+    abi::{BackendRecord, ControlRecord, ServiceRecord, backend_flags, jump, mode, service_flags},
     fragment::TO_CLIENT,
     full_nat::Handed,
     index::{self, IndexEntry, kind},
@@ -184,10 +181,7 @@ fn send(
     let Some(backend) = maps::backend(decision.backend) else {
         return pass(ctx, id, Outcome::PassInternal);
     };
-    if backend.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0
-        && (cut_position(decision.hash) < backend.cut || backend.cut == u32::MAX)
-        && !tells_of_reset(packet, backend)
-    {
+    if backend.cuts(decision.hash) && !tells_of_reset(packet, backend) {
         return cut(ctx, packet, id, decision.backend, backend);
     }
     if backend.flags & backend_flags::NEXT_HOP == 0 {

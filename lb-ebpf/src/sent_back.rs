@@ -65,7 +65,7 @@ pub fn sent_back(ctx: XdpContext) -> u32 {
     let Some(backend) = maps::backend(decision.backend) else {
         return pass(&ctx, id, Outcome::PassInternal);
     };
-    if backend.flags & (backend_flags::CUT_RESET | backend_flags::CUT_DROP) != 0 {
+    if backend.cuts(decision.hash) {
         return drop(&ctx, id, Outcome::DropDeadline);
     }
     if backend.flags & backend_flags::NEXT_HOP == 0 {

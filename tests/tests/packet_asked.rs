@@ -697,3 +697,21 @@ fn the_base_is_not_asked_while_its_flows_are_cut() -> Result<()> {
     }
     Ok(())
 }
+
+/// A deadline cuts a backend's flows one after another. One that is found out to be that backend's goes on until its turn comes.
+#[test]
+fn before_its_turn_to_be_cut_a_flow_is_sent_on() -> Result<()> {
+    let mut stage = Stage::new(mode::GUE, FAMILIES[0])?;
+    let mut record = stage.rig.datapath.backend(NEW)?;
+    record.flags |= backend_flags::CUT_RESET;
+    record.cut = 0;
+    stage.rig.datapath.put_backend(NEW, &record)?;
+    let segment = stage.segment(1000, ACK);
+    let (_, back) = stage.asks(&segment)?;
+    stage.is_delivered(&back, &segment)?;
+    // From then on it is cut like any other.
+    record.cut = u32::MAX;
+    stage.rig.datapath.put_backend(NEW, &record)?;
+    assert_eq!(stage.sends(&segment)?.0, Outcome::ResetDeadline);
+    Ok(())
+}

@@ -12,7 +12,7 @@ use std::{
 use lb_common::{
     abi::{
         BackendRecord, BackendStats, Explanation, Known, ServiceRecord, Slot, Standing,
-        backend_flags, cut_position,
+        backend_flags,
     },
     entry::{self, EntryTable, FlowEntry, FlowKey, FlowPolicy, Meta, NewEntry},
     former::Formers,
@@ -271,7 +271,7 @@ impl Memory {
             .get(&decision.backend)
             .copied()
             .unwrap_or_default();
-        let cut = backend.cut == u32::MAX || cut_position(decision.hash) < backend.cut;
+        let cut = backend.cuts(decision.hash);
         let outcome = if cut && backend.flags & backend_flags::CUT_RESET != 0 {
             if backend.flags & backend_flags::DEAD == 0 {
                 Outcome::ResetDeadline
