@@ -478,20 +478,8 @@ impl<'a, E: Env> Flow<'a, E> {
             return (Outcome::DropFlowLimit, 0);
         }
         let now = self.env.now();
-        let new = NewEntry {
-            meta: self.flow_meta(0, current, 0),
-            opened: now,
-            seen: now,
-        };
-        let recorded = self.env.may_open(now)
-            && entry::insert(
-                self.env.flows(),
-                self.hash,
-                &self.key,
-                &new,
-                &self.flow_policy(new.meta),
-            )
-            .is_some();
+        let recorded =
+            self.env.may_open(now) && self.enter(self.flow_meta(0, current, 0), now).is_some();
         if !recorded {
             return (Outcome::ForwardOpeningUnrecorded, current);
         }
@@ -534,24 +522,11 @@ impl<'a, E: Env> Flow<'a, E> {
         if !E::WRITES || meta.has(state::RESET) {
             return;
         }
-        let now = self.env.now();
-        let new = NewEntry {
-            meta: self.flow_meta(
-                meta.isn(),
-                meta.backend(),
-                state::ISN_KNOWN | self.closing_state(meta),
-            ),
-            // SAFETY: the entry was found for this packet.
-            opened: unsafe { (*handshake.as_ptr()).opened },
-            seen: now,
-        };
-        match entry::insert(
-            self.env.flows(),
-            self.hash,
-            &self.key,
-            &new,
-            &self.flow_policy(new.meta),
-        ) {
+        let bits = state::ISN_KNOWN | self.closing_state(meta);
+        let known = self.flow_meta(meta.isn(), meta.backend(), bits);
+        // SAFETY: the entry was found for this packet.
+        let opened = unsafe { (*handshake.as_ptr()).opened };
+        match self.enter(known, opened) {
             Some(flow) => {
                 // From here on the flow's entry counts its close; what the other side did meanwhile goes along.
                 let late = unsafe { entry::meta(handshake) };
@@ -606,28 +581,14 @@ impl<'a, E: Env> Flow<'a, E> {
                 (outcome, owner, meta) = (Outcome::ForwardSecondChance, guess.backend(), guess);
             }
         }
-        let new = NewEntry {
-            meta,
-            opened,
-            seen: now,
+        let Some(flow) = self.enter_as_adopted(meta, opened) else {
+            return (Outcome::ForwardUnlisted, base);
         };
-        match entry::insert(
-            self.env.flows(),
-            self.hash,
-            &self.key,
-            &new,
-            &self.flow_policy(new.meta),
-        ) {
-            Some(flow) => {
-                self.env.count(owner, Count::Adopted);
-                if meta.has(state::GUESSED) {
-                    self.ask(flow, meta, packet);
-                }
-                self.note(flow, closing);
-                (outcome, owner)
-            }
-            None => (Outcome::ForwardUnlisted, base),
+        if meta.has(state::GUESSED) {
+            self.ask(flow, meta, packet);
         }
+        self.note(flow, closing);
+        (outcome, owner)
     }
 
     /// The same where the base has ended: its clients are to be told by the current owner, who may have the flow. Where others may have
@@ -639,19 +600,51 @@ impl<'a, E: Env> Flow<'a, E> {
             && closing & state::RESET == 0
             && self.slot.has_formers()
             && self.is_open_question();
-        let mut guess = Meta::new(0, current, state::GUESSED);
-        if let Some(other) = self.instead_of(current) {
-            guess = other;
+        if !asks {
+            return (Outcome::ForwardOrphan, current);
         }
-        if asks
-            && !self.is_gone(guess.backend())
-            && let Some(flow) = self.list_guess(guess)
+        let guess = match self.instead_of(current) {
+            Some(other) => other,
+            None => Meta::new(0, current, state::GUESSED),
+        };
+        if !self.is_gone(guess.backend())
+            && let Some(flow) = self.adopt_as(guess)
         {
             self.ask(flow, guess, packet);
             self.note(flow, closing);
             return (Outcome::ForwardSecondChance, guess.backend());
         }
         (Outcome::ForwardOrphan, current)
+    }
+
+    /// Lists a flow that nothing was known of, if so many may be listed and there is room.
+    #[inline(always)]
+    fn adopt_as(&self, meta: Meta) -> Option<NonNull<FlowEntry>> {
+        let now = self.env.now();
+        if !self.env.may_adopt(now) {
+            return None;
+        }
+        self.enter_as_adopted(meta, now)
+    }
+
+    /// The same, of one that may be listed.
+    #[inline(always)]
+    fn enter_as_adopted(&self, meta: Meta, opened: u32) -> Option<NonNull<FlowEntry>> {
+        let entry = self.enter(meta, opened)?;
+        self.env.count(meta.backend(), Count::Adopted);
+        Some(entry)
+    }
+
+    /// Makes an entry for the flow, which has none, if there is room.
+    #[inline(always)]
+    fn enter(&self, meta: Meta, opened: u32) -> Option<NonNull<FlowEntry>> {
+        let new = NewEntry {
+            meta,
+            opened,
+            seen: self.env.now(),
+        };
+        let policy = self.flow_policy(meta);
+        entry::insert(self.env.flows(), self.hash, &self.key, &new, &policy)
     }
 
     /// What a handshake still says of a flow, if it is one with `backend`: initial sequence number, opening tick, state.
@@ -728,11 +721,10 @@ impl<'a, E: Env> Flow<'a, E> {
 
     #[inline(always)]
     fn repeats(&self, meta: Meta, isn: u32) -> bool {
-        let cut = backend_flags::CUT_RESET | backend_flags::CUT_DROP;
         meta.isn() == isn
             && !meta.has(state::RESET)
             && !self.is_gone(meta.backend())
-            && self.env.backend_flags(meta.backend()) & cut == 0
+            && self.env.backend_flags(meta.backend()) & backend_flags::CUTS == 0
     }
 
     /// The same opening again.

@@ -10,10 +10,10 @@
 
 use core::ptr::NonNull;
 
-use super::{Count, Env, Flow};
+use super::{Env, Flow};
 use crate::{
     abi::Slot,
-    entry::{self, FlowEntry, Meta, NewEntry, state},
+    entry::{FlowEntry, Meta, state},
     former::{FORMERS_MAX, Formers},
     mask,
 };
@@ -39,6 +39,10 @@ const AGAIN_SHIFT: u32 = 6;
 const AGAIN_MAX: u32 = 3;
 /// All of these.
 const NUMBERS: u32 = NUMBERED | AGAIN_MAX << AGAIN_SHIFT;
+/// What an entry goes on to say of its flow whoever is asked next: how it ends, and what is known of its sequence numbers.
+const KEPT: u64 = ENDING | (NUMBERS as u64) << 32;
+/// Of these, what it says of how the flow ends.
+pub(super) const ENDING: u64 = state::CLOSING | state::REOPENED;
 
 /// One who is asked next.
 #[derive(Clone, Copy)]
@@ -71,11 +75,10 @@ impl Candidate {
         )
     }
 
-    /// The same after another guess, with what is known of the sequence numbers. `is_over`: with all bits, as the last.
+    /// The same after another guess. `is_over`: with all bits, as the last.
     #[inline(always)]
     pub fn guess_after(&self, before: Meta, is_over: u64) -> Meta {
-        let kept = (before.isn() & NUMBERS) as u64 | is_over & 1;
-        Meta(self.guess().0 | kept << 32)
+        Meta(in_place_of(before, self.guess()).0 | (is_over & 1) << 32)
     }
 }
 
@@ -119,6 +122,12 @@ pub(super) fn numbered(guess: Meta, again: u32) -> Meta {
     let again = mask::select(too_often, AGAIN_MAX as u64, again as u64) as u32;
     let isn = guess.isn() & !NUMBERS | NUMBERED | again << AGAIN_SHIFT;
     Meta((guess.0 & u32::MAX as u64) | (isn as u64) << 32)
+}
+
+/// A guess in place of another one, in the same entry.
+#[inline(always)]
+const fn in_place_of(before: Meta, guess: Meta) -> Meta {
+    Meta(guess.0 | before.0 & KEPT)
 }
 
 /// The mark of a list of candidates, in the upper 24 bits.
@@ -189,8 +198,7 @@ impl<E: Env> Flow<'_, E> {
         let Some(other) = self.instead_of(guess.backend()) else {
             return guess;
         };
-        let kept = guess.0 & (state::CLOSING | state::REOPENED | (NUMBERS as u64) << 32);
-        let new = Meta(other.0 | kept);
+        let new = in_place_of(guess, other);
         if E::WRITES {
             self.change(entry, guess, new);
         }
@@ -267,24 +275,6 @@ impl<E: Env> Flow<'_, E> {
             place += 1;
         }
         None
-    }
-
-    /// Enters a guess, if there is room.
-    #[inline(always)]
-    pub(super) fn list_guess(&self, guess: Meta) -> Option<NonNull<FlowEntry>> {
-        let now = self.env.now();
-        if !self.env.may_adopt(now) {
-            return None;
-        }
-        let new = NewEntry {
-            meta: guess,
-            opened: now,
-            seen: now,
-        };
-        let policy = self.flow_policy(guess);
-        let entry = entry::insert(self.env.flows(), self.hash, &self.key, &new, &policy)?;
-        self.env.count(guess.backend(), Count::Adopted);
-        Some(entry)
     }
 
     /// Whether `backend` may have flows here.

@@ -19,10 +19,15 @@
 
 use core::ptr::NonNull;
 
-use super::{Count, Env, Flow, Packet, candidates::Candidate, numbers::says, tcp};
+use super::{
+    Count, Env, Flow, Packet,
+    candidates::{Candidate, ENDING},
+    numbers::says,
+    tcp,
+};
 use crate::{
     abi::{mode, service_flags},
-    entry::{self, EntryTable as _, FlowEntry, Meta, NewEntry, state},
+    entry::{self, EntryTable as _, FlowEntry, Meta, state},
     mask,
 };
 
@@ -119,8 +124,7 @@ impl<E: Env> Flow<'_, E> {
         next: &Candidate,
         is_over: u64,
     ) -> bool {
-        let kept = guess.0 & (state::CLOSING | state::REOPENED);
-        let new = next.guess_after(guess, is_over).with(kept);
+        let new = next.guess_after(guess, is_over);
         let found = self.change(entry, guess, new);
         if found != guess {
             // Another answer of the same backend, on another CPU: the flow has gone on from there.
@@ -133,8 +137,7 @@ impl<E: Env> Flow<'_, E> {
     /// The flow of a guess is this backend's, or there is nobody else to tell its client.
     #[inline(always)]
     fn settle(&self, entry: NonNull<FlowEntry>, guess: Meta, backend: u32) {
-        let kept = guess.0 & (state::CLOSING | state::REOPENED);
-        self.change(entry, guess, self.flow_meta(0, backend, kept));
+        self.change(entry, guess, self.flow_meta(0, backend, guess.0 & ENDING));
     }
 
     /// Changes an entry's word, unless somebody else has: whoever does so at the same time has seen a packet that says more.
@@ -171,18 +174,7 @@ impl<E: Env> Flow<'_, E> {
                 return false;
             }
         }
-        let now = self.env.now();
-        let entry = NewEntry {
-            meta: new,
-            opened: now,
-            seen: now,
-        };
-        let policy = self.flow_policy(new);
-        if self.env.may_adopt(now)
-            && entry::insert(self.env.flows(), self.hash, &self.key, &entry, &policy).is_some()
-        {
-            self.env.count(new.backend(), Count::Adopted);
-        }
+        let _ = self.adopt_as(new);
         // A reset is withheld where nothing could be noted, too: the client tries again, and then it may be.
         is_reset
     }

@@ -78,8 +78,7 @@ impl<E: Env> Flow<'_, E> {
             // Nobody has it, and its client is to hear so.
             return (from, false);
         };
-        // Not marked as exceptional: forged segments must not fill the table with entries that do not give way.
-        let new = Meta(next.guess().0 | meta.0 & state::CLOSING);
+        let new = next.guess_after(meta, 0);
         if self.change(entry, meta, new) == meta {
             self.env.count(next.backend, Count::Adopted);
         }
@@ -93,7 +92,7 @@ impl<E: Env> Flow<'_, E> {
         let Some(next) = next else {
             return (self.nobody_after(from), false);
         };
-        let _ = self.list_guess(next.guess());
+        let _ = self.adopt_as(next.guess());
         (next.backend, !next.is_last())
     }
 
