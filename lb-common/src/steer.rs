@@ -478,9 +478,8 @@ impl<'a, E: Env> Flow<'a, E> {
             return (Outcome::DropFlowLimit, 0);
         }
         let now = self.env.now();
-        let recorded =
-            self.env.may_open(now) && self.enter(self.flow_meta(0, current, 0), now).is_some();
-        if !recorded {
+        let meta = self.flow_meta(0, current, 0);
+        if !self.env.may_open(now) || self.enter(meta, now, now).is_none() {
             return (Outcome::ForwardOpeningUnrecorded, current);
         }
         self.env.count(current, Count::Opened);
@@ -526,7 +525,7 @@ impl<'a, E: Env> Flow<'a, E> {
         let known = self.flow_meta(meta.isn(), meta.backend(), bits);
         // SAFETY: the entry was found for this packet.
         let opened = unsafe { (*handshake.as_ptr()).opened };
-        match self.enter(known, opened) {
+        match self.enter(known, opened, self.env.now()) {
             Some(flow) => {
                 // From here on the flow's entry counts its close; what the other side did meanwhile goes along.
                 let late = unsafe { entry::meta(handshake) };
@@ -581,7 +580,7 @@ impl<'a, E: Env> Flow<'a, E> {
                 (outcome, owner, meta) = (Outcome::ForwardSecondChance, guess.backend(), guess);
             }
         }
-        let Some(flow) = self.enter_as_adopted(meta, opened) else {
+        let Some(flow) = self.enter_as_adopted(meta, opened, now) else {
             return (Outcome::ForwardUnlisted, base);
         };
         if meta.has(state::GUESSED) {
@@ -624,24 +623,24 @@ impl<'a, E: Env> Flow<'a, E> {
         if !self.env.may_adopt(now) {
             return None;
         }
-        self.enter_as_adopted(meta, now)
+        self.enter_as_adopted(meta, now, now)
     }
 
     /// The same, of one that may be listed.
     #[inline(always)]
-    fn enter_as_adopted(&self, meta: Meta, opened: u32) -> Option<NonNull<FlowEntry>> {
-        let entry = self.enter(meta, opened)?;
+    fn enter_as_adopted(&self, meta: Meta, opened: u32, now: u32) -> Option<NonNull<FlowEntry>> {
+        let entry = self.enter(meta, opened, now)?;
         self.env.count(meta.backend(), Count::Adopted);
         Some(entry)
     }
 
     /// Makes an entry for the flow, which has none, if there is room.
     #[inline(always)]
-    fn enter(&self, meta: Meta, opened: u32) -> Option<NonNull<FlowEntry>> {
+    fn enter(&self, meta: Meta, opened: u32, now: u32) -> Option<NonNull<FlowEntry>> {
         let new = NewEntry {
             meta,
             opened,
-            seen: self.env.now(),
+            seen: now,
         };
         let policy = self.flow_policy(meta);
         entry::insert(self.env.flows(), self.hash, &self.key, &new, &policy)

@@ -13,8 +13,7 @@
 //! that flows depend on.
 
 use super::{
-    Count, Decision, Env, Flow, FlowKey, Meta, NewEntry, NonNull, Outcome, Packet, ServiceRecord,
-    Slot,
+    Count, Decision, Env, Flow, FlowKey, Meta, NonNull, Outcome, Packet, ServiceRecord, Slot,
 };
 use super::{entry, flow_hash, state};
 
@@ -126,8 +125,10 @@ impl<E: Env> Flow<'_, E> {
         if !E::WRITES {
             return (Outcome::ForwardServerId, backend);
         }
+        // Not exceptional: its packets find their way without it, and strangers could make any number.
+        let meta = Meta::new(0, backend, 0);
         let Some(flow) = known else {
-            self.list(self.hash, &self.key, backend);
+            let _ = self.adopt_as(meta);
             return (Outcome::ForwardServerId, backend);
         };
         // SAFETY: the entry was found for this packet.
@@ -141,36 +142,13 @@ impl<E: Env> Flow<'_, E> {
             ports: self.key.ports ^ ((u64::from(backend as u16)) << 16),
         };
         let hash = flow_hash(self.service, &key);
-        match entry::find(self.env.flows(), hash, &key) {
+        let beside = Flow { key, hash, ..*self };
+        match entry::find(self.env.flows(), hash, &beside.key) {
             Some(flow) => self.note(flow, 0),
-            None => self.list(hash, &key, backend),
+            None => {
+                let _ = beside.adopt_as(meta);
+            }
         }
         (Outcome::ForwardServerId, backend)
-    }
-
-    /// Makes an entry for a flow that has come from elsewhere, at a bounded rate.
-    #[inline(always)]
-    fn list(&self, hash: u64, key: &FlowKey, backend: u32) {
-        let now = self.env.now();
-        if !self.env.may_adopt(now) {
-            return;
-        }
-        let new = NewEntry {
-            // Not exceptional: its packets find their way without it, and strangers could make any number.
-            meta: Meta::new(0, backend, 0),
-            opened: now,
-            seen: now,
-        };
-        if entry::insert(
-            self.env.flows(),
-            hash,
-            key,
-            &new,
-            &self.flow_policy(new.meta),
-        )
-        .is_some()
-        {
-            self.env.count(backend, Count::Adopted);
-        }
     }
 }

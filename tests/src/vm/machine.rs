@@ -65,20 +65,15 @@ impl Machine {
         directory: &Path,
         joint: Option<&Joint>,
     ) -> Result<Self> {
-        let mut boots = 1;
-        loop {
-            let error = match Self::boot_once(kernel, image, directory, joint) {
-                Ok(machine) => return Ok(machine),
-                Err(error) => error,
-            };
-            if boots == BOOTS || !is_broken_by_emulator(&console(directory)) {
-                return Err(error);
+        for _ in 1..BOOTS {
+            match Self::boot_once(kernel, image, directory, joint) {
+                Err(error) if is_broken_by_emulator(&console(directory)) => eprintln!(
+                    "the emulator has broken the machine's boot, which is tried again: {error:#}"
+                ),
+                booted => return booted,
             }
-            boots += 1;
-            eprintln!(
-                "the emulator has broken the machine's boot, which is tried again: {error:#}"
-            );
         }
+        Self::boot_once(kernel, image, directory, joint)
     }
 
     fn boot_once(
@@ -244,8 +239,7 @@ fn console(directory: &Path) -> String {
 /// that. Seen with QEMU 7.2, once in many boots; others saw it in the same place up to QEMU 8.0 ("qemu-x86_64 booting with
 /// 8.0.0 stil see int3", linux-kernel, July 2023).
 fn is_broken_by_emulator(console: &str) -> bool {
-    let is_breakpoint = |line: &str| line.contains("int3: 0000 [#");
-    console.lines().any(is_breakpoint) && console.contains("Kernel panic")
+    console.contains("int3: 0000 [#") && console.contains("Kernel panic")
 }
 
 /// QEMU opens the connection as the first thing it does.
